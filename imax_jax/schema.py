@@ -191,7 +191,9 @@ class Batch(TypedDict):
   t + 1 from token t: it stands one place left of the answer.
   """
 
-  pixels: np.ndarray  # uint8[N, H, W, C], or float[N, P, D]: the frozen encoder's output
+  pixels: (
+    np.ndarray
+  )  # uint8[N, H, W, C], or float[N, P, D]: the frozen encoder's output
   text: np.ndarray  # int32[B, T] token ids; 0 where an image token stands
   image: np.ndarray  # int32[B, T] which of the N images; -1: padding
   slot: np.ndarray  # int32[B, T] which of the S image tokens stands here; -1: text

@@ -102,8 +102,12 @@ def merge(*trees: Tree) -> dict[str, Any]:
 def check_same(expected: Tree, got: Tree, *, name: str) -> None:
   """Raises a ValueError that prints both sides unless paths and shapes agree."""
   want, have = flatten(expected), flatten(got)
-  lines = [f"  missing    {path} {want[path].shape}" for path in want if path not in have]
-  lines += [f"  unexpected {path} {have[path].shape}" for path in have if path not in want]
+  lines = [
+    f"  missing    {path} {want[path].shape}" for path in want if path not in have
+  ]
+  lines += [
+    f"  unexpected {path} {have[path].shape}" for path in have if path not in want
+  ]
   lines += [
     f"  shape      {path}: expected {want[path].shape}, got {have[path].shape}"
     for path in want

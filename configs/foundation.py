@@ -1,0 +1,46 @@
+"""The foundation of the phantom study: a small pre-trained encoder and decoder.
+
+Plays the part of EVA-CLIP ViT-G/14 and LLaMA-2-Chat for configs/phantom.py. Its people
+are not the study's, and it never sees one of the seven tasks.
+
+  python -m imax_jax.main --config configs/foundation.py --workdir runs/foundation
+
+TIME
+
+Ends with runs/foundation/foundation/{foundation.safetensors,tokenizer.json}; what ships
+in imax_jax/assets is a copy. Try your own: --config.foundation=runs/foundation/foundation.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg` is "" or "tiny"."""
+  study = phantom.get_config(arg)
+  c = ConfigDict()
+  c.title = "Phantom foundation"
+  c.verbs = ("foundation",)
+  c.mesh = {"data": -1}
+  c.model = study.model
+  # The foundation has no low-rank pairs: they belong to what is trained on top of it.
+  c.model.decoder.lora_rank = 0
+  c.foundation = ""
+  c.trainable = ((r"encoder/.*", False), (r".*", True))
+  c.films = {"seed": 1, "num_images": 10_000, "film_px": 256}
+  c.words = {"seed": 2, "num_patients": 120, "image_px": 64}
+  c.dense = {"seed": 0, "num_steps": 1500, "images_per_step": 48, "peak_lr": 1.5e-3}
+  c.decoder = {"seed": 0, "num_steps": 2200}
+  c.train = phantom.train()
+  c.train.peak_lr = 2e-3
+  c.train.final_lr = 0.0
+  c.train.warmup_fraction = 0.05
+  if arg == "tiny":
+    c.films = {"seed": 1, "num_images": 24, "film_px": 64}
+    c.words = {"seed": 2, "num_patients": 6, "image_px": 64}
+    c.dense = {"seed": 0, "num_steps": 3, "images_per_step": 4, "peak_lr": 1e-3}
+    c.decoder = {"seed": 0, "num_steps": 3}
+    c.train.entries_per_step = 16
+    c.train.save_steps = 2
+  return c

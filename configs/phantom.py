@@ -1,0 +1,124 @@
+"""The whole study on the phantom hospital: radiographs that anyone can have.
+
+Reproduces the protocol of arXiv 2504.09967 (sections 3 and 4.2, Table 2, Figures 2, 3
+and 5) at toy size, not its numbers: every patient is synthetic.
+
+  python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom
+
+TIME_AND_EXPECTATION
+
+`configs/phantom.py:tiny` is the same study at a size for tests (no shipped foundation,
+one seed, a few steps): its numbers mean nothing.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg` is "" or "tiny"."""
+  if arg not in ("", "tiny"):
+    raise ValueError(f"configs/phantom.py:{arg}: the argument is nothing or 'tiny'")
+  c = ConfigDict()
+  c.title = "Phantom hospital"
+  c.verbs = ("build", "train", "pseudo", "evaluate", "fisher", "report")
+  c.seeds = (0, 1, 2)  # LoRA's first values and the order of the entries
+  c.mesh = {"data": -1}
+
+  c.data = ConfigDict()
+  c.data.source = "phantom"
+  c.data.root = ""
+  c.data.hospital = {"seed": 11, "num_patients": 1150, "image_px": 256}
+  c.data.construct = {
+    "seed": 0,
+    "num_images": 500,
+    "min_tasks": 3,
+    "train_fraction": 0.8,
+  }
+
+  c.model = model()
+  # "package" is the checkpoint that configs/foundation.py makes; "" starts from nothing.
+  c.foundation = "package"
+  # First match wins. As in the paper, the encoder and the base decoder stay frozen.
+  c.trainable = ((r"connector/.*", True), (r".*/lora_[ab]", True), (r".*", False))
+
+  c.train = train()
+  c.pseudo = {
+    "pretrain_epochs": 2.0,
+    "finetune_epochs": 3.0,
+    "questions_per_image": 3,
+  }
+  c.evaluate = {"max_new_tokens": 48, "chunk": 128}
+  # Paper, section 4.2.2: 1,600 samples in groups of 32 at four phases of both runs.
+  c.fisher = ConfigDict()
+  c.fisher.runs = ("dmax", "imax")
+  c.fisher.phases = (("initial", 0.0), ("early", 0.2), ("mid", 0.6), ("late", 1.0))
+  c.fisher.seed = 0
+  c.fisher.group_size = 32
+  c.fisher.num_groups = 12
+  c.report = {"examples_per_task": 6}
+  return tiny(c) if arg == "tiny" else c
+
+
+def model() -> ConfigDict:
+  """The phantom's vision-language model: every part of the full one, small."""
+  m = ConfigDict()
+  m.encoder = {
+    "image_px": 128,
+    "patch_px": 16,
+    "channels": 1,
+    "width": 128,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_width": 512,
+  }
+  m.connector = {"merge": 4, "depth": 2}
+  m.decoder = {
+    "vocab_size": 640,
+    "width": 128,
+    "depth": 4,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "mlp_width": 352,
+    "rope_base": 10_000.0,
+    "norm_eps": 1e-5,
+    "lora_rank": 8,
+    "lora_alpha": 16.0,
+  }
+  return m
+
+
+def train() -> ConfigDict:
+  """The paper's recipe (linear warm-up over 10 %, cosine to a tenth), toy rates."""
+  t = ConfigDict()
+  t.epochs = 6.0
+  t.entries_per_step = 64
+  t.row_tokens = 256
+  t.weighting = "entry"
+  t.share_prefix = True
+  t.peak_lr = 5e-3
+  t.final_lr = 5e-4
+  t.warmup_fraction = 0.1
+  t.weight_decay = 0.05
+  t.beta2 = 0.999
+  t.clip_norm = 1.0
+  t.save_steps = 100
+  return t
+
+
+def tiny(c: ConfigDict) -> ConfigDict:
+  c.seeds = (0,)
+  c.data.hospital = {"seed": 11, "num_patients": 24, "image_px": 64}
+  c.data.construct.num_images = 12
+  c.foundation = ""
+  c.model.encoder.update({"image_px": 32, "patch_px": 8, "width": 16, "depth": 2})
+  c.model.encoder.update({"num_heads": 2, "mlp_width": 32})
+  c.model.decoder.update({"width": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 2})
+  c.model.decoder.update({"mlp_width": 32, "vocab_size": 400})
+  c.train.epochs = 1.0
+  c.train.entries_per_step = 16
+  c.train.save_steps = 2
+  c.pseudo.update({"pretrain_epochs": 0.2, "finetune_epochs": 0.5})
+  c.evaluate = {"max_new_tokens": 8, "chunk": 32}
+  c.fisher.group_size = 4
+  c.fisher.num_groups = 2
+  return c

@@ -1,0 +1,167 @@
+"""From tokenised images to the batches of a run: random access by step, then grain.
+
+`Batches[step]` is a pure function of the data, the seed and the step. A resume therefore
+needs one number, and reader threads may finish in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import cast
+
+import grain
+import numpy as np
+
+from imax_jax.data.packing import Planner
+from imax_jax.data.packing import Weighting
+from imax_jax.data.packing import assemble
+from imax_jax.data.packing import shapes_of
+from imax_jax.data.records import TokenizedImage
+from imax_jax.schema import Batch
+
+
+class Batches:
+  """All batches of a run, or one process's part of them: `len`, and `[step] -> Batch`.
+
+  Args:
+    images: one for each image, in the order that `pixels_of` counts them.
+    pixels_of: image index -> uint8[H, W, C], or float[P, D] of the frozen encoder. It
+      is called from reader threads.
+    num_steps: the run's length; sizes are the smallest that hold all these steps.
+    entries_per_step, row_tokens, seed, share_prefix: see `Planner`.
+    weighting: see `assemble`.
+    num_shards: size of the mesh axis "data"; rows and images divide evenly over it.
+    process_index, process_count: this process makes shards
+      [process_index, process_index + 1) * num_shards / process_count, and reads only
+      their pixels. The parts in the order of the processes are the whole batch.
+
+  Raises:
+    ValueError: images with different prefixes, or shards that do not divide over the
+      processes.
+  """
+
+  def __init__(
+    self,
+    images: Sequence[TokenizedImage],
+    pixels_of: Callable[[int], np.ndarray],
+    *,
+    num_steps: int,
+    entries_per_step: int,
+    row_tokens: int,
+    seed: int,
+    weighting: Weighting = "token",
+    share_prefix: bool = True,
+    num_shards: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> None:
+    if num_shards % process_count or not 0 <= process_index < process_count:
+      raise ValueError(
+        f"process {process_index} of {process_count} cannot share {num_shards} shards: "
+        "expected a multiple of process_count; change the mesh axis 'data'"
+      )
+    if weighting not in ("token", "entry"):
+      raise ValueError(f"weighting {weighting!r}: expected 'token' or 'entry'")
+    prefixes = {len(image.prefix_ids) for image in images}
+    if len(prefixes) > 1:
+      raise ValueError(
+        f"images with prefixes of {sorted(prefixes)} tokens in one run: tokenise all "
+        "with the same tokenizer and num_slots"
+      )
+    self._images = images
+    self._pixels_of = pixels_of
+    self._num_steps = num_steps
+    self._weighting = weighting
+    self._planner = Planner(
+      [[entry.length for entry in image.entries] for image in images],
+      max(prefixes, default=0),
+      entries_per_step=entries_per_step,
+      row_tokens=row_tokens,
+      seed=seed,
+      share_prefix=share_prefix,
+    )
+    self.num_entries = self._planner.num_entries
+    self.shapes = shapes_of(
+      self._planner, num_steps, row_tokens=row_tokens, num_shards=num_shards
+    )
+    share = num_shards // process_count
+    self._shards = range(process_index * share, (process_index + 1) * share)
+
+  def __len__(self) -> int:
+    return self._num_steps
+
+  def __getitem__(self, step: int) -> Batch:
+    if not 0 <= step < self._num_steps:
+      raise IndexError(f"step {step} of a run of {self._num_steps}")
+    arrays, index = assemble(
+      self._planner.plan(step),
+      self._images,
+      self.shapes,
+      weighting=self._weighting,
+      shards=self._shards,
+    )
+    return cast(Batch, {"pixels": self._pixels(index), **arrays})
+
+  def _pixels(self, index: np.ndarray) -> np.ndarray:
+    """The images' pixels; zeros where the index is -1."""
+    chosen = {
+      i: self._pixels_of(int(image)) for i, image in enumerate(index) if image >= 0
+    }
+    # A shard may have no row in a short step; any image then tells the shape.
+    sample = next(iter(chosen.values())) if chosen else self._pixels_of(0)
+    pixels = np.zeros((len(index), *sample.shape), sample.dtype)
+    for i, value in chosen.items():
+      pixels[i] = value
+    return pixels
+
+  def entries(self, step: int) -> list[tuple[int, int]]:
+    """(image index, entry index) that the step trains on, over all processes."""
+    return self._planner.entries(step)
+
+
+class BatchIterator:
+  """Batches in the order of their steps, read ahead by grain's threads.
+
+  `get_state()` is {"step": the step of the next batch}: what a checkpoint keeps.
+  """
+
+  def __init__(
+    self, batches: Batches, *, start_step: int, num_threads: int, prefetch: int
+  ) -> None:
+    self._batches = batches
+    self._options = grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+    )
+    self._start(start_step)
+
+  def _start(self, step: int) -> None:
+    self._step = step
+    dataset = grain.MapDataset.source(self._batches).slice(slice(step, None))
+    self._iterator: Iterator[Batch] = iter(dataset.to_iter_dataset(self._options))
+
+  def __iter__(self) -> BatchIterator:
+    return self
+
+  def __next__(self) -> Batch:
+    if self._step >= len(self._batches):
+      raise StopIteration
+    batch = next(self._iterator)
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    return {"step": self._step}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._start(state["step"])
+
+
+def make_iterator(
+  batches: Batches, *, start_step: int = 0, num_threads: int = 2, prefetch: int = 4
+) -> BatchIterator:
+  """Iterates from `start_step`; `prefetch` batches are kept ready in memory."""
+  return BatchIterator(
+    batches, start_step=start_step, num_threads=num_threads, prefetch=prefetch
+  )

@@ -1,0 +1,217 @@
+"""Open radiographs with several annotations each, from manifests.
+
+    SOURCE/manifest.json    {"source": …, "images": [{"id", "image", "size", "tasks",
+                            "boxes": [{"name", "box" px}], "ctr", "cpar",
+                            "multi_label", "multi_class", "report", "vqa", "patient",
+                            "pseudo", …}]}
+    derived_vqa.jsonl       {"id", "type", "question", "answer"} a line
+
+Three layers, told apart by `Origin.file`: "native" annotations of people, "derived"
+template questions computed from them, and "pseudo" masks of a small network. The last
+two are only read when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from imax_jax.data.sources import opencxr_items
+from imax_jax.data.sources import reading
+from imax_jax.schema import Annotation
+from imax_jax.schema import Origin
+from imax_jax.schema import Radiograph
+
+REMEDY = "Point opencxr at the folder that holds SOURCE/manifest.json files."
+LAYERS = ("native", "derived", "pseudo")
+DERIVED = "derived_vqa.jsonl"
+
+Item = Mapping[str, Any]
+
+
+def manifests(root: str | Path) -> dict[str, list[Item]]:
+  """{"SOURCE/manifest.json": its images}, sources in the order of their names.
+
+  Raises:
+    FileNotFoundError: no manifest. ValueError: a manifest that is not one.
+  """
+  paths = sorted(Path(root).glob("*/manifest.json"))
+  if not paths:
+    raise FileNotFoundError(
+      f"{root}: expected SOURCE/manifest.json, found none. {REMEDY}"
+    )
+  found: dict[str, list[Item]] = {}
+  for path in paths:
+    items = _json(path, path.read_text(encoding="utf-8"))
+    images = items.get("images") if isinstance(items, dict) else None
+    if not isinstance(images, list):
+      raise ValueError(f'{path}: expected {{"source": …, "images": […]}}. {REMEDY}')
+    for number, item in enumerate(images):
+      missing = [key for key in ("id", "image", "size", "tasks") if key not in item]
+      if missing:
+        raise ValueError(
+          f"{path}: image {number} lacks {missing}; expected id, image, size, tasks"
+        )
+    found[f"{path.parent.name}/{path.name}"] = images
+  return found
+
+
+def _json(path: Path, text: str) -> Any:
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f"{path}: not JSON at line {error.lineno}; copy it again"
+    ) from None
+
+
+def read_radiographs(
+  root: str | Path, *, counts: reading.Counts | None = None
+) -> dict[str, Radiograph]:
+  """All images by id. The view is the manifest's, "" where it gives none.
+
+  A patient is "SOURCE/NUMBER" where the manifest names one, else the case (VQA-RAD's
+  `case_url`), else the image itself; patients linked by `near_duplicate_of` become
+  one, so that no split parts them.
+
+  Raises:
+    FileNotFoundError: no manifest, or image files are missing (names the first).
+    ValueError: an image can not be opened or has not the manifest's size.
+  """
+  counts = reading.Counts() if counts is None else counts
+  items = [
+    (file.split("/", maxsplit=1)[0], item)
+    for file, images in manifests(root).items()
+    for item in images
+  ]
+  patients = _patients(items)
+  missing = [
+    path for source, item in items if not (path := _path(root, source, item)).is_file()
+  ]
+  if missing:
+    raise FileNotFoundError(
+      f"{missing[0]}: expected the image a manifest names; {len(missing)} of "
+      f"{len(items)} images are missing. Copy the whole folder again."
+    )
+  radiographs: dict[str, Radiograph] = {}
+  for source, item in items:
+    path = _path(root, source, item)
+    width, height = item["size"]
+    _check_image(path, (width, height))
+    counts["kept"] += 1
+    name = item["id"]
+    view = item.get("view") or ""
+    radiographs[name] = Radiograph(
+      name, name, patients[name], view, width, height, str(path)
+    )
+  reading.log_counts("opencxr", counts)
+  return radiographs
+
+
+def _path(root: str | Path, source: str, item: Item) -> Path:
+  return Path(root, source, item["image"])
+
+
+def _check_image(path: Path, size: tuple[int, int]) -> None:
+  try:
+    with PIL.Image.open(path) as image:
+      found = image.size
+  except (OSError, SyntaxError):
+    raise ValueError(f"{path}: not a readable image; copy it again") from None
+  if found != size:
+    raise ValueError(
+      f"{path}: is {found[0]} x {found[1]}, but the manifest's boxes are in "
+      f"{size[0]} x {size[1]}; take image and manifest from the same copy"
+    )
+
+
+def _patients(items: Sequence[tuple[str, Item]]) -> dict[str, str]:
+  """image id -> patient, near duplicates joined (the smallest name stands for all)."""
+  patient: dict[str, str] = {}
+  for source, item in items:
+    number = item.get("patient")
+    if number is None:
+      number = item.get("case_url")
+    patient[item["id"]] = item["id"] if number is None else f"{source}/{number}"
+  parent = {name: name for name in patient.values()}
+
+  def root(name: str) -> str:
+    while parent[name] != name:
+      name = parent[name]
+    return name
+
+  for _, item in items:
+    twin = item.get("near_duplicate_of")
+    if twin is not None and twin in patient:
+      low, high = sorted((root(patient[item["id"]]), root(patient[twin])))
+      parent[high] = low
+  return {name: root(person) for name, person in patient.items()}
+
+
+def read(
+  root: str | Path,
+  radiographs: Mapping[str, Radiograph],
+  *,
+  layers: Sequence[str] = ("native",),
+  min_confidence: float = 0.0,
+  counts: reading.Counts | None = None,
+) -> Iterator[Annotation]:
+  """Yields what the chosen layers say of `radiographs`.
+
+  Args:
+    layers: some of "native", "derived", "pseudo". `Origin.file` is the manifest,
+      `derived_vqa.jsonl`, or the manifest followed by "#pseudo".
+    min_confidence: pseudo masks below it are left out.
+
+  Raises:
+    ValueError: an unknown layer, or a damaged file.
+    FileNotFoundError: no manifest, or no derived questions though asked for.
+  """
+  unknown = [layer for layer in layers if layer not in LAYERS]
+  if unknown or not layers:
+    raise ValueError(f"layers: expected some of {LAYERS}, got {tuple(layers)}")
+  counts = reading.Counts() if counts is None else counts
+  for file, images in manifests(root).items():
+    classes = opencxr_items.class_names(images)
+    for row, item in enumerate(images):
+      if item["id"] not in radiographs:
+        counts["image not asked for"] += 1
+        continue
+      said: list[tuple[str, opencxr_items.Said]] = []
+      if "native" in layers:
+        said += [(file, one) for one in opencxr_items.native(item, classes, counts)]
+      if "pseudo" in layers:
+        pseudo = opencxr_items.pseudo(item, min_confidence, counts)
+        said += [(f"{file}#pseudo", one) for one in pseudo]
+      for name, (task, subtask, target) in said:
+        counts["kept"] += 1
+        yield Annotation(item["id"], task, subtask, target, Origin(name, row))
+  if "derived" in layers:
+    yield from _derived(Path(root), radiographs, counts)
+  reading.log_counts("opencxr annotations", counts)
+
+
+def _derived(
+  root: Path, radiographs: Mapping[str, Radiograph], counts: reading.Counts
+) -> Iterator[Annotation]:
+  path = reading.find(root, [DERIVED], remedy='Leave the layer "derived" out.')
+  with path.open(encoding="utf-8") as lines:
+    for row, line in enumerate(lines):
+      item = _json(path, line)
+      missing = [key for key in ("id", "type", "question", "answer") if key not in item]
+      if missing:
+        raise ValueError(
+          f"{path}: line {row + 1} lacks {missing}; expected id, type, question, answer"
+        )
+      if item["id"] not in radiographs:
+        counts["image not asked for"] += 1
+        continue
+      task, subtask, target = opencxr_items.derived_question(item)
+      counts["kept"] += 1
+      yield Annotation(item["id"], task, subtask, target, Origin(path.name, row))

@@ -1,0 +1,177 @@
+"""What a model that never looks at the image could score: the best constant answers.
+
+For each kind of question (a ratio, an organ to find, a type of VQA question, …) one
+answer is chosen on the TRAINING entries, by the very metric it will stand beside, and
+given to every test entry of that kind. A trained model that does not beat this number
+has learnt the answers' distribution, not the image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from imax_jax.data import prompts
+from imax_jax.evaluate.run import METRICS
+from imax_jax.evaluate.run import Metric
+from imax_jax.evaluate.run import predict_values
+from imax_jax.evaluate.run import score
+from imax_jax.evaluate.scores import text as text_scores
+from imax_jax.schema import Bits
+from imax_jax.schema import Entry
+from imax_jax.schema import Prediction
+from imax_jax.schema import Ratio
+from imax_jax.schema import Region
+
+Entries = Sequence[Entry]
+Kind = Hashable
+T = TypeVar("T")
+
+# How many training entries of a kind judge a candidate, how many reports are compared
+# with each other, and how many candidates of those that cannot be computed are tried.
+_MAX_JUDGES = 200
+_MAX_REPORTS = 400
+_MAX_CANDIDATES = 12
+
+
+def constant_predictions(train: Entries, test: Entries) -> list[Prediction]:
+  """One prediction a test entry: the constant that is best by its task's first metric.
+
+  A kind of question that training does not hold is answered by the empty text.
+  """
+  first = {metric.task: metric for metric in reversed(METRICS)}
+  first_of_subtask = {(m.task, m.subtask): m for m in reversed(METRICS)}
+  kinds = _by_kind(train)
+  answers: dict[Kind, str] = {}
+  for entry in test:
+    kind = _kind(entry)
+    if kind not in answers:
+      metric = first_of_subtask.get((entry.task, entry.subtask), first[entry.task])
+      answers[kind] = _best_answer(metric, kinds.get(kind, []))
+  return predict_values(test, [answers[_kind(entry)] for entry in test])
+
+
+def constant_scores(train: Entries, test: Entries) -> dict[str, float]:
+  """{metric: value × 100}, each by the constants that are best for that metric.
+
+  So MAE stands beside the median ratio and RMSE beside the mean one. Metrics without
+  test entries are absent, as in `score`.
+  """
+  kinds = _by_kind(train)
+  scores = {}
+  for metric in METRICS:
+    concerned = [entry for entry in test if metric.concerns(entry)]
+    if not concerned:
+      continue
+    answers = {
+      kind: _best_answer(metric, kinds.get(kind, [])) for kind in map(_kind, concerned)
+    }
+    texts = [answers[_kind(entry)] for entry in concerned]
+    scores[metric.name] = score(predict_values(concerned, texts))[metric.name]
+  return scores
+
+
+def _kind(entry: Entry) -> Kind:
+  """What the prompt gives away: entries of one kind share their constant.
+
+  REG's sub-task is the organ, which is the answer; it must not tell the kinds apart.
+  """
+  if isinstance(entry.target, Bits):
+    return entry.task, entry.target.labels
+  return entry.task, "" if entry.task == "reg" else entry.subtask
+
+
+def _by_kind(entries: Entries) -> dict[Kind, list[Entry]]:
+  kinds: dict[Kind, list[Entry]] = {}
+  for entry in sorted(entries, key=lambda e: e.id):
+    kinds.setdefault(_kind(entry), []).append(entry)
+  return kinds
+
+
+def _best_answer(metric: Metric, entries: Entries) -> str:
+  candidates = _candidates(entries)
+  if len(candidates) < 2:
+    return candidates[0] if candidates else ""
+  judges = _thin(entries, _MAX_JUDGES)
+  sign = -1.0 if metric.lower_is_better else 1.0
+
+  def quality(answer: str) -> float:
+    return sign * metric.function(predict_values(judges, [answer] * len(judges)))
+
+  return max(candidates, key=quality)  # the first of equals
+
+
+def _candidates(entries: Entries) -> list[str]:
+  """Answer texts among which the best constant is sought; none without entries."""
+  if not entries:
+    return []
+  first = entries[0]
+  if isinstance(first.target, Ratio):
+    values = [e.target.value for e in entries if isinstance(e.target, Ratio)]
+    centres = (float(np.median(values)), float(np.mean(values)))
+    return [prompts.answer_of(Ratio(value), "calculation") for value in centres]
+  if isinstance(first.target, Bits):
+    return _bits_candidates(first, entries)
+  if isinstance(first.target, Region) and first.task == "rec":
+    corners = [e.target.box for e in entries if isinstance(e.target, Region)]
+    boxes = [np.median(corners, axis=0), np.mean(corners, axis=0)]
+    centres = [tuple(float(side) for side in box) for box in boxes]
+    seen = [
+      e.target.box
+      for e in _thin(entries, _MAX_CANDIDATES)
+      if isinstance(e.target, Region)
+    ]
+    return [prompts.box_text(box) for box in [*centres, *seen]]
+  if first.task == "report":
+    return _report_candidates([entry.answer for entry in entries])
+  counts = Counter(entry.answer for entry in entries)
+  # Equal counts in the alphabet's order, whatever the entries' order.
+  common = sorted(counts, key=lambda answer: (-counts[answer], answer))
+  return common[:_MAX_CANDIDATES]
+
+
+def _bits_candidates(first: Entry, entries: Entries) -> list[str]:
+  """The k most frequent labels present, for every k.
+
+  The constant of the best micro F1 is one of these; so is that of the best macro F1
+  (every label that occurs at all).
+  """
+  assert isinstance(first.target, Bits)
+  labels = first.target.labels
+  frequency = np.mean(
+    [e.target.values for e in entries if isinstance(e.target, Bits)], 0
+  )
+  rank = np.argsort(np.argsort(-frequency, kind="stable"), kind="stable")
+  return [
+    prompts.answer_of(Bits(tuple(int(r < k) for r in rank), labels), "multi_label")
+    for k in range(len(rank) + 1)
+  ]
+
+
+def _report_candidates(reports: Sequence[str]) -> list[str]:
+  """The reports with the highest mean unigram F1 to the others (of a thinned list)."""
+  reports = _thin(reports, _MAX_REPORTS)
+  words = [Counter(text_scores.report_words(report)) for report in reports]
+  column = {word: number for number, word in enumerate(sorted(set().union(*words)))}
+  counts = np.zeros((len(reports), len(column)), np.int64)
+  for row, counter in enumerate(words):
+    for word, count in counter.items():
+      counts[row, column[word]] = count
+  lengths = counts.sum(axis=1)
+  mean_f1 = [
+    np.mean(2 * np.minimum(counts, counts[row]).sum(1) / np.maximum(lengths + total, 1))
+    for row, total in enumerate(lengths)
+  ]
+  best = np.argsort(-np.asarray(mean_f1), kind="stable")
+  return list(dict.fromkeys(reports[row] for row in best))[:_MAX_CANDIDATES]
+
+
+def _thin(items: Sequence[T], limit: int) -> list[T]:
+  """At most `limit` items, evenly spaced."""
+  if len(items) <= limit:
+    return list(items)
+  return [items[int(i)] for i in np.linspace(0, len(items) - 1, limit)]

@@ -1,0 +1,175 @@
+"""Scores of generated words: normalisation, accuracy, BLEU-1, ROUGE-1 and METEOR.
+
+All return fractions in [0, 1]; `evaluate/run.py` multiplies by 100.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from nltk.translate import meteor_score
+from rouge_score import rouge_scorer
+
+_ARTICLES = frozenset(("a", "an", "the"))
+_NUMBERS = {
+  word: str(number)
+  for number, word in enumerate(
+    [
+      "zero",
+      "one",
+      "two",
+      "three",
+      "four",
+      "five",
+      "six",
+      "seven",
+      "eight",
+      "nine",
+      "ten",
+    ]  # fmt: skip
+  )
+}
+_APOSTROPHES = re.compile(r"['’]")
+# Whatever is neither letter, digit nor a point before a digit.
+_SEPARATORS = re.compile(r"(?!\.\d)[\W_]+?")
+
+_LEGACY_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
+_LEGACY_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+_LEGACY_PERIOD = re.compile(r"\.(?!\d)")
+# Upstream hands re.UNICODE (32) to re.sub in the place of `count`.
+_LEGACY_MAX_PERIODS = 32
+_CONTRACTIONS = (
+  "ain't", "aren't", "can't", "couldn't", "didn't", "doesn't", "don't", "hadn't",
+  "hasn't", "haven't", "he'd", "he's", "how'd", "how'll", "how's", "isn't", "it'd",
+  "it'll", "let's", "mightn't", "might've", "mustn't", "needn't", "oughtn't",
+  "shan't", "should've", "shouldn't", "that's", "there'd", "there's", "they'd",
+  "they'll", "they're", "they've", "wasn't", "we've", "weren't", "what'll",
+  "what're", "what's", "what've", "when's", "where'd", "where's", "who'd", "who'll",
+  "who's", "who've", "why'll", "why's", "won't", "would've", "wouldn't", "you'd",
+  "you'll", "you're", "you've",
+)  # fmt: skip
+_LEGACY_CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTIONS}
+
+
+def normalise(text: str, *, legacy: bool = False) -> str:
+  """The words of an answer, as they are compared: "The left-lung." -> "left lung".
+
+  Lower case, no "<unk>", no punctuation, no articles, number words as digits. The
+  default, strict variant puts a space wherever punctuation stood, so that
+  "1,0,0,1" -> "1 0 0 1" and "none" stays "none". `legacy` is the published evaluation's
+  `normalize_word` (Uni-Med evaluate_metrics.py), which makes "1001" and "0" of these,
+  glues words where the same mark stands beside a space elsewhere in the answer, and
+  restores apostrophes; it is kept for comparison with its published numbers.
+  """
+  text = text.lower().replace("<unk>", "").strip()
+  if legacy:
+    return _normalise_legacy(text)
+  text = _SEPARATORS.sub(" ", _APOSTROPHES.sub("", text))
+  words = (_NUMBERS.get(word, word) for word in text.split())
+  return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def _normalise_legacy(text: str) -> str:
+  out = text
+  digits = _LEGACY_DIGIT_COMMA_DIGIT.search(text) is not None
+  for mark in _LEGACY_PUNCTUATION:
+    glued = digits or f"{mark} " in text or f" {mark}" in text
+    out = out.replace(mark, "" if glued else " ")
+  out = _LEGACY_PERIOD.sub("", out, count=_LEGACY_MAX_PERIODS)
+  numbers = {**_NUMBERS, "none": "0"}
+  words = [numbers.get(word, word) for word in out.split()]
+  words = [word for word in words if word not in _ARTICLES]
+  return " ".join(_LEGACY_CONTRACTIONS.get(word, word) for word in words)
+
+
+def is_match(
+  truth: str, text: str, *, substring: bool = False, legacy: bool = False
+) -> bool:
+  """Whether the normalised texts are equal.
+
+  `substring` asks only that the truth occur in the text, as Uni-Med's eval_vqa.py does:
+  "no" is then found in "normal", which is why it is not the default.
+  """
+  want, got = normalise(truth, legacy=legacy), normalise(text, legacy=legacy)
+  return want in got if substring else want == got
+
+
+def report_words(text: str) -> list[str]:
+  """Lower-case words and numbers without punctuation: "No effusion." -> [no, effusion].
+
+  It stands where the published evaluation calls a Java PTB tokenizer, from which it
+  differs in that hyphenated words are split.
+  """
+  return _SEPARATORS.sub(" ", _APOSTROPHES.sub("", text.lower())).split()
+
+
+def bleu1(truths: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]) -> float:
+  """Corpus BLEU-1 of tokenised texts, one reference each.
+
+  Clipped unigram matches over the words generated, both summed over the corpus, times
+  the brevity penalty exp(1 - reference length / generated length) where that is below 1
+  (Papineni et al. 2002). A corpus of one pair is nltk's `sentence_bleu` with weights
+  (1, 0, 0, 0) and no smoothing.
+
+  Raises:
+    ValueError: the two sequences differ in length.
+  """
+  matched = generated = wanted = 0
+  for truth, text in zip(truths, texts, strict=True):
+    matched += (Counter(truth) & Counter(text)).total()
+    generated += len(text)
+    wanted += len(truth)
+  if not matched:
+    return 0.0
+  return matched / generated * math.exp(min(0.0, 1.0 - wanted / generated))
+
+
+def answer_bleu1(truth: str, text: str, *, legacy: bool = False) -> float:
+  """BLEU-1 of one short answer on normalised words (Uni-Med eval_vqa.py)."""
+  return bleu1(
+    [normalise(truth, legacy=legacy).split()], [normalise(text, legacy=legacy).split()]
+  )
+
+
+@functools.cache
+def _rouge1_scorer() -> rouge_scorer.RougeScorer:
+  return rouge_scorer.RougeScorer(["rouge1"], use_stemmer=False)
+
+
+def rouge1(truth: str, text: str) -> float:
+  """ROUGE-1 F measure by the `rouge-score` package, without stemming.
+
+  It counts every occurrence of a word; the published evaluation's `rouge` 1.0.1 counts
+  a word once.
+  """
+  return float(_rouge1_scorer().score(truth, text)["rouge1"].fmeasure)
+
+
+class _NoWordNet:
+  """Stands in for nltk's WordNet reader, whose data is not shipped: no synonyms."""
+
+  def synsets(self, word: str) -> list[str]:
+    del word
+    return []
+
+
+_NO_WORDNET = _NoWordNet()
+
+
+def meteor(truth: str, text: str) -> float:
+  """METEOR of one pair by nltk: exact and Porter-stem matches, NO synonyms.
+
+  The published evaluation runs the Java METEOR 1.5, with synonyms and paraphrases; this
+  one is lower and comparable only with itself.
+  """
+  return float(
+    meteor_score.meteor_score(
+      [report_words(truth)],
+      report_words(text),
+      wordnet=_NO_WORDNET,  # type: ignore[arg-type]
+    )
+  )

@@ -1,0 +1,335 @@
+"""The wiring: one short function a verb, from config to results.json.
+
+    build ──▶ train ──▶ evaluate ──▶ report
+                 └▶ pseudo ─┘ └▶ fisher ─┘
+
+Every verb leaves stations in the ledger and finds the ones before it there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imax_jax import predict as predict_lib
+from imax_jax import progress
+from imax_jax import results as results_lib
+from imax_jax import runs
+from imax_jax.data import builder
+from imax_jax.data import construct
+from imax_jax.data import entries as entries_lib
+from imax_jax.data import sources
+from imax_jax.data.phantom import hospital
+from imax_jax.evaluate import run as evaluate_run
+from imax_jax.fisher import gram
+from imax_jax.fisher import measure
+from imax_jax.ledger import write_json
+from imax_jax.pseudo import label
+from imax_jax.pseudo import stages
+from imax_jax.schema import ImageRecord
+from imax_jax.study import Study
+from imax_jax.study import plain
+
+
+def run(
+  config: ConfigDict,
+  workdir: str | Path,
+  verbs: Sequence[str],
+  request: Mapping[str, str | None],
+) -> None:
+  """Does the verbs in order.
+
+  Raises:
+    ValueError, FileNotFoundError: the user's mistake, in one line with its remedy.
+  """
+  progress.calm_logging()
+  study = Study(config, workdir)
+  for verb in verbs:
+    if verb == "predict":
+      predict_lib.run(study, request)
+    else:
+      VERBS[verb](study)
+
+
+# ── build ─────────────────────────────────────────────────────────────────────────
+
+
+def build(study: Study) -> None:
+  """Raw files -> IMAX and DMAX."""
+  d = study.config.data
+  roots, origin = _roots(study)
+  inputs = {"origin": origin, "source": d.source, "construct": plain(d.construct)}
+
+  def make(folder: Path) -> None:
+    radiographs = sources.read_radiographs(roots)
+    annotations = sources.read_all(roots, radiographs)
+    made = construct.construct(radiographs, annotations, **_arguments(d.construct))
+    total = sum(len(split) for split in made.splits.values())
+    with progress.bar("writing IMAX and DMAX") as tick:
+      done = 0
+
+      def count(images: int) -> None:
+        nonlocal done
+        done += images
+        tick(done, total)
+
+      builder.build(made, folder, progress=count)
+    described = {
+      "splits": made.statistics(),
+      "shortfall": made.shortfall,
+      "quota_shortfall": made.quota_shortfall,
+      "dropped": made.dropped,
+    }
+    write_json(folder / "statistics.json", described)
+
+  study.ledger.station("data", inputs, make)
+
+
+def _arguments(config: ConfigDict) -> dict[str, Any]:
+  return {key: config[key] for key in config}
+
+
+def _roots(study: Study) -> tuple[dict[str, Path], Any]:
+  """Where the raw files are, and what the data depends on."""
+  d = study.config.data
+  if d.source == "phantom":
+    settings = {**plain(d.hospital)}
+
+    def make(folder: Path) -> None:
+      with progress.bar("rendering the phantom hospital") as tick:
+        hospital.write_hospital(
+          folder / "files", **settings, workers=os.cpu_count() or 1, progress=tick
+        )
+
+    folder = study.ledger.station("hospital", settings, make)
+    return sources.roots_of(folder / "files"), study.ledger.digest("hospital")
+  if not d.root:
+    raise ValueError(
+      f"data source {d.source!r} needs the folder of its files: --config.data.root=FOLDER"
+    )
+  root = Path(d.root)
+  if not root.is_dir():
+    raise FileNotFoundError(
+      f"{root}: no such folder; give the {d.source} files with --config.data.root=FOLDER"
+    )
+  roots = {"opencxr": root} if d.source == "opencxr" else sources.roots_of(root)
+  return roots, str(root.resolve())
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────
+
+
+def _epochs_to_steps(study: Study) -> dict[str, int]:
+  """{stage of the three-stage strategy: steps}, and "primary" for every plain run."""
+  t, p = study.config.train, study.config.pseudo
+  entries = len(study.entries("dmax_train"))
+  return {
+    "primary": study.num_steps(entries, t.epochs),
+    "pretrain": study.num_steps(entries, p.pretrain_epochs),
+    "finetune": study.num_steps(entries, p.finetune_epochs),
+  }
+
+
+def train(study: Study) -> None:
+  """DMAX, IMAX and the step-matched control, once a seed."""
+  steps = _epochs_to_steps(study)
+  control = stages.control_steps(stages.STAGES, steps)
+  phases = {
+    name: round(at * steps["primary"]) for name, at in study.config.fisher.phases
+  }
+  inputs = {"data": study.ledger.digest("data")}
+  for seed in study.config.seeds:
+    for name, split, num_steps, kept in (
+      ("dmax", "dmax_train", steps["primary"], phases),
+      ("imax", "imax_train", steps["primary"], phases),
+      ("dmax_long", "dmax_train", control, {}),
+    ):
+      runs.fit(
+        study,
+        f"{name}-s{seed}",
+        study.records(split),
+        study.pixels(split),
+        seed=seed,
+        num_steps=num_steps,
+        snapshots=kept,
+        inputs=inputs | {"split": split},
+      )
+
+
+def pseudo(study: Study) -> None:
+  """The three stages: label DMAX's missing tasks, pre-train on them, fine-tune."""
+  steps = _epochs_to_steps(study)
+  records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
+  for seed in study.config.seeds:
+    primary = runs.weights_of(study, study.workdir / "runs" / f"dmax-s{seed}")
+    found = _pseudo_imax(study, seed, primary)
+    inputs = {"labels": study.ledger.digest(f"pseudo/labels-s{seed}")}
+    name = f"pseudo_pretrain-s{seed}"
+    runs.fit(
+      study, name, found, pixels, seed=seed, num_steps=steps["pretrain"],
+      start=primary, inputs=inputs,
+    )  # fmt: skip
+    runs.fit(
+      study, f"pseudo-s{seed}", records, pixels, seed=seed, num_steps=steps["finetune"],
+      start=runs.weights_of(study, study.workdir / "runs" / name),
+      inputs={"pretrain": study.ledger.digest(f"runs/{name}")},
+    )  # fmt: skip
+
+
+def _pseudo_imax(
+  study: Study, seed: int, primary: Mapping[str, Any]
+) -> Sequence[ImageRecord]:
+  p = study.config.pseudo
+  records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
+  inputs = {
+    "primary": study.ledger.digest(f"runs/dmax-s{seed}"),
+    "questions_per_image": p.questions_per_image,
+    "max_new_tokens": study.config.evaluate.max_new_tokens,
+  }
+
+  def make(folder: Path) -> None:
+    def generate(requests: Sequence[label.Request]) -> list[str]:
+      asked = [(request.index, request.entry.prompt) for request in requests]
+      return study.answer(primary, pixels, asked, f"pseudo labels s{seed}")
+
+    made, dropped = label.label(
+      records,
+      generate,
+      label.question_pool(records),
+      seed=seed,
+      questions_per_image=p.questions_per_image,
+    )
+    labels = [
+      entry
+      for i in range(len(made))
+      for entry in made[i].entries
+      if entry.origin.file == label.ORIGIN
+    ]
+    entries_lib.write_entries(folder / "labels.jsonl", labels)
+    write_json(folder / "dropped.json", dropped)
+
+  folder = study.ledger.station(f"pseudo/labels-s{seed}", inputs, make)
+  place = {records[i].image_id: i for i in range(len(records))}
+  added: dict[int, tuple[Any, ...]] = {}
+  for entry in entries_lib.read_entries(folder / "labels.jsonl"):
+    index = place[entry.image_id]
+    added[index] = (*added.get(index, ()), entry)
+  return label.PseudoRecords(records, added)
+
+
+# ── evaluate ──────────────────────────────────────────────────────────────────────
+
+
+def evaluate(study: Study) -> None:
+  """Greedy answers of every finished run on the IMAX test split, and their scores."""
+  names = [
+    f"{name}-s{seed}" for name in results_lib.RUNS for seed in study.config.seeds
+  ]
+  done = [name for name in names if study.ledger.is_done(f"runs/{name}")]
+  if not done:
+    raise ValueError(f"no run to evaluate in {study.workdir / 'runs'}: train first")
+  records = study.records("imax_test")
+  asked = [
+    (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
+  ]
+  entries = study.entries("imax_test")
+  for name in done:
+    inputs = {
+      "run": study.ledger.digest(f"runs/{name}"),
+      "data": study.ledger.digest("data"),
+      "max_new_tokens": study.config.evaluate.max_new_tokens,
+    }
+
+    def make(folder: Path, name: str = name) -> None:
+      trained = runs.weights_of(study, study.workdir / "runs" / name)
+      texts = study.answer(trained, study.pixels("imax_test"), asked, name)
+      predictions = evaluate_run.predict_values(entries, texts)
+      evaluate_run.write_predictions(folder / "predictions.jsonl", predictions)
+      scores = evaluate_run.score(predictions)
+      unparsed = evaluate_run.count_unparsed(predictions)
+      write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
+
+    folder = study.ledger.station(f"evaluations/{name}", inputs, make)
+    kept = study.workdir / "predictions" / f"{name}.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder / "predictions.jsonl", kept)
+
+
+# ── fisher ────────────────────────────────────────────────────────────────────────
+
+
+def fisher(study: Study) -> None:
+  """Spectra of both runs at four phases, each on samples of its own training set."""
+  f = study.config.fisher
+  seed = study.config.seeds[0]
+  _, frozen = study.split_params(seed)
+  for name in f.runs:
+    split = f"{name}_train"
+    folder = study.workdir / "runs" / f"{name}-s{seed}"
+    inputs = {
+      "run": study.ledger.digest(f"runs/{name}-s{seed}"),
+      "groups": [f.num_groups, f.group_size],
+      "seed": f.seed,
+    }
+
+    def make(out: Path, split: str = split, run: Path = folder) -> None:
+      batches = study.batches(
+        study.records(split),
+        study.pixels(split),
+        num_steps=f.num_groups,
+        seed=f.seed,
+        entries_per_step=f.group_size,
+        share_prefix=False,
+      )
+      found = []
+      for phase, _ in f.phases:
+        trainable = runs.weights_of(study, run, phase)
+        with progress.bar(f"fisher {split} {phase}") as tick:
+          spectra = measure.measure(
+            study.row_loss,
+            trainable,
+            frozen,
+            batches,
+            scalars=gram.choose_scalars(trainable, seed=f.seed),
+            progress=tick,
+          )
+        found += [{"phase": phase, **spectrum} for spectrum in spectra]
+      write_json(out / "spectra.json", found)
+
+    study.ledger.station(f"fisher/{name}-s{seed}", inputs, make)
+
+
+# ── report ────────────────────────────────────────────────────────────────────────
+
+
+def report(study: Study) -> None:
+  """Collects results.json, writes the page and shows the table."""
+  results_lib.write(study)
+
+
+def foundation(study: Study) -> None:
+  """Makes the small pre-trained pair; only configs/foundation.py has what it needs."""
+  from imax_jax import foundation as foundation_lib
+
+  if "films" not in study.config:
+    raise ValueError("the verb 'foundation' needs --config configs/foundation.py")
+  foundation_lib.run(study.config, study)
+
+
+VERBS: dict[str, Callable[[Study], None]] = {
+  "build": build,
+  "train": train,
+  "pseudo": pseudo,
+  "evaluate": evaluate,
+  "fisher": fisher,
+  "report": report,
+  "foundation": foundation,
+  "predict": lambda study: None,  # takes a request: see `run`
+}

@@ -1,0 +1,151 @@
+"""What has been done in a work directory, and what it was done from.
+
+A study is a chain of stations. Each has a folder, and beside its files a `station.json`
+with the fingerprint of everything it depends on: its part of the config and the
+fingerprints of the stations before it. A finished station with the same fingerprint is
+not repeated; one whose fingerprint has changed is redone from an empty folder, and so is
+everything after it, since fingerprints contain one another. An interrupted station has
+no `finished` in its `station.json`, so nothing half-written looks done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+_MARK = "station.json"
+
+
+def fingerprint(value: Any) -> str:
+  """SHA-256 of a JSON-able value; equal values give equal digests on any machine."""
+  text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes the file whole or not at all."""
+  temporary = path.with_name(f".{path.name}.part")
+  temporary.write_text(text, encoding="utf8")
+  os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """`write_text` of indented JSON. NaN and infinity are refused."""
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class Ledger:
+  """The stations of one work directory."""
+
+  def __init__(self, workdir: str | Path) -> None:
+    """Makes the directory, private to the user.
+
+    Raises:
+      ValueError: the directory can not be made or written to.
+    """
+    self.workdir = Path(workdir)
+    try:
+      self.workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
+      probe = self.workdir / f".writable.{os.getpid()}"
+      probe.write_bytes(b"")
+      probe.unlink()
+    except OSError as error:
+      raise ValueError(
+        f"work directory {self.workdir} can not be written ({error.strerror}): "
+        "give another with --workdir"
+      ) from error
+
+  def station(
+    self,
+    name: str,
+    inputs: Mapping[str, Any],
+    make: Callable[[Path], Any],
+    *,
+    resumable: bool = False,
+  ) -> Path:
+    """Runs `make(folder)` unless that was done from the same inputs; returns the folder.
+
+    Args:
+      name: the folder's name under the work directory, e.g. "runs/imax-s0".
+      inputs: everything that decides the result, JSON-able.
+      make: does the work. Its return value is not used: results are files.
+      resumable: `make` can continue from an interrupted folder with the same inputs;
+        otherwise such a folder is emptied first.
+    """
+    folder, digest = self.workdir / name, fingerprint(inputs)
+    mark = self._read(folder)
+    if mark.get("fingerprint") == digest and "finished" in mark:
+      return folder
+    if folder.exists() and not (resumable and mark.get("fingerprint") == digest):
+      self._clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    start, before = time.time(), mark.get("seconds", 0.0) if resumable else 0.0
+    record = {"fingerprint": digest, "inputs": dict(inputs)}
+    write_json(folder / _MARK, record)
+    logging.info("%s: begun", name)
+    try:
+      make(folder)
+    except BaseException:
+      spent = {"seconds": before + time.time() - start}
+      with contextlib.suppress(OSError):  # the first error is the one to tell
+        write_json(folder / _MARK, record | spent)
+      raise
+    seconds = before + time.time() - start
+    write_json(folder / _MARK, record | {"seconds": seconds, "finished": True})
+    logging.info("%s: done in %.1f s", name, seconds)
+    return folder
+
+  def is_done(self, name: str) -> bool:
+    """Whether the station has finished, from whatever inputs."""
+    return "finished" in self._read(self.workdir / name)
+
+  def digest(self, name: str) -> str:
+    """The fingerprint of a finished station, to be put into the inputs of the next.
+
+    Raises:
+      ValueError: the station has not finished.
+    """
+    mark = self._read(self.workdir / name)
+    if "finished" not in mark:
+      raise ValueError(
+        f"{self.workdir / name} is not finished: run the verb that makes it"
+      )
+    return mark["fingerprint"]
+
+  def seconds(self) -> dict[str, float]:
+    """How long each finished station took, by name."""
+    marks = sorted(self.workdir.glob(f"**/{_MARK}"))
+    return {
+      str(mark.parent.relative_to(self.workdir)): round(record["seconds"], 2)
+      for mark in marks
+      if "finished" in (record := self._read(mark.parent))
+    }
+
+  @staticmethod
+  def _read(folder: Path) -> dict[str, Any]:
+    try:
+      return json.loads((folder / _MARK).read_text(encoding="utf8"))
+    except FileNotFoundError:
+      return {}
+    except json.JSONDecodeError as error:
+      raise ValueError(
+        f"{folder / _MARK} is damaged: remove {folder} and run again"
+      ) from error
+
+  def _clear(self, folder: Path) -> None:
+    if not (folder / _MARK).exists() and any(folder.iterdir()):
+      raise ValueError(
+        f"{folder} holds files that imax_jax did not make: move them, or give another --workdir"
+      )
+    logging.info("%s: inputs have changed; doing it again", folder.name)
+    shutil.rmtree(folder)

@@ -1,0 +1,165 @@
+"""The door: flags, logging, devices; everything else is imported and tested without it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "A Python file with get_config(), e.g. configs/phantom.py or configs/phantom.py:quick. "
+  "Override its values with --config.train.peak_lr=2e-3.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where everything that is made is kept."
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed", False, "Join the other processes of a multi-host launch (see launch/)."
+)
+_IMAGE = flags.DEFINE_string(
+  "image", None, "predict: the radiograph, a JPEG or PNG file."
+)
+_TASK = flags.DEFINE_string("task", None, "predict: one of the seven tasks.")
+_QUESTION = flags.DEFINE_string(
+  "question", None, "predict: the question (vqa), organ (rec), box (reg) or ratio."
+)
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "predict: a run's folder, e.g. WORKDIR/runs/imax-s0."
+)
+
+_USAGE = """Image-centric multi-task training of chest-radiograph models.
+
+  python -m imax_jax.main --config FILE[:ARG] --workdir DIR [VERB …]
+
+Without a verb the config's own list runs. What is done already is not done again.
+
+  build     raw files -> IMAX and DMAX on disk
+              python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom build
+  train     DMAX, IMAX and the step-matched control, one run a seed
+              … train --config.seeds=0,1
+  pseudo    the three-stage strategy: label DMAX's missing tasks, pre-train, fine-tune
+              … pseudo
+  evaluate  greedy answers on the IMAX test split, the 16 metrics, Eq. 1 gains
+              … evaluate
+  fisher    spectra of the Fisher information at four phases of both runs
+              … fisher --config.fisher.groups=50
+  report    results.json and report/index.html
+              … report
+  predict   one image, one task
+              … predict --image film.jpg --task rec --question heart \\
+                --checkpoint runs/phantom/runs/imax-s0
+  foundation  the small pre-trained encoder and decoder that ship with the package
+              python -m imax_jax.main --config configs/foundation.py --workdir runs/foundation
+"""
+
+
+class UsageError(Exception):
+  """The command line is at fault: exit code 2, one line, no traceback."""
+
+
+def _near(word: str, words: list[str]) -> str:
+  near = difflib.get_close_matches(word, words, n=3, cutoff=0.4)
+  return (
+    f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(words)}"
+  )
+
+
+def _check_verbs(verbs: list[str]) -> None:
+  from imax_jax import experiment
+
+  for verb in verbs:
+    if verb not in experiment.VERBS:
+      raise UsageError(f"unknown verb {verb!r}: {_near(verb, list(experiment.VERBS))}")
+
+
+def _main(argv: list[str]) -> None:
+  if _CONFIG.value is None or _WORKDIR.value is None:
+    raise UsageError(
+      "--config FILE and --workdir DIR are needed; --help shows examples"
+    )
+  # JAX is imported after the flags are known to be right: a typing error answers at once.
+  from imax_jax import experiment
+
+  verbs = argv[1:] or list(_CONFIG.value.verbs)
+  _check_verbs(verbs)
+  if _DISTRIBUTED.value:
+    import jax
+
+    jax.distributed.initialize()
+  request = {
+    "image": _IMAGE.value,
+    "task": _TASK.value,
+    "question": _QUESTION.value,
+    "checkpoint": _CHECKPOINT.value,
+  }
+  experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
+
+
+def _paths(config: object, prefix: str = "config") -> list[str]:
+  items = getattr(config, "items", None)
+  if items is None:
+    return [prefix]
+  return [path for key, value in items() for path in _paths(value, f"{prefix}.{key}")]
+
+
+def _flag_error(error: Exception, argv: list[str]) -> str:
+  """Names near ones for an unknown flag or config key."""
+  text = " ".join(str(error).split())
+  asked = [
+    word.lstrip("-").split("=")[0] for word in argv if word.startswith("--config.")
+  ]
+  known = [name for name in flags.FLAGS if not name.startswith("_")]
+  try:
+    keys = _paths(_CONFIG.value)
+  except flags.UnparsedFlagAccessError:
+    keys = []
+  for key in asked:
+    if keys and key not in keys:
+      return f"unknown config key --{key}: {_near(key, keys)}"
+  if isinstance(error, flags.UnrecognizedFlagError):
+    return f"unknown flag --{error.flagname}: {_near(error.flagname, known)}"
+  return text
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UsageError(_flag_error(error, argv)) from error
+  except (FileNotFoundError, ModuleNotFoundError) as error:
+    raise UsageError(f"--config: {error}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Returns the exit code: 0, 1 (the work failed in a known way) or 2 (usage)."""
+  argv = list(sys.argv if argv is None else argv)
+  if {"--help", "-h", "-help"} & set(argv[1:]):
+    sys.stdout.write(_USAGE)
+    return 0
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  logging.use_absl_handler()
+  try:
+    _main(_parse(argv))
+  except UsageError as error:
+    sys.stderr.write(f"imax_jax: {error}\n")
+    return 2
+  except (ValueError, FileNotFoundError, PermissionError, OSError) as error:
+    if logging.level_debug():
+      raise
+    sys.stderr.write(f"imax_jax: {' '.join(str(error).split())}\n")
+    return 1
+  except KeyboardInterrupt:
+    sys.stderr.write("imax_jax: interrupted; the same command goes on from here\n")
+    return 130
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,114 @@
+"""The unified model: encoder, connector and decoder; toy and full size are the same.
+
+    pixels ─encoder─▶ [N, P, D] ─connector─▶ image tokens [N, S, D] ─┐ slot >= 0
+    text ────────────embed──────────────────────────▶ [B, T, D] ─────┴─▶ decoder ─▶ logits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imax_jax import schema
+from imax_jax.models import attention
+from imax_jax.models.connector import Connector
+from imax_jax.models.decoder import Cache
+from imax_jax.models.decoder import Decoder
+from imax_jax.models.vit import Encoder
+
+
+class Vlm(nn.Module):
+  """Built from the fields of its three parts: `Vlm(**config.model)`.
+
+  A field that a part lacks is a TypeError which names it. `zoo` holds the sizes.
+  """
+
+  encoder: Mapping[str, Any]
+  connector: Mapping[str, Any]
+  decoder: Mapping[str, Any]
+
+  def __post_init__(self) -> None:
+    for part in ("encoder", "connector", "decoder"):
+      # A ConfigDict is no dict: linen would neither freeze nor hash it.
+      object.__setattr__(self, part, dict(getattr(self, part)))
+    super().__post_init__()
+
+  def setup(self) -> None:
+    self.vit = Encoder(**self.encoder, name="encoder")
+    self.mlp = Connector(**self.connector, name="connector")
+    self.llm = Decoder(**self.decoder, name="decoder")
+
+  def __call__(
+    self, batch: schema.Batch | Mapping[str, Any], deterministic: bool = True
+  ) -> schema.Output:
+    """A batch of packed rows -> float32 logits[B, T, V] and image tokens [N, S, D].
+
+    `pixels` with four axes are encoded; with three they are the encoder's output, which
+    is then skipped. `deterministic=False` turns LoRA's dropout on (rng "dropout").
+    """
+    if self.is_initializing() and batch["pixels"].ndim == 3:
+      size, channels = self.vit.image_px, self.vit.channels
+      self.vit(jnp.zeros((1, size, size, channels), jnp.uint8))
+    image_tokens = self.image_tokens(batch["pixels"])
+    mask = attention.batch_mask(batch["image"], batch["segment"])
+    x, _ = self.llm(
+      self._join(batch, image_tokens),
+      batch["position"],
+      mask,
+      deterministic=deterministic,
+    )
+    return schema.Output(self.llm.head(x), image_tokens)
+
+  def encode(self, pixels: jax.Array) -> jax.Array:
+    """uint8[N, H, W, C] -> float32[N, P, D]: what may be cached of a frozen encoder."""
+    return self.vit(pixels)
+
+  def image_tokens(self, pixels: jax.Array) -> jax.Array:
+    """Pixels [N, H, W, C] or features [N, P, D] -> [N, S, D]."""
+    return self.mlp(pixels if pixels.ndim == 3 else self.encode(pixels))
+
+  def prefill(self, batch: schema.Batch | Mapping[str, Any]) -> Cache:
+    """Keys and values of the rows of a batch, here the prefix of each image: J = T."""
+    image_tokens = self.image_tokens(batch["pixels"])
+    rows, tokens = batch["text"].shape
+    _, cache = self.llm(
+      self._join(batch, image_tokens),
+      batch["position"],
+      attention.batch_mask(batch["image"], batch["segment"]),
+      self.llm.empty_cache(rows, tokens),
+    )
+    return cache
+
+  def extend(
+    self,
+    cache: Cache,
+    text: jax.Array,
+    position: jax.Array,
+    mask: jax.Array,
+    start: jax.Array | int,
+  ) -> tuple[jax.Array, Cache]:
+    """Runs T more text tokens of each row behind what the cache holds.
+
+    Args:
+      cache: J columns, those from `start` to `start` + T still free.
+      text: int32[B, T].
+      position: int32[B, T].
+      mask: bool[B, T, J], the columns that each token attends to, its own included.
+      start: the column that the first of the T tokens takes.
+
+    Returns:
+      float32 logits[B, V] after the last token of each row, and the cache.
+    """
+    x, cache = self.llm(self.llm.embed(text), position, mask, cache, start)
+    return self.llm.head(x[:, -1]), cache
+
+  def _join(self, batch: Any, image_tokens: jax.Array) -> jax.Array:
+    """[B, T, D]: the image token where `slot` says one stands, else the text's."""
+    slot, image = batch["slot"], batch["image"]
+    text = self.llm.embed(batch["text"])
+    picked = image_tokens[jnp.maximum(image, 0), jnp.maximum(slot, 0)]
+    return jnp.where((slot >= 0)[..., None], picked.astype(text.dtype), text)

@@ -1,0 +1,126 @@
+"""One image, one task, one answer."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from imax_jax import runs
+from imax_jax.data import images
+from imax_jax.data import prompts
+from imax_jax.evaluate import run as evaluate_run
+from imax_jax.report import examples
+from imax_jax.schema import FINDINGS
+from imax_jax.schema import TASKS
+from imax_jax.schema import Answer
+from imax_jax.schema import Bits
+from imax_jax.schema import Entry
+from imax_jax.schema import Grade
+from imax_jax.schema import Origin
+from imax_jax.schema import Ratio
+from imax_jax.schema import Region
+from imax_jax.schema import Report
+from imax_jax.schema import Target
+from imax_jax.study import Study
+
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def run(study: Study, request: Mapping[str, str | None]) -> None:
+  """Prints the answer; for REC also writes WORKDIR/predict/IMAGE-rec.png with the box.
+
+  Args:
+    request: "image", "task", "checkpoint" and, where the task needs one, "question":
+      the question (vqa), the organ (rec), the box "<x><y><x><y>" in thousandths (reg),
+      "ctr" or "cpar" (calculation).
+
+  Raises:
+    ValueError: something is missing or unknown.
+    FileNotFoundError: no such image or checkpoint.
+  """
+  for key in ("image", "task", "checkpoint"):
+    if not request[key]:
+      raise ValueError(f"predict needs --{key}; --help shows an example")
+  path, task = Path(str(request["image"])), str(request["task"])
+  entry = make_request(path.stem, task, request["question"])
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: no such image; give a JPEG or PNG with --image")
+  data = path.read_bytes()
+  encoder = study.config.model.encoder
+  pixels = images.to_pixels(data, encoder.image_px, encoder.channels, name=str(path))[
+    None
+  ]
+  trained = runs.weights_of(study, Path(str(request["checkpoint"])))
+  [text] = study.answer(trained, pixels, [(0, entry.prompt)], "")
+  [prediction] = evaluate_run.predict_values([entry], [text])
+  shown = {
+    "task": task,
+    "prompt": entry.prompt,
+    "text": text,
+    "reason": prediction.reason,
+  }
+  if task == "rec" and isinstance(prediction.value, Region):
+    out = study.workdir / "predict" / f"{path.stem}-rec.png"
+    out.parent.mkdir(exist_ok=True)
+    mark = examples.Mark(prediction.value.box, "predicted", entry.subtask)
+    grey = images.encode_png(images.decode(data, name=str(path)))
+    out.write_bytes(examples.draw_boxes(grey, [mark]))
+    shown["picture"] = str(out)
+  sys.stdout.write(json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
+
+
+def make_request(name: str, task: str, question: str | None) -> Entry:
+  """An entry without an answer.
+
+  >>> make_request("a1", "rec", "heart").prompt
+  '[rec] Based on the input image, could you tell me the location of the heart.'
+
+  Raises:
+    ValueError: an unknown task, or a question that the task needs or can not read.
+  """
+  if task not in TASKS:
+    raise ValueError(f"--task {task!r}: expected one of {', '.join(TASKS)}")
+  needs = {
+    "calculation": "ctr or cpar",
+    "rec": "an organ, e.g. heart",
+    "reg": "a box in thousandths, e.g. '<300><400><600><800>'",
+    "vqa": "a question",
+  }
+  if task in needs and not question:
+    raise ValueError(f"--task {task} needs --question: {needs[task]}")
+  subtask = question if task in ("calculation", "rec") and question else ""
+  target = _target(task, question or "")
+  entry_id = f"{name}/{task}/{subtask}/0"
+  prompt = prompts.prompt_of(task, subtask, target, entry_id=entry_id)
+  return Entry(entry_id, name, task, subtask, prompt, "", target, Origin("predict", 0))
+
+
+def _target(task: str, question: str) -> Target:
+  """What is asked; the values stand for nothing."""
+  match task:
+    case "calculation":
+      return Ratio(0.0)
+    case "report":
+      return Report("")
+    case "multi_class":
+      return Grade("none")
+    case "multi_label":
+      return Bits((0,) * len(FINDINGS))
+    case "rec":
+      return Region(question, _WHOLE)
+    case "reg":
+      numbers = np.array([int(side) for side in re.findall(r"\d+", question)])
+      if len(numbers) != 4 or numbers.max() > prompts.BOX_SCALE:
+        raise ValueError(
+          f"--question {question!r}: expected a box of four numbers from 0 to "
+          f"{prompts.BOX_SCALE}, e.g. '<300><400><600><800>'"
+        )
+      x_min, y_min, x_max, y_max = (numbers / prompts.BOX_SCALE).tolist()
+      return Region("", (x_min, y_min, x_max, y_max))
+    case _:
+      return Answer(question, ())

@@ -1,0 +1,67 @@
+"""Progress bars with the remaining time, and calm log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging as python_logging
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+
+import tqdm
+from absl import logging
+
+Tick = Callable[[int, int], None]  # (done, total)
+
+
+@contextlib.contextmanager
+def bar(title: str) -> Iterator[Tick]:
+  """`with bar("rendering") as tick: work(progress=tick)`; work calls `tick(done, total)`.
+
+  A terminal sees one moving line; a file sees a line every ten seconds.
+  """
+  calm = not sys.stderr.isatty()
+  with tqdm.tqdm(
+    desc=f"  {title}",
+    total=1,
+    file=sys.stderr,
+    leave=False,
+    dynamic_ncols=not calm,
+    ncols=78 if calm else None,
+    mininterval=10.0 if calm else 0.2,
+    delay=1.0,
+    bar_format="{desc:<34} {percentage:3.0f}% |{bar}| {n}/{total} {remaining} left",
+  ) as meter:
+
+    def tick(done: int, total: int) -> None:
+      meter.total = total
+      meter.update(done - meter.n)
+
+    yield tick
+    if meter.n:
+      meter.refresh()
+
+
+class _Line(python_logging.Formatter):
+  def format(self, record: python_logging.LogRecord) -> str:
+    clock = self.formatTime(record, "%H:%M:%S")
+    level = (
+      "" if record.levelno <= python_logging.INFO else f"{record.levelname.lower()}: "
+    )
+    return f"{clock} {level}{record.getMessage()}"
+
+
+def calm_logging() -> None:
+  """One short line a message: the time and what happened."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().setFormatter(_Line())
+  for noisy in (
+    "orbax",
+    "jax",
+    "tensorflow_datasets",
+    "grain",
+    "matplotlib",
+    "fontTools",
+  ):
+    python_logging.getLogger(noisy).setLevel(python_logging.WARNING)

@@ -1,0 +1,313 @@
+"""The report's figures: effect, metrics, data and training.
+
+Every function takes `results` and returns an SVG element, or "" where that part of the
+study was not run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import StrMethodFormatter
+
+from imax_jax.report import style
+from imax_jax.report import tables
+from imax_jax.report.tables import Results
+from imax_jax.schema import TASKS
+
+TASK_TITLES: dict[str, str] = {
+  "calculation": "Calculation",
+  "report": "Report generation",
+  "multi_class": "Multi-class",
+  "multi_label": "Multi-label",
+  "rec": "REC",
+  "reg": "REG",
+  "vqa": "VQA",
+}
+_MAX_POINTS = 240  # of a curve: more cannot be seen, and the page stays small
+
+
+# ── Effect ────────────────────────────────────────────────────────────────────────
+
+
+def gains(results: Results) -> str:
+  """Each average gain: seeds as dots, mean and ± std as a bar, the band of noise."""
+  rows = [
+    (name, tables.section(results, "gains", name))
+    for name in tables.GAIN_TITLES
+    if tables.number(tables.section(results, "gains", name), "mean") is not None
+  ]
+  if not rows:
+    return ""
+  with style.new_figure(9.0, 0.62 * len(rows) + 0.95) as figure:
+    axes = figure.subplots()
+    noise = tables.NOISE_PERCENT
+    axes.axvspan(-noise, noise, color=style.RULE, alpha=0.45, linewidth=0)
+    axes.axvline(0.0, color=style.MUTED, linewidth=0.8)
+    for place, (name, gain) in enumerate(rows):
+      colour = style.RUN_COLOURS[name.removesuffix("_vs_dmax_long")]
+      mean, std = tables.number(gain, "mean"), tables.number(gain, "std")
+      seeds = [value for value in gain.get("per_seed") or [] if value is not None]
+      assert mean is not None
+      if std is not None:
+        axes.plot([mean - std, mean + std], [place, place], color=colour, linewidth=5,
+                  alpha=0.28, solid_capstyle="butt")  # fmt: skip
+      axes.plot([mean, mean], [place - 0.24, place + 0.24], color=colour, linewidth=2.2)
+      axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=5,
+                markeredgecolor=style.PAPER, markeredgewidth=0.7)  # fmt: skip
+      if name in tables.PAPER_GAINS:
+        axes.plot(tables.PAPER_GAINS[name], place, "D", markersize=6, color="none",
+                  markeredgecolor=style.MUTED, markeredgewidth=1.1)  # fmt: skip
+    axes.set_yticks(range(len(rows)), [tables.GAIN_TITLES[name] for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.45, -0.6)
+    axes.set_xlabel("average gain Δ over all metrics, %", color=style.MUTED)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    described = "; ".join(
+      f"{tables.GAIN_TITLES[name]} {tables.gain_text(gain)}" for name, gain in rows
+    )
+    return style.to_svg(figure, "gains", f"Average gains with their seeds. {described}")
+
+
+def radar(results: Results) -> str:
+  """Figure 3's manner: each metric relative to DMAX, with both absolute values."""
+  base, new = (
+    tables.section(results, "tables", "dmax"),
+    tables.section(results, "tables", "imax"),
+  )
+  rows = []
+  for column in tables.COLUMNS:
+    before, after = tables.number(base, column.name), tables.number(new, column.name)
+    if before and after is not None:
+      rows.append((column, before, after, _relative(column, before, after)))
+  if len(rows) < 3:
+    return ""
+  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
+  closed = np.append(angles, angles[0])
+  with style.new_figure(8.6, 6.2) as figure:
+    figure.set_layout_engine("none")  # it does not see the labels around a polar axis
+    axes: Any = figure.add_axes(
+      (0.225, 0.16, 0.55, 0.55 * 8.6 / 6.2), projection="polar"
+    )
+    axes.set_theta_offset(np.pi / 2)
+    axes.set_theta_direction(-1)
+    paper = [
+      _relative(
+        c, tables.PAPER_TABLE2["dmax"][c.name], tables.PAPER_TABLE2["imax"][c.name]
+      )
+      for c, *_ in rows
+    ]
+    shown = [ratio for *_, ratio in rows]
+    top = max(1.25, min(2.0, np.ceil(max(*shown, *paper) * 4 + 0.2) / 4))
+    bottom = max(0.0, min(0.5, np.floor(min(shown) * 4 - 0.2) / 4))
+    for values, colour, width, style, fill, label in (
+      (
+        paper,
+        style.MUTED,
+        1.0,
+        (0, (2, 2)),
+        0.0,
+        "IMAX in the paper, against its DMAX",
+      ),
+      ([1.0] * len(rows), style.RUN_COLOURS["dmax"], 1.5, "-", 0.0, "DMAX (= 1)"),
+      (shown, style.RUN_COLOURS["imax"], 1.9, "-", 0.12, "IMAX"),
+    ):
+      inside = np.clip([*values, values[0]], bottom, top)
+      axes.plot(
+        closed, inside, color=colour, linewidth=width, linestyle=style, label=label
+      )
+      if fill:
+        axes.fill(closed, inside, color=colour, alpha=fill, linewidth=0)
+    axes.set_ylim(bottom, top)
+    ticks = np.arange(bottom, top + 1e-9, 0.25)
+    axes.set_yticks(
+      ticks, [f"{tick:g}×" for tick in ticks], fontsize=7.5, color=style.MUTED
+    )
+    axes.set_rlabel_position(180 / len(rows))
+    axes.set_xticks(angles, [""] * len(rows))
+    axes.spines["polar"].set_visible(False)
+    _radar_labels(axes, angles, rows, top, bottom)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3)
+    described = "; ".join(
+      f"{column.long_title} {before:.2f} to {after:.2f}"
+      for column, before, after, _ in rows
+    )
+    return style.to_svg(
+      figure, "radar", f"Metrics of IMAX relative to DMAX. {described}"
+    )
+
+
+def _relative(column: tables.Column, before: float, after: float) -> float:
+  """1 + the metric's gain in Eq. 1: above 1 is better, errors included."""
+  change = (after - before) / before
+  return 1.0 - change if column.lower_is_better else 1.0 + change
+
+
+def _radar_labels(
+  axes: Any,
+  angles: np.ndarray,
+  rows: Sequence[tuple[tables.Column, float, float, float]],
+  top: float,
+  bottom: float,
+) -> None:
+  for angle, (column, before, after, _) in zip(angles, rows, strict=True):
+    side = np.sin(angle)
+    align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
+    # Two texts, for only a single line's alignment survives another font's widths.
+    for shift, text, colour in (
+      (6.5, f"{column.long_title} {column.arrow}", style.INK),
+      (-6.5, f"{before:.1f} → {after:.1f}", style.MUTED),
+    ):
+      axes.annotate(
+        text,
+        (angle, top + 0.09 * (top - bottom)),
+        xytext=(0, shift),
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        fontsize=8.5,
+        color=colour,
+        annotation_clip=False,
+      )
+
+
+# ── Data ──────────────────────────────────────────────────────────────────────────
+
+
+def composition(results: Results) -> str:
+  """Figure 2: entries by task, tasks an image, entries an image."""
+  statistics = tables.section(results, "statistics")
+  train = {run: tables.section(statistics, f"{run}_train") for run in ("imax", "dmax")}
+  train = {run: numbers for run, numbers in train.items() if numbers}
+  if not train:
+    return ""
+  with style.new_figure(10.4, 3.1) as figure:
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.05, 1.0, 1.45])
+    whole = tables.section(statistics, "imax_train") or next(iter(train.values()))
+    test = tables.section(statistics, "imax_test", "entries_per_task")
+    per_task = {
+      task: (whole["entries_per_task"].get(task) or 0) + (test.get(task) or 0)
+      for task in TASKS
+    }
+    _task_bars(left, {task: count for task, count in per_task.items() if count})
+    name = "IMAX" if "imax" in train else "DMAX"
+    left.set_title(f"(a) {name}, train and test: {sum(per_task.values()):,} entries")
+    _histogram(middle, train, "tasks_per_image")
+    middle.set_title("(b) tasks an image, % of images")
+    _histogram(right, train, "entries_per_image")
+    right.set_title("(c) training entries an image, % of images")
+    right.legend(loc="upper right")
+    described = ", ".join(f"{TASK_TITLES[t]} {n}" for t, n in per_task.items() if n)
+    return style.to_svg(
+      figure, "composition", f"Composition of the data sets. {described}"
+    )
+
+
+def _task_bars(axes: Axes, counts: Mapping[str, int]) -> None:
+  order = sorted(counts, key=lambda task: -counts[task])
+  total = sum(counts.values())
+  axes.barh(
+    range(len(order)), [counts[t] for t in order], 0.68, color=style.RUN_COLOURS["imax"]
+  )
+  for place, task in enumerate(order):
+    axes.text(counts[task] + 0.02 * counts[order[0]], place,
+              f"{counts[task]:,} · {100 * counts[task] / total:.1f} %",
+              va="center", fontsize=8.0, color=style.MUTED)  # fmt: skip
+  axes.set_yticks(range(len(order)), [TASK_TITLES[task] for task in order])
+  axes.set_xlim(0, 1.5 * counts[order[0]])
+  axes.set_ylim(len(order) - 0.5, -0.5)
+  axes.set_xticks([])
+  axes.spines[["bottom", "left"]].set_visible(False)
+
+
+def _histogram(axes: Axes, train: Mapping[str, Mapping[str, Any]], key: str) -> None:
+  histograms = {
+    run: {int(k): v for k, v in numbers[key].items()} for run, numbers in train.items()
+  }
+  high = max(max(h, default=1) for h in histograms.values())
+  places = np.arange(1, high + 1)
+  width = 0.8 / len(histograms)
+  for number, run in enumerate(sorted(histograms)):
+    counts = np.array([histograms[run].get(int(place), 0) for place in places], float)
+    share = 100 * counts / max(counts.sum(), 1)
+    shift = (number - (len(histograms) - 1) / 2) * width
+    mean = float(counts @ places / max(counts.sum(), 1))
+    axes.bar(places + shift, share, width, color=style.RUN_COLOURS[run],
+             label=f"{tables.RUN_TITLES[run]}, mean {mean:.2f}")  # fmt: skip
+  step = max(1, int(np.ceil(high / 14)))
+  axes.set_xticks(places[::step])
+  axes.grid(axis="y")
+  axes.spines["left"].set_visible(False)
+
+
+# ── Training ──────────────────────────────────────────────────────────────────────
+
+
+def curves(results: Results) -> str:
+  """Training loss of every arm: thin lines are seeds, the thick one is their mean."""
+  arms: dict[str, list[np.ndarray]] = {}
+  for name, points in tables.section(results, "curves").items():
+    curve = np.array([p for p in points or [] if None not in p], float).reshape(-1, 2)
+    curve = curve[np.isfinite(curve).all(axis=1)]
+    if len(curve) > 1:
+      arms.setdefault(re.sub(r"-s\d+$", "", name), []).append(curve)
+  study = {arm: seeds for arm, seeds in arms.items() if _colour_of(arm) != style.MUTED}
+  other = {arm: seeds for arm, seeds in arms.items() if arm not in study}
+  panels = [panel for panel in (study, other) if panel]
+  if not panels:
+    return ""
+  with style.new_figure(9.6, 3.4) as figure:
+    for axes, panel in zip(
+      np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    ):
+      for arm, seeds in panel.items():
+        _arm(axes, arm, seeds)
+      axes.set_xlabel("step", color=style.MUTED)
+      axes.set_yscale("log")
+      axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+      axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+      axes.yaxis.set_minor_formatter(NullFormatter())
+      axes.tick_params(which="minor", length=0)
+      where = "" if panel is study else ", other stages"
+      axes.set_title(f"training loss{where} (logarithmic)")
+      axes.grid(axis="y")
+      axes.spines["left"].set_visible(False)
+      axes.legend(loc="upper right")
+    return style.to_svg(figure, "curves", f"Training loss by step of {', '.join(arms)}")
+
+
+def _arm(axes: Axes, arm: str, seeds: Sequence[np.ndarray]) -> None:
+  colour = _colour_of(arm)
+  dashed = "--" if arm in ("pseudo-pretrain", "pseudo_pretrain") else "-"
+  smooth = [_smooth(curve) for curve in seeds]
+  if len(smooth) > 1:
+    for curve in smooth:
+      axes.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=0.6, alpha=0.5)
+  steps = smooth[0][:, 0]
+  mean = np.mean([np.interp(steps, c[:, 0], c[:, 1]) for c in smooth], axis=0)
+  title = tables.RUN_TITLES.get(arm, arm.replace("_", " "))
+  axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashed, label=title)
+
+
+def _smooth(curve: np.ndarray) -> np.ndarray:
+  """A centred running mean over 1/40 of the curve, at no more than `_MAX_POINTS`."""
+  window = max(1, len(curve) // 40)
+  kernel = np.ones(window)
+  loss = np.convolve(curve[:, 1], kernel, "same") / np.convolve(
+    np.ones(len(curve)), kernel, "same"
+  )
+  keep = np.unique(np.linspace(0, len(curve) - 1, _MAX_POINTS).astype(int))
+  return np.stack([curve[keep, 0], loss[keep]], axis=1)
+
+
+def _colour_of(run: str) -> str:
+  """A run's colour by the longest known name it begins with."""
+  known = [name for name in style.RUN_COLOURS if run.startswith(name)]
+  return style.RUN_COLOURS[max(known, key=len)] if known else style.MUTED

@@ -1,0 +1,38 @@
+"""The small pieces of HTML that the report is made of."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+ABSENT = '<p class="absent">Not run.</p>'
+
+
+def text(value: object) -> str:
+  return html.escape(str(value))
+
+
+def figure(svg: str, caption: str, *, narrow: bool = False) -> str:
+  if not svg:
+    return ABSENT
+  kind = ' class="narrow"' if narrow else ""
+  return f"<figure{kind}>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def facts(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  if not rows:
+    return ABSENT
+  first = "".join(
+    f'<th scope="col" style="text-align:{"right" if i else "left"}">{text(h)}</th>'
+    for i, h in enumerate(head)
+  )
+  body = "".join(
+    f'<tr><th scope="row">{text(row[0])}</th>'
+    + "".join(f"<td>{text(cell)}</td>" for cell in row[1:])
+    + "</tr>"
+    for row in rows
+  )
+  return (
+    f'<div class="wide"><table class="facts"><thead><tr>{first}</tr></thead>'
+    f"<tbody>{body}</tbody></table></div>"
+  )

@@ -1,0 +1,88 @@
+"""One palette and one style for every figure, drawn as inline SVG without a display.
+
+Colours and fonts become the page's CSS variables (`--imax`, `--ink`, …), so that the
+figures follow its light and dark scheme.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# What matplotlib draws with -> the page's variable that takes its place.
+INK, MUTED, RULE, PAPER = "#1c1d21", "#6d6f76", "#d9d6cf", "#fdfcf9"
+RUN_COLOURS: dict[str, str] = {
+  "constant": "#9b9a94",
+  "dmax": "#c8702e",
+  "imax": "#20588a",
+  "pseudo": "#7a4f8f",
+  "dmax_long": "#dba765",
+}
+_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
+  colour: run.replace("_", "-") for run, colour in RUN_COLOURS.items()
+}
+_STYLE = {
+  "svg.fonttype": "none",
+  "font.family": "DejaVu Sans",
+  "font.size": 9.0,
+  "text.color": INK,
+  "axes.facecolor": "none",
+  "axes.edgecolor": MUTED,
+  "axes.labelcolor": INK,
+  "axes.linewidth": 0.7,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.titlesize": 9.5,
+  "axes.titlelocation": "left",
+  "axes.titlepad": 9.0,
+  "axes.axisbelow": True,
+  "grid.color": RULE,
+  "grid.linewidth": 0.6,
+  "xtick.color": MUTED,
+  "ytick.color": MUTED,
+  "xtick.labelcolor": INK,
+  "ytick.labelcolor": INK,
+  "xtick.labelsize": 8.5,
+  "ytick.labelsize": 8.5,
+  "xtick.major.width": 0.6,
+  "ytick.major.width": 0.6,
+  "xtick.major.size": 3.0,
+  "ytick.major.size": 0.0,
+  "legend.frameon": False,
+  "legend.fontsize": 8.5,
+}
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+  """A figure of the house's style, in inches; nothing global is touched for long."""
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    yield figure
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+  """The figure as one <svg> element that scales with the page."""
+  buffer = io.StringIO()
+  with matplotlib.rc_context({"svg.hashsalt": name, **_STYLE}):
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+  text = buffer.getvalue()
+  text = text[text.index("<svg") :]
+  text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+  text = re.sub(r"'?DejaVu Sans'?(, [^;\"]*)?", "var(--sans)", text)
+  for colour, variable in _VARIABLES.items():
+    text = text.replace(colour, f"var(--{variable})")
+  # Names inside an inline SVG are the page's: keep those of two figures apart.
+  text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\1{name}-", text)
+  text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+  text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+  label = html.escape(description, quote=True)
+  return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()

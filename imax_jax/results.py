@@ -1,0 +1,188 @@
+"""What a work directory has measured, as results.json, the page and the table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from imax_jax.evaluate import constants
+from imax_jax.evaluate import gains
+from imax_jax.evaluate import run as evaluate_run
+from imax_jax.ledger import write_json
+from imax_jax.report import examples
+from imax_jax.report import page
+from imax_jax.report import tables
+from imax_jax.study import Study
+from imax_jax.study import plain
+
+# dmax_long: DMAX trained for as many steps as the three stages take together.
+RUNS = ("dmax", "imax", "pseudo", "dmax_long")
+# Gain of the first over the second, seed by seed.
+GAINS = {
+  "imax": ("imax", "dmax"),
+  "pseudo": ("pseudo", "dmax"),
+  "dmax_long": ("dmax_long", "dmax"),
+  "pseudo_vs_dmax_long": ("pseudo", "dmax_long"),
+}
+_PACKAGES = (
+  "imax_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+  "tensorflow-datasets", "transformers", "tokenizers",
+)  # fmt: skip
+_CURVE_POINTS = 200
+
+
+def write(study: Study) -> None:
+  """WORKDIR/results.json and WORKDIR/report/index.html; prints the study's table."""
+  results = collect(study)
+  write_json(study.workdir / "results.json", results)
+  path = study.workdir / "report" / "index.html"
+  page.write_report(results, _examples(study), path)
+  sys.stdout.write(f"\n{tables.text_table(results)}\n\nReport: {path}\n")
+  sys.stdout.flush()
+
+
+def collect(study: Study) -> dict[str, Any]:
+  """The content of results.json; what has not run is absent."""
+  described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
+  per_seed, unparsed = _evaluations(study)
+  means = {run: gains.mean_scores(rows) for run, rows in per_seed.items()}
+  constant = constants.constant_scores(
+    study.entries("imax_train"), study.entries("imax_test")
+  )
+  config = study.config
+  return {
+    "about": {"title": config.title, "data": _kind(config.data.source)},
+    "tables": {"constant": constant} | {run: mean for run, (mean, _) in means.items()},
+    "spread": {run: deviation for run, (_, deviation) in means.items()},
+    "per_seed": per_seed,
+    "gains": {
+      name: gains.paired_gains(per_seed[new], per_seed[base])
+      for name, (new, base) in GAINS.items()
+      if new in per_seed
+      and base in per_seed
+      and len(per_seed[new]) == len(per_seed[base])
+    },
+    "fisher": _fisher(study),
+    "statistics": described["splits"],
+    "construction": {key: described[key] for key in described if key != "splits"},
+    "curves": _curves(study),
+    "unparsed": unparsed,
+    "versions": _versions(),
+    "timings": study.ledger.seconds(),
+    "config": plain(config),
+    "notes": _notes(study, described),
+  }
+
+
+def _kind(source: str) -> str:
+  return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
+
+
+def _evaluations(
+  study: Study,
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+  """({run: [scores of each seed]}, {run: {task: {reason: count}}} of all seeds)."""
+  per_seed: dict[str, list[dict[str, float]]] = {}
+  unparsed: dict[str, dict[str, dict[str, int]]] = {}
+  for run in RUNS:
+    for seed in study.config.seeds:
+      name = f"evaluations/{run}-s{seed}"
+      if not study.ledger.is_done(name):
+        continue
+      found = json.loads((study.workdir / name / "scores.json").read_text("utf8"))
+      per_seed.setdefault(run, []).append(found["scores"])
+      for task, reasons in found["unparsed"].items():
+        counts = unparsed.setdefault(run, {}).setdefault(task, {})
+        for reason, count in reasons.items():
+          counts[reason] = counts.get(reason, 0) + count
+  return per_seed, unparsed
+
+
+def _fisher(study: Study) -> list[dict[str, Any]]:
+  found = []
+  for name in study.config.fisher.runs:
+    for seed in study.config.seeds:
+      station = f"fisher/{name}-s{seed}"
+      if study.ledger.is_done(station):
+        spectra = json.loads(
+          (study.workdir / station / "spectra.json").read_text("utf8")
+        )
+        found += [{"run": name, "seed": seed, **spectrum} for spectrum in spectra]
+  return found
+
+
+def _curves(study: Study) -> dict[str, list[list[float]]]:
+  """{"imax-s0": [[step, loss], …]}, thinned to means of equal stretches."""
+  curves = {}
+  for run in RUNS:
+    for seed in study.config.seeds:
+      path = study.workdir / "runs" / f"{run}-s{seed}" / "metrics.jsonl"
+      if not study.ledger.is_done(f"runs/{run}-s{seed}"):
+        continue
+      rows = [json.loads(line) for line in path.read_text("utf8").splitlines()]
+      points = np.array([[row["step"], row["loss"]] for row in rows if "loss" in row])
+      parts = np.array_split(points, min(len(points), _CURVE_POINTS))
+      curves[f"{run}-s{seed}"] = [part.mean(0).round(5).tolist() for part in parts]
+  return curves
+
+
+def _versions() -> dict[str, str]:
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  device = jax.devices()[0]
+  return found | {
+    "python": platform.python_version(),
+    "device": f"{jax.device_count()} x {device.device_kind}",
+  }
+
+
+def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
+  seeds = study.config.seeds
+  notes = [
+    f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) draw LoRA's first values and the "
+    "order of the entries; images, split and foundation are the same in all. The spread "
+    "therefore leaves out what another draw of images would change.",
+    "METEOR counts exact and stemmed matches only: WordNet does not ship with the package.",
+  ]
+  for name, count in described["shortfall"].items():
+    notes.append(f"DMAX has {count} entries of {name} fewer than IMAX trains on.")
+  if study.config.foundation == "package":
+    notes.append(
+      "The foundation was pre-trained on practice films of other phantom patients; it "
+      "has seen none of the seven tasks' prompts, but its captions name findings."
+    )
+  return notes
+
+
+def _examples(study: Study) -> list[examples.Example]:
+  """Six a task, drawn by chance: what the first seed's IMAX run answered."""
+  name = f"evaluations/imax-s{study.config.seeds[0]}"
+  if not study.ledger.is_done(name):
+    logging.info("no examples: %s has not run", name)
+    return []
+  records = study.records("imax_test")
+  place = {records[i].image_id: i for i in range(len(records))}
+  asked = {entry.id: entry for entry in study.entries("imax_test")}
+  predictions = evaluate_run.read_predictions(
+    Path(study.workdir) / name / "predictions.jsonl", asked
+  )
+  shown = []
+  for prediction in examples.choose(
+    predictions, per_task=study.config.report.examples_per_task
+  ):
+    image = records[place[prediction.entry.image_id]].image
+    verdict = evaluate_run.judge(prediction)
+    shown.append(
+      examples.make_example(
+        image, prediction, correct=verdict.correct, note=verdict.note
+      )
+    )
+  return shown

@@ -1,0 +1,106 @@
+"""One training run in the ledger: `runs/NAME` with its checkpoint, snapshots, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imax_jax import progress
+from imax_jax.schema import ImageRecord
+from imax_jax.study import Study
+from imax_jax.study import plain
+from imax_jax.train import checkpoint
+from imax_jax.train import loop
+from imax_jax.train import optim
+
+FINAL = "final"
+# Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
+_MATRICES = r".*(kernel|lora_[ab])"
+
+
+def fit(
+  study: Study,
+  name: str,
+  found: Sequence[ImageRecord],
+  pixels: np.ndarray,
+  *,
+  seed: int,
+  num_steps: int,
+  inputs: Mapping[str, Any],
+  start: Mapping[str, Any] | None = None,
+  snapshots: Mapping[str, int] | None = None,
+) -> None:
+  """Trains the run, or goes on with it, or finds it done.
+
+  Args:
+    found: the images and entries; `pixels` has theirs, in the same order.
+    start: trainable weights to begin with; the study's initial ones unless given.
+    inputs: what the run depends on beside the config's model and training.
+    snapshots: {phase: step} to keep for the Fisher; `FINAL` is always kept.
+  """
+  t = study.config.train
+  kept = {**(snapshots or {}), FINAL: num_steps}
+  facts = {
+    "seed": seed,
+    "num_steps": num_steps,
+    "snapshots": kept,
+    "train": plain({key: t[key] for key in t if key not in ("epochs", "save_steps")}),
+    "model": plain(study.config.model),
+    "trainable": plain(study.config.trainable),
+    "foundation": study.foundation_digest,
+    **inputs,
+  }
+
+  def make(folder: Path) -> None:
+    initial, frozen = study.split_params(seed)
+    trainable = initial if start is None else start
+    with progress.bar(f"training {name}") as tick:
+      loop.train(
+        model_loss=study.batch_loss,
+        trainable=trainable,
+        frozen=frozen,
+        optimizer=_optimizer(study, trainable, num_steps),
+        batches=study.batches(found, pixels, num_steps=num_steps, seed=seed),
+        mesh=study.mesh,
+        workdir=folder,
+        seed=seed,
+        save_steps=t.save_steps,
+        snapshots=kept,
+        on_step=lambda step, total, _: tick(step, total),
+      )
+
+  study.ledger.station(f"runs/{name}", facts, make, resumable=True)
+
+
+def _optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
+  t = study.config.train
+  schedule = optim.make_schedule(
+    num_steps=num_steps,
+    peak_lr=t.peak_lr,
+    final_lr=t.final_lr,
+    warmup_fraction=t.warmup_fraction,
+    warmup_start_lr=0.0,
+  )
+  return optim.make_optimizer(
+    trainable,
+    schedule,
+    b2=t.beta2,
+    weight_decay=t.weight_decay,
+    decay=((_MATRICES, True), (r".*", False)),
+    clip_norm=t.clip_norm,
+  )
+
+
+def weights_of(study: Study, folder: Path, snapshot: str = FINAL) -> dict[str, Any]:
+  """The trainable weights of a run's folder at a phase, placed on the mesh.
+
+  Raises:
+    FileNotFoundError: no such snapshot.
+    ValueError: the weights are of another model.
+  """
+  like, _ = study.split_params(0)
+  return checkpoint.Checkpointer(folder).restore_snapshot(snapshot, like)

@@ -1,0 +1,306 @@
+"""Config and work directory -> the objects that the verbs work with.
+
+Each is made when it is first asked for. A station's fingerprint holds its own part of
+the config and the fingerprints of what it stands on, so a changed config redoes only
+what depends on the change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from imax_jax import mesh as mesh_lib
+from imax_jax import progress
+from imax_jax import tree as tree_lib
+from imax_jax.data import builder
+from imax_jax.data import images
+from imax_jax.data import records
+from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.data.pipeline import Batches
+from imax_jax.ledger import Ledger
+from imax_jax.models import loss as loss_lib
+from imax_jax.models.vlm import Vlm
+from imax_jax.schema import ImageRecord
+from imax_jax.weights import load as weights
+
+ASSETS = Path(__file__).parent / "assets"
+SPLITS = ("imax_train", "imax_test", "dmax_train")
+# Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
+_DECAY = ((r".*(kernel|lora_[ab])", True), (r".*", False))
+
+
+def plain(value: Any) -> Any:
+  """A ConfigDict, tuples and all, as JSON would give it back."""
+  if isinstance(value, ConfigDict | dict):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  return value
+
+
+class Study:
+  """One config in one work directory."""
+
+  def __init__(self, config: ConfigDict, workdir: str | Path) -> None:
+    self.config = config
+    self.ledger = Ledger(workdir)
+    self.workdir = self.ledger.workdir
+
+  # ── What everything stands on ───────────────────────────────────────────────────
+
+  @cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return mesh_lib.make_mesh(self.config.mesh)
+
+  @cached_property
+  def model(self) -> Vlm:
+    return Vlm(**self.config.model)
+
+  @property
+  def num_slots(self) -> int:
+    """S, the image tokens of an image."""
+    encoder = self.config.model.encoder
+    patches = (encoder.image_px // encoder.patch_px) ** 2
+    return patches // self.config.model.connector.merge
+
+  @cached_property
+  def foundation_files(self) -> tuple[Path, Path] | None:
+    """(weights, tokenizer) that the config's `foundation` names, or None for "".
+
+    Raises:
+      FileNotFoundError: one of them is missing.
+    """
+    if not self.config.foundation:
+      return None
+    folder = (
+      ASSETS if self.config.foundation == "package" else Path(self.config.foundation)
+    )
+    files = (folder / "foundation.safetensors", folder / "tokenizer.json")
+    for file in files:
+      if not file.is_file():
+        raise FileNotFoundError(
+          f"{file}: no foundation checkpoint; make one with configs/foundation.py and "
+          "name its folder in --config.foundation"
+        )
+    return files
+
+  @cached_property
+  def foundation_digest(self) -> str:
+    files = self.foundation_files
+    if files is None:
+      return "none"
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
+      :16
+    ]
+
+  @cached_property
+  def tokenizer(self) -> PreTrainedTokenizerFast:
+    """The foundation's, or one trained on the training entries."""
+    if self.foundation_files is not None:
+      return tokenizer_lib.load(self.foundation_files[1])
+    size = self.config.model.decoder.vocab_size
+
+    def make(folder: Path) -> None:
+      entries = [e for split in SPLITS if "train" in split for e in self.entries(split)]
+      made = tokenizer_lib.train_tokenizer(records.training_texts(entries), size)
+      tokenizer_lib.save(made, folder / "tokenizer.json")
+
+    inputs = {"vocab_size": size, "data": self.ledger.digest("data")}
+    folder = self.ledger.station("tokenizer", inputs, make)
+    return tokenizer_lib.load(folder / "tokenizer.json")
+
+  # ── Data ────────────────────────────────────────────────────────────────────────
+
+  def records(self, split: str) -> Sequence[ImageRecord]:
+    """Raises a ValueError that names the verb if the data is not built."""
+    self.ledger.digest("data")
+    return builder.open_split(self.workdir / "data", split)
+
+  def entries(self, split: str) -> list[Any]:
+    return [entry for record in self.records(split) for entry in record.entries]
+
+  @property
+  def encoder_is_frozen(self) -> bool:
+    return not any(path.startswith("encoder/") for path in self._trainable_paths)
+
+  @cached_property
+  def _trainable_paths(self) -> list[str]:
+    chosen = tree_lib.first_match(
+      self.config.trainable, self.abstract_params, name="trainable"
+    )
+    return [path for path, trains in chosen.items() if trains]
+
+  def pixels(self, split: str) -> np.ndarray:
+    """uint8[n, H, W, C] of a split's images, or float16[n, P, D] from a frozen encoder.
+
+    An encoder that never changes need not run at every step: its output is kept.
+    """
+    encoder = self.config.model.encoder
+    inputs = {
+      "data": self.ledger.digest("data"),
+      "encoder": plain(encoder),
+      "foundation": self.foundation_digest,
+      "features": self.encoder_is_frozen,
+    }
+
+    def make(folder: Path) -> None:
+      found = self.records(split)
+      shape = (len(found), encoder.image_px, encoder.image_px, encoder.channels)
+      pixels = np.zeros(shape, np.uint8)
+      with progress.bar(f"decoding {split}") as tick:
+        for i in range(len(found)):
+          record = found[i]
+          pixels[i] = images.to_pixels(record.image, encoder.image_px, encoder.channels)
+          tick(i + 1, len(found))
+      kept = self.encode(pixels, split) if self.encoder_is_frozen else pixels
+      np.save(folder / "pixels.npy", kept)
+
+    folder = self.ledger.station(f"pixels/{split}", inputs, make)
+    return np.load(folder / "pixels.npy", mmap_mode="r")
+
+  def encode(self, pixels: np.ndarray, title: str, chunk: int = 64) -> np.ndarray:
+    """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder."""
+    encode = jax.jit(lambda p, x: self.model.apply({"params": p}, x, method="encode"))
+    out = []
+    with progress.bar(f"encoding {title}") as tick:
+      for start in range(0, len(pixels), chunk):
+        part = pixels[start : start + chunk]
+        padded = np.zeros((chunk, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        out.append(np.asarray(encode(self.base_params, padded))[: len(part)])
+        tick(start + len(part), len(pixels))
+    return np.concatenate(out).astype(np.float16)
+
+  def batches(
+    self,
+    found: Sequence[ImageRecord],
+    pixels: np.ndarray,
+    *,
+    num_steps: int,
+    seed: int,
+    entries_per_step: int | None = None,
+    share_prefix: bool | None = None,
+  ) -> Batches:
+    """The batches of a run over these images, this process's share of them."""
+    t = self.config.train
+    tokenized = [
+      records.tokenize_record(
+        record, self.tokenizer, num_slots=self.num_slots, row_tokens=t.row_tokens
+      )
+      for record in found
+    ]
+    dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
+    return Batches(
+      tokenized,
+      lambda i: np.asarray(pixels[i], dtype),
+      num_steps=num_steps,
+      entries_per_step=entries_per_step or t.entries_per_step,
+      row_tokens=t.row_tokens,
+      seed=seed,
+      weighting=t.weighting,
+      share_prefix=t.share_prefix if share_prefix is None else share_prefix,
+      num_shards=self.mesh.shape["data"],
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def num_steps(self, num_entries: int, epochs: float) -> int:
+    """Optimiser steps of so many passes over the entries, rounded up."""
+    return max(1, math.ceil(num_entries * epochs / self.config.train.entries_per_step))
+
+  # ── Parameters ──────────────────────────────────────────────────────────────────
+
+  @cached_property
+  def abstract_params(self) -> dict[str, Any]:
+    """Shapes of all parameters, made without computing any."""
+    return jax.eval_shape(lambda: self._init(0))
+
+  def _init(self, seed: int) -> Any:
+    encoder = self.config.model.encoder
+    size = (1, encoder.image_px, encoder.image_px, encoder.channels)
+    line = jnp.zeros((1, 4), jnp.int32)
+    batch = {
+      "pixels": jnp.zeros(size, jnp.uint8),
+      "text": line,
+      "image": line,
+      "slot": line - 1,
+      "segment": line,
+      "position": line,
+      "loss_weight": jnp.zeros((1, 4), jnp.float32),
+    }
+    return self.model.init(jax.random.key(seed), batch)["params"]
+
+  @cached_property
+  def given(self) -> dict[str, np.ndarray]:
+    """{path: array} of the foundation's weights; {} to start from nothing.
+
+    Raises:
+      ValueError: the file does not hold exactly the model's parameters less LoRA.
+    """
+    if self.foundation_files is None:
+      return {}
+    path = self.foundation_files[0]
+    loaded = weights.load_params(path)
+    flat = tree_lib.flatten(self.abstract_params)
+    base = {key: leaf for key, leaf in flat.items() if "lora_" not in key}
+    tree_lib.check_same(
+      tree_lib.unflatten(base), tree_lib.unflatten(loaded), name=str(path)
+    )
+    return loaded
+
+  def init_params(self, seed: int) -> dict[str, Any]:
+    """Fresh LoRA pairs of this seed, and whatever else the foundation does not give."""
+    fresh = tree_lib.flatten(jax.jit(self._init, static_argnums=0)(seed))
+    given = self.given
+    return tree_lib.unflatten(
+      {
+        key: jnp.asarray(given[key], leaf.dtype) if key in given else leaf
+        for key, leaf in fresh.items()
+      }
+    )
+
+  @cached_property
+  def base_params(self) -> dict[str, Any]:
+    """The parameters of seed 0, for what does not depend on the seed."""
+    return self.init_params(0)
+
+  def split_params(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen), placed on the mesh."""
+    trainable, frozen = tree_lib.split(self.init_params(seed), self.config.trainable)
+    return mesh_lib.replicate(trainable, self.mesh), mesh_lib.replicate(
+      frozen, self.mesh
+    )
+
+  @cached_property
+  def row_loss(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight."""
+
+    def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+      params = tree_lib.merge(trainable, frozen)
+      logits = self.model.apply({"params": params}, batch).logits
+      return loss_lib.example_loss(logits, batch)
+
+    return loss
+
+  def batch_loss(
+    self, trainable: Any, frozen: Any, batch: Any, rng: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """The same, summed over the batch; with LoRA's dropout if the config has it."""
+    params = tree_lib.merge(trainable, frozen)
+    output = self.model.apply(
+      {"params": params}, batch, deterministic=False, rngs={"dropout": rng}
+    )
+    total, weight = loss_lib.example_loss(output.logits, batch)
+    return total.sum(), weight.sum()

@@ -1,0 +1,195 @@
+"""Everything a resume needs: state, place in the data, and whose state it is.
+
+    DIRECTORY/latest/STEP/       trainable weights, optimiser, step, rng; the iterator
+    DIRECTORY/snapshots/NAME/    trainable weights at a phase of training (for the Fisher)
+
+The frozen weights are a reference to their source and never a copy. Orbax writes a
+checkpoint beside its place and renames it: a killed save leaves the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from imax_jax import tree as tree_lib
+from imax_jax.train.state import TrainState
+
+
+class Restored(NamedTuple):
+  state: TrainState
+  iterator: dict[str, int]
+  metadata: dict[str, Any]
+
+
+class Checkpointer:
+  """Saves and restores in a directory.
+
+  Args:
+    directory: made if it is missing.
+    metadata: JSON-able facts that a resume must share, e.g. the config's fingerprint.
+  """
+
+  def __init__(
+    self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None
+  ) -> None:
+    self.directory = Path(directory).absolute()
+    self.metadata = dict(metadata or {})
+    self._latest = ocp.CheckpointManager(
+      self.directory / "latest",
+      options=ocp.CheckpointManagerOptions(
+        # The step donates the state; a save that ran on beside it would read memory
+        # that the next update writes (on CPU, orbax copies nothing).
+        max_to_keep=1,
+        enable_async_checkpointing=False,
+      ),
+      item_names=("state", "facts"),
+    )
+
+  def latest_step(self) -> int | None:
+    """Updates done in the latest checkpoint; None where there is none."""
+    return self._latest.latest_step()
+
+  def save(self, state: TrainState, iterator: Mapping[str, int]) -> None:
+    """Saves the state as the latest one; the one before goes only afterwards."""
+    arrays = _to_arrays(state)
+    self._latest.save(
+      int(state.step),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays),
+        facts=ocp.args.JsonSave(
+          {
+            "iterator": dict(iterator),
+            "metadata": self.metadata,
+            "shapes": _describe(arrays),
+          }
+        ),
+      ),
+    )
+
+  def restore(self, like: TrainState) -> Restored:
+    """The latest checkpoint, placed on devices as `like` is.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it has other arrays than `like`, or other metadata than this run.
+    """
+    step = self.latest_step()
+    if step is None:
+      raise FileNotFoundError(
+        f"{self.directory}: no checkpoint to resume; start the run without resuming"
+      )
+    facts = self._latest.restore(
+      step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+    )["facts"]
+    where = self.directory / "latest" / str(step)
+    arrays = _to_arrays(like)
+    _check_shapes(facts["shapes"], _describe(arrays), where)
+    if facts["metadata"] != self.metadata:
+      keys = sorted(facts["metadata"].keys() | self.metadata.keys())
+      differ = [
+        key for key in keys if facts["metadata"].get(key) != self.metadata.get(key)
+      ]
+      raise ValueError(
+        f"{where}: checkpoint of another run ({', '.join(differ)} differ); use another "
+        "workdir, or delete this one to start anew"
+      )
+    restored = self._latest.restore(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(arrays))),
+    )["state"]
+    return Restored(_to_state(restored, like), facts["iterator"], facts["metadata"])
+
+  def save_snapshot(self, name: str, trainable: tree_lib.Tree) -> None:
+    """Keeps the trainable weights under a name; an earlier one is replaced."""
+    with ocp.StandardCheckpointer() as writer:
+      writer.save(self.directory / "snapshots" / name, dict(trainable), force=True)
+
+  def snapshots(self) -> tuple[str, ...]:
+    """Names, sorted."""
+    folder = self.directory / "snapshots"
+    # Orbax writes beside the final name, with a suffix of its own, before it renames.
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return tuple(sorted(name for name in names if "orbax-checkpoint-tmp" not in name))
+
+  def restore_snapshot(self, name: str, like: tree_lib.Tree) -> dict[str, Any]:
+    """The trainable weights kept under a name.
+
+    Raises:
+      FileNotFoundError: no such snapshot.
+      ValueError: it has other arrays than `like`.
+    """
+    where = self.directory / "snapshots" / name
+    if name not in self.snapshots():
+      raise FileNotFoundError(
+        f"{where}: no such snapshot; there are {list(self.snapshots())}. Train with "
+        "this name among its snapshots"
+      )
+    with ocp.StandardCheckpointer() as reader:
+      found = reader.metadata(where).item_metadata.tree
+      _check_shapes(_describe(found), _describe(like), where)
+      return reader.restore(where, _abstract(like))
+
+  def close(self) -> None:
+    self._latest.close()
+
+
+def _to_arrays(state: TrainState) -> dict[str, Any]:
+  """A tree of plain dicts: what is on disk does not depend on optax's classes."""
+  leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  names = [f"{i:04d}{jax.tree_util.keystr(path)}" for i, (path, _) in enumerate(leaves)]
+  return {
+    "step": state.step,
+    "trainable": state.trainable,
+    # A path holds "/" nowhere, but orbax makes files of names: keep them plain.
+    "opt_state": {
+      "".join(c if c.isalnum() or c in "_." else "-" for c in name): leaf
+      for name, (_, leaf) in zip(names, leaves, strict=True)
+    },
+    "rng": jax.random.key_data(state.rng),
+  }
+
+
+def _to_state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
+  structure = jax.tree.structure(like.opt_state)
+  opt_leaves = [arrays["opt_state"][name] for name in sorted(arrays["opt_state"])]
+  return TrainState(
+    step=arrays["step"],
+    trainable=arrays["trainable"],
+    opt_state=jax.tree.unflatten(structure, opt_leaves),
+    rng=jax.random.wrap_key_data(arrays["rng"], impl=jax.random.key_impl(like.rng)),
+  )
+
+
+def _abstract(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+    tree,
+  )
+
+
+def _describe(tree: tree_lib.Tree) -> dict[str, str]:
+  """{path: "float32[8, 16]"}."""
+  return {
+    path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    for path, leaf in tree_lib.flatten(tree).items()
+  }
+
+
+def _check_shapes(
+  found: Mapping[str, str], expected: Mapping[str, str], where: Path
+) -> None:
+  for path in sorted(found.keys() | expected.keys()):
+    has = found.get(path, "nothing")
+    wants = expected.get(path, "nothing")
+    if has != wants:
+      raise ValueError(
+        f"{where}: checkpoint of another model: {path} is {has}, expected {wants}; use "
+        "the config it was trained with, or another workdir"
+      )

@@ -1,0 +1,188 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import cast
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+
+from imax_jax import mesh as mesh_lib
+from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import make_iterator
+from imax_jax.train.checkpoint import Checkpointer
+from imax_jax.train.metrics import MetricsWriter
+from imax_jax.train.optim import Optimizer
+from imax_jax.train.state import TrainState
+from imax_jax.train.state import init_state
+from imax_jax.train.step import ModelLoss
+from imax_jax.train.step import make_train_step
+
+Evaluator = Callable[[Any], Mapping[str, float]]
+Progress = Callable[[int, int, float], None]
+
+
+def train(
+  *,
+  model_loss: ModelLoss,
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  optimizer: Optimizer,
+  batches: Batches,
+  mesh: Mesh,
+  workdir: str | Path,
+  seed: int,
+  num_steps: int | None = None,
+  save_steps: int = 0,
+  snapshots: Mapping[str, int] | None = None,
+  evaluators: Mapping[str, Evaluator] | None = None,
+  evaluate_steps: int = 0,
+  metadata: Mapping[str, Any] | None = None,
+  on_step: Progress | None = None,
+  stop_after: int | None = None,
+) -> dict[str, Any]:
+  """Trains, or goes on from the checkpoint in `workdir`, and returns the weights.
+
+  At each step, in this order, DO NOT CHANGE IT:
+
+    evaluate   first, so that a checkpoint's step has its evaluation in the metrics
+    save       state and iterator before a batch is taken: a resume takes the same one
+    fetch      the batch of this step, and only now, for the same reason
+    step       the update; returns before the device has done it
+    write      the numbers of the step BEFORE, for which the device is surely not waiting
+
+  so a run that is killed anywhere and started again ends with the same bits and the same
+  lines of metrics as one that was not.
+
+  Args:
+    trainable: the weights to train, already placed; copied, not given up.
+    frozen: the weights that only take part, already placed.
+    batches: this process's batches; `num_steps` of them unless given.
+    workdir: gets metrics.jsonl, latest/ and snapshots/.
+    save_steps: updates between two checkpoints; the last step is always saved.
+    snapshots: {name: step} at which the trainable weights are kept by name, 0 being the
+      weights before the first update.
+    evaluators: {name: trainable -> numbers}; at each multiple of `evaluate_steps`, step
+      0 left out, and at the end.
+    metadata: what a resume must share with the run it goes on from.
+    on_step: called with (step, steps in all, loss), e.g. to draw progress.
+    stop_after: returns after this step, saving nothing: a kill, for tests.
+
+  Raises:
+    FloatingPointError: a loss or gradient that is not finite; names step and quantity.
+    ValueError: a checkpoint of another model or run; too few batches; a snapshot beyond
+      the last step.
+  """
+  num_steps = len(batches) if num_steps is None else num_steps
+  snapshots = dict(snapshots or {})
+  _check_plan(num_steps, len(batches), snapshots)
+  workdir = Path(workdir)
+  checkpointer = Checkpointer(workdir, metadata=metadata)
+  state = _place(init_state(trainable, optimizer.update, seed=seed), mesh)
+  start, resumed = 0, checkpointer.latest_step() is not None
+  iterator = make_iterator(batches)
+  if resumed:
+    restored = checkpointer.restore(state)
+    state, start = restored.state, int(restored.state.step)
+    iterator.set_state(restored.iterator)
+    logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step_fn = make_train_step(model_loss, optimizer, shardings=shardings)
+  writer = _Pending(workdir / "metrics.jsonl", start, on_step)
+
+  for step in range(start, num_steps + 1):
+    last = step == num_steps
+    fresh = not (resumed and step == start)  # else done before the kill
+    if fresh:
+      if evaluators and _due(step, evaluate_steps, last):
+        writer.flush(num_steps)
+        for name, evaluator in evaluators.items():
+          values = evaluator(state.trainable)
+          writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
+      for name in sorted(name for name, at in snapshots.items() if at == step):
+        writer.flush(num_steps)  # raises if these weights come of a bad step
+        checkpointer.save_snapshot(name, state.trainable)
+      if _due(step, save_steps, last):
+        writer.flush(num_steps)
+        checkpointer.save(state, iterator.get_state())
+    if last or step == stop_after:
+      break
+    arrays = cast(Mapping[str, np.ndarray], next(iterator))
+    batch = mesh_lib.put_batch(arrays, mesh)
+    state, metrics = step_fn(state, frozen, batch)
+    writer.flush(num_steps)
+    writer.hold(step + 1, metrics)
+
+  writer.flush(num_steps)
+  writer.close()
+  checkpointer.close()
+  return state.trainable
+
+
+def _check_plan(num_steps: int, available: int, snapshots: Mapping[str, int]) -> None:
+  if num_steps > available:
+    raise ValueError(
+      f"{num_steps} steps of {available} batches; build the batches for as many steps"
+    )
+  late = sorted(name for name, at in snapshots.items() if not 0 <= at <= num_steps)
+  if late:
+    raise ValueError(
+      f"snapshots {late} lie outside steps 0 to {num_steps}; move them or train longer"
+    )
+
+
+def _place(state: TrainState, mesh: Mesh) -> TrainState:
+  """Leaves that were placed stay; counters and plain arrays go to every device."""
+
+  def place(leaf: jax.Array) -> jax.Array:
+    placed = isinstance(leaf.sharding, NamedSharding)
+    return leaf if placed else mesh_lib.replicate(leaf, mesh)
+
+  return jax.tree.map(place, state)
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+  return last or bool(every and step and step % every == 0)
+
+
+class _Pending:
+  """Holds a step's numbers until the next is under way; they are checked when read."""
+
+  def __init__(self, path: Path, step: int, on_step: Progress | None) -> None:
+    first = jax.process_index() == 0  # all processes hold the same numbers
+    self._writer = MetricsWriter(path, step=step) if first else None
+    self._on_step = on_step
+    self._held: tuple[int, dict[str, jax.Array]] | None = None
+
+  def hold(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    self._held = (step, metrics)
+
+  def flush(self, num_steps: int) -> None:
+    if self._held is None:
+      return
+    (step, metrics), self._held = self._held, None
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name, value in values.items():
+      if not np.isfinite(value):
+        raise FloatingPointError(
+          f"step {step}: {name} is {value}; lower the learning rate, or look at the "
+          "batch of this step"
+        )
+    self.add(step, values)
+    if self._on_step is not None:
+      self._on_step(step, num_steps, values["loss"])
+
+  def add(self, step: int, values: Mapping[str, float]) -> None:
+    if self._writer is not None:
+      self._writer.write(step, values)
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()

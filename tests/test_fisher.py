@@ -1,0 +1,426 @@
+"""Spectra against the explicit p x p Fisher matrix and against closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imax_jax import tree as tree_lib
+from imax_jax.fisher import grads
+from imax_jax.fisher import gram
+from imax_jax.fisher.measure import measure
+from imax_jax.fisher.spectrum import dominant_ratio
+from imax_jax.fisher.spectrum import spectral_entropy
+from imax_jax.fisher.spectrum import spectrum
+from imax_jax.models import zoo
+from imax_jax.models.vlm import Vlm
+
+NUM_ROWS, TOKENS, IMAGE_TOKENS, VOCABULARY, WIDTH, RANK, LAYERS = 6, 9, 2, 11, 5, 2, 3
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def make_batch(seed: int = 0, num_images: int = NUM_ROWS) -> dict[str, np.ndarray]:
+  """One-entry rows of different answer lengths; row b shows image b % num_images."""
+  rng = np.random.default_rng(seed)
+  shape = (NUM_ROWS, TOKENS)
+  image = np.tile((np.arange(NUM_ROWS) % num_images)[:, None], (1, TOKENS))
+  segment = np.ones(shape, np.int32)
+  segment[:, : 1 + IMAGE_TOKENS] = 0
+  slot = np.full(shape, -1, np.int32)
+  slot[:, 1 : 1 + IMAGE_TOKENS] = np.arange(IMAGE_TOKENS)
+  weight = np.zeros(shape, np.float32)
+  for row in range(NUM_ROWS):
+    end = TOKENS - 1 - row % 3
+    weight[row, 4:end] = 1
+    image[row, end + 1 :] = -1
+    segment[row, end + 1 :] = 0
+  return {
+    "pixels": rng.normal(size=(num_images, IMAGE_TOKENS, WIDTH)).astype(np.float32),
+    "text": rng.integers(1, VOCABULARY, size=shape).astype(np.int32),
+    "image": image.astype(np.int32),
+    "slot": slot,
+    "segment": segment,
+    "position": np.tile(np.arange(TOKENS, dtype=np.int32), (NUM_ROWS, 1)),
+    "loss_weight": weight,
+  }
+
+
+def make_params(seed: int = 0, *, zero_b: bool = False) -> tuple[dict, dict]:
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
+
+  lora_b = normal(LAYERS, RANK, WIDTH) * (0 if zero_b else 1)
+  trainable = {
+    "connector": {"kernel": normal(WIDTH, WIDTH), "bias": normal(WIDTH)},
+    "decoder": {
+      "layers": {
+        "attn": {"q": {"lora_a": normal(LAYERS, WIDTH, RANK), "lora_b": lora_b}},
+        "norm": {"scale": 1 + normal(LAYERS, WIDTH)},
+      }
+    },
+  }
+  frozen = {
+    "decoder": {
+      "embedding": normal(VOCABULARY, WIDTH),
+      "layers": {"attn": {"q": {"kernel": normal(LAYERS, WIDTH, WIDTH)}}},
+    }
+  }
+  return trainable, frozen
+
+
+def loss(trainable, frozen, batch):
+  """A toy of Vlm's contract: image tokens, scanned LoRA layers, (sum, weight) a row."""
+  params = tree_lib.merge(trainable, frozen)
+  connector, decoder = params["connector"], params["decoder"]
+  tokens = batch["pixels"] @ connector["kernel"] + connector["bias"]  # [N, S, D]
+  shown = tokens[
+    jnp.maximum(batch["image"], 0), jnp.maximum(batch["slot"], 0)
+  ]  # [B, T, D]
+  word = decoder["embedding"][batch["text"]]
+  x = jnp.where((batch["slot"] >= 0)[..., None], shown, word)
+  # Causal mixing, so that an answer's tokens depend on the image.
+  real = (batch["image"] >= 0).astype(jnp.float32)[..., None]
+  layers = decoder["layers"]
+  for layer in range(LAYERS):
+    q = layers["attn"]["q"]
+    kernel = q["kernel"][layer] + q["lora_a"][layer] @ q["lora_b"][layer]
+    mixed = jnp.cumsum(x * real, axis=1) / jnp.maximum(jnp.cumsum(real, axis=1), 1)
+    x = x + jnp.tanh(mixed @ kernel) * layers["norm"]["scale"][layer]
+  logits = x @ decoder["embedding"].T
+  target = jnp.roll(batch["text"], -1, axis=1)
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1)[..., 0]
+  weight = batch["loss_weight"]
+  return (nll * weight).sum(axis=1), weight.sum(axis=1)
+
+
+def one_by_one(trainable, frozen, batch, normalise) -> np.ndarray:
+  """J by a loop over hand-made one-row batches: nothing of the module under test."""
+  rows = []
+  for row in range(NUM_ROWS):
+    alone = {name: value[row : row + 1] for name, value in batch.items()}
+    which = batch["image"][row].max()
+    alone["pixels"] = batch["pixels"][which : which + 1]
+    alone["image"] = np.minimum(alone["image"], 0)
+
+    def log_likelihood(trainable, alone=alone):
+      total, weight = loss(trainable, frozen, alone)
+      return -(total[0] / weight[0] if normalise == "mean" else total[0])
+
+    flat = tree_lib.flatten(jax.grad(log_likelihood)(trainable))
+    rows.append(np.concatenate([np.ravel(leaf) for leaf in flat.values()]))
+  return np.stack(rows)
+
+
+def fim_eigenvalues(jacobian: np.ndarray) -> np.ndarray:
+  """Of the explicit p x p matrix of Eq. 2, largest first."""
+  jacobian = jacobian.astype(np.float64)
+  outer = sum(np.outer(row, row) for row in jacobian) / len(jacobian)
+  return np.linalg.eigvalsh(outer)[::-1]
+
+
+@pytest.mark.parametrize("normalise", ["sum", "mean"])
+@pytest.mark.parametrize("num_images", [NUM_ROWS, 2])
+@pytest.mark.parametrize("rows_at_once", [None, 4])
+def test_per_example_grads_are_those_of_rows_alone(normalise, num_images, rows_at_once):
+  trainable, frozen = make_params()
+  batch = make_batch(num_images=num_images)
+  expected = one_by_one(trainable, frozen, batch, normalise)
+  got = grads.per_example_grads(
+    loss, trainable, frozen, batch, normalise=normalise, rows_at_once=rows_at_once
+  )
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-6)
+
+
+def test_sum_of_per_example_grads_is_the_batch_gradient():
+  trainable, frozen = make_params()
+  batch = make_batch()
+  whole = tree_lib.flatten(
+    jax.grad(lambda trainable: -loss(trainable, frozen, batch)[0].sum())(trainable)
+  )
+  expected = np.concatenate([np.ravel(leaf) for leaf in whole.values()])
+  got = grads.per_example_grads(loss, trainable, frozen, batch, normalise="sum")
+  np.testing.assert_allclose(
+    np.asarray(got).sum(axis=0), expected, rtol=2e-4, atol=1e-5
+  )
+
+
+def test_mean_is_the_sum_over_the_number_of_answer_tokens():
+  trainable, frozen = make_params()
+  batch = make_batch()
+  summed = grads.per_example_grads(loss, trainable, frozen, batch, normalise="sum")
+  mean = grads.per_example_grads(loss, trainable, frozen, batch)
+  lengths = batch["loss_weight"].sum(axis=1)
+  assert len(set(lengths)) > 1
+  np.testing.assert_allclose(mean, summed / lengths[:, None], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalise", ["sum", "mean"])
+def test_training_weights_are_no_part_of_a_log_likelihood(normalise):
+  trainable, frozen = make_params()
+  batch = make_batch()
+  weighted = batch | {
+    "loss_weight": batch["loss_weight"] / batch["loss_weight"].sum(axis=1)[:, None]
+  }
+  plain, other = (
+    grads.per_example_grads(loss, trainable, frozen, one, normalise=normalise)
+    for one in (batch, weighted)
+  )
+  np.testing.assert_array_equal(plain, other)
+
+
+def test_exact_gram_has_the_fisher_matrix_s_eigenvalues():
+  trainable, frozen = make_params()
+  batch = make_batch()
+  matrix = gram.gram_matrices(loss, trainable, frozen, batch, kinds=("exact",))["exact"]
+  expected = fim_eigenvalues(one_by_one(trainable, frozen, batch, "mean"))
+  assert matrix.shape == (NUM_ROWS, NUM_ROWS)
+  got = np.linalg.eigvalsh(matrix)[::-1]
+  np.testing.assert_allclose(got, expected[:NUM_ROWS], rtol=1e-4)
+  np.testing.assert_allclose(expected[NUM_ROWS:], 0, atol=1e-9 * expected[0])
+  found = spectrum(matrix)
+  assert found.entropy == pytest.approx(spectral_entropy(expected[:NUM_ROWS]), rel=1e-4)
+  assert found.dominant == pytest.approx(100 * expected[0] / expected.sum(), rel=1e-4)
+
+
+def test_sampled_gram_is_the_fisher_matrix_of_the_chosen_columns():
+  trainable, frozen = make_params()
+  batch = make_batch()
+  scalars = gram.choose_scalars(trainable, seed=3)
+  jacobian = one_by_one(trainable, frozen, batch, "mean")
+  columns, start = [], 0
+  for path, leaf in tree_lib.flatten(trainable).items():
+    matrix_size = leaf.size // len(scalars.get(path, (0,)))
+    columns += [
+      start + number * matrix_size + index
+      for number, index in enumerate(scalars.get(path, ()))
+    ]
+    start += leaf.size
+  assert len(columns) == gram.num_scalars(scalars) == 2 * LAYERS + 1
+  matrices = gram.gram_matrices(
+    loss, trainable, frozen, batch, scalars=scalars, rows_at_once=2
+  )
+  assert list(matrices) == ["sampled", "exact"]
+  expected = fim_eigenvalues(jacobian[:, columns])[:NUM_ROWS]
+  got = np.linalg.eigvalsh(matrices["sampled"])[::-1]
+  np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-7 * expected[0])
+
+
+def test_gradients_of_lora_a_vanish_while_b_is_zero():
+  trainable, frozen = make_params(zero_b=True)
+  batch = make_batch()
+  rows = grads.split_rows(batch)
+  gradients = grads.row_gradients(loss, trainable, frozen, rows)
+  assert not np.any(gradients["decoder/layers/attn/q/lora_a"])
+  assert np.abs(gradients["decoder/layers/attn/q/lora_b"]).min() > 0
+  only_a = {"decoder": {"layers": {"attn": {"q": {}}}}}
+  lora = trainable["decoder"]["layers"]["attn"]["q"]
+  only_a["decoder"]["layers"]["attn"]["q"]["lora_a"] = lora.pop("lora_a")
+  rest = tree_lib.merge(trainable, frozen)
+  matrix = gram.gram_matrices(loss, only_a, rest, batch, kinds=("exact",))["exact"]
+  with pytest.raises(ValueError, match="LoRA's B is zero"):
+    spectrum(matrix)
+
+
+def paper_shapes(layers: int, *, scanned: bool) -> dict:
+  """LoRA on seven projections and a connector of two matrices with biases."""
+
+  def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+  def projections(*stack: int) -> dict:
+    return {
+      name: {"lora_a": leaf(*stack, 64, 8), "lora_b": leaf(*stack, 8, 64)}
+      for name in PROJECTIONS
+    } | {"norm": {"scale": leaf(*stack, 64)}}
+
+  blocks = (
+    {"layers": projections(layers)}
+    if scanned
+    else {f"block_{number}": projections() for number in range(layers)}
+  )
+  connector = {
+    name: {"kernel": leaf(64, 64), "bias": leaf(64)} for name in ("fc1", "fc2")
+  }
+  return {"connector": connector, "decoder": blocks}
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize(("layers", "expected"), [(4, 58), (32, 450)])
+def test_one_scalar_of_each_trainable_matrix(layers, expected, scanned):
+  scalars = gram.choose_scalars(paper_shapes(layers, scanned=scanned), seed=0)
+  assert gram.num_scalars(scalars) == expected
+  assert not [path for path in scalars if "bias" in path or "scale" in path]
+
+
+def test_the_paper_s_model_has_450_scalars_and_the_toy_58():
+  for name, expected in (("imax_7b", 450), ("toy", 58)):
+    model = Vlm(**zoo.model(name))
+    encoder, connector = zoo.model(name)["encoder"], zoo.model(name)["connector"]
+    patches = (encoder["image_px"] // encoder["patch_px"]) ** 2
+    row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    names = ("text", "image", "slot", "segment", "position")
+    batch = dict.fromkeys(names, row) | {
+      "pixels": jax.ShapeDtypeStruct((1, patches, encoder["width"]), jnp.float32)
+    }
+    assert connector["depth"] == 2
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    rules = ((r".*/lora_[ab]", True), (r"connector/.*", True), (r".*", False))
+    trainable, _ = tree_lib.split(params, rules)
+    scalars = gram.choose_scalars(trainable, seed=0)
+    assert gram.num_scalars(scalars) == expected
+
+
+def test_scalars_depend_on_the_seed_alone_and_survive_json():
+  shapes = paper_shapes(4, scanned=True)
+  first = gram.choose_scalars(shapes, seed=5)
+  assert first == gram.choose_scalars(shapes, seed=5)
+  assert first != gram.choose_scalars(shapes, seed=6)
+  stored = json.loads(json.dumps(first))
+  assert {path: tuple(index) for path, index in stored.items()} == first
+
+
+def test_choosing_scalars_without_a_matrix_names_the_remedy():
+  with pytest.raises(ValueError, match="no trainable matrix"):
+    gram.choose_scalars({"norm": {"scale": np.zeros(3)}}, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 32])
+def test_equal_eigenvalues_have_entropy_ln_n(count):
+  found = spectrum(3.5 * np.eye(count))
+  assert found.entropy == pytest.approx(math.log(count), abs=1e-12)
+  assert found.dominant == pytest.approx(100 / count)
+
+
+def test_rank_one_is_fully_dominant_and_has_no_entropy():
+  direction = np.arange(1.0, 9.0)
+  found = spectrum(np.outer(direction, direction))
+  assert len(found.eigenvalues) == 1
+  assert found.dominant == 100
+  assert found.entropy == 0
+
+
+def test_entropy_and_dominance_do_not_depend_on_scale_or_order():
+  values = np.array([5.0, 1.0, 2.0])
+  assert spectral_entropy(values) == pytest.approx(0.9002560, abs=1e-6)
+  assert dominant_ratio(values) == pytest.approx(62.5)
+  for other in (values * 1e-20, values[::-1], np.append(values, 0.0)):
+    assert spectral_entropy(other) == pytest.approx(spectral_entropy(values))
+    assert dominant_ratio(other) == pytest.approx(62.5)
+
+
+def test_rounding_is_not_an_eigenvalue():
+  rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
+  planted = rotation @ np.diag([4.0, 1.0, 1e-9, -1e-12]) @ rotation.T
+  np.testing.assert_allclose(spectrum(planted).eigenvalues, [4.0, 1.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ("matrix", "message"),
+  [
+    (np.zeros((3, 3)), "all eigenvalues are zero"),
+    (np.full((2, 2), np.nan), "NaN or infinity"),
+    (np.zeros((2, 3)), "shape"),
+  ],
+)
+def test_spectrum_rejects_what_has_no_spectrum(matrix, message):
+  with pytest.raises(ValueError, match=message):
+    spectrum(matrix)
+
+
+def test_spectral_numbers_reject_negative_and_empty():
+  for values in (np.array([]), np.array([0.0]), np.array([2.0, -1.0])):
+    with pytest.raises(ValueError, match="non-negative eigenvalues"):
+      spectral_entropy(values)
+    with pytest.raises(ValueError, match="non-negative eigenvalues"):
+      dominant_ratio(values)
+
+
+def test_split_rows_rejects_rows_that_are_not_one_entry():
+  empty, several, two_images, unweighted = (make_batch() for _ in range(4))
+  empty["image"][2] = -1
+  several["segment"][1, 6] = 2
+  two_images["image"][3, 5] = 0
+  unweighted["loss_weight"][4] = 0
+  broken = {2: empty, 1: several, 3: two_images, 4: unweighted}
+  for row, batch in broken.items():
+    with pytest.raises(ValueError, match=f"row {row} .*share_prefix=False"):
+      grads.split_rows(batch)
+
+
+def test_gram_matrices_rejects_bad_kinds_and_scalars():
+  trainable, frozen = make_params()
+  batch = make_batch()
+  with pytest.raises(ValueError, match="kinds must be some of"):
+    gram.gram_matrices(loss, trainable, frozen, batch, kinds=("exakt",))
+  with pytest.raises(ValueError, match="needs scalars"):
+    gram.gram_matrices(loss, trainable, frozen, batch, kinds=("sampled",))
+  foreign = {"connector/kernel": (WIDTH * WIDTH,)}
+  with pytest.raises(ValueError, match="do not fit"):
+    gram.gram_matrices(loss, trainable, frozen, batch, scalars=foreign)
+  with pytest.raises(ValueError, match="'sum' or 'mean'"):
+    grads.per_example_grads(loss, trainable, frozen, batch, normalise="token")
+
+
+def test_measure_gives_one_spectrum_a_batch_and_kind():
+  trainable, frozen = make_params()
+  batches = [make_batch(seed) for seed in range(3)]
+  scalars = gram.choose_scalars(trainable, seed=0)
+  done: list[tuple[int, int]] = []
+  results = measure(
+    loss,
+    trainable,
+    frozen,
+    batches,
+    scalars=scalars,
+    progress=lambda *tick: done.append(tick),
+  )
+  assert json.loads(json.dumps(results)) == results
+  assert [result["kind"] for result in results] == ["sampled", "exact"]
+  assert done == [(1, 3), (2, 3), (3, 3)]
+  for result in results:
+    assert result["entropy_limit"] == pytest.approx(math.log(NUM_ROWS))
+    for number, batch in enumerate(batches):
+      matrix = gram.gram_matrices(loss, trainable, frozen, batch, scalars=scalars)
+      found = spectrum(matrix[result["kind"]])
+      assert result["entropy"][number] == pytest.approx(found.entropy)
+      assert result["dominant"][number] == pytest.approx(found.dominant)
+      assert result["rank"][number] == len(found.eigenvalues)
+      assert 0 <= found.entropy <= result["entropy_limit"] + 1e-9
+  sampled, exact = results
+  assert sampled["parameters"] == 2 * LAYERS + 1
+  assert exact["parameters"] == sum(
+    leaf.size for leaf in tree_lib.flatten(trainable).values()
+  )
+
+
+def test_measure_rejects_no_batch_and_uneven_batches():
+  trainable, frozen = make_params()
+  with pytest.raises(ValueError, match="no batch"):
+    measure(loss, trainable, frozen, [], kinds=("exact",))
+  short = {name: value[:-1] for name, value in make_batch().items()}
+  with pytest.raises(ValueError, match="incomplete batch"):
+    measure(loss, trainable, frozen, [make_batch(), short], kinds=("exact",))
+
+
+def test_a_new_checkpoint_does_not_compile_again():
+  traced = []
+
+  def counted(trainable, frozen, batch):
+    traced.append(1)
+    return loss(trainable, frozen, batch)
+
+  counts = []
+  for seed in range(3):
+    trainable, frozen = make_params(seed)
+    gram.gram_matrices(counted, trainable, frozen, make_batch(seed), kinds=("exact",))
+    counts.append(len(traced))
+  assert counts[0] > 0
+  assert counts == counts[:1] * 3
