@@ -44,6 +44,7 @@ _SPLITS: dict[str, tuple[str, str]] = {  # ours -> TFDS dataset and split
   "imax_test": ("imax", "test"),
   "dmax_train": ("dmax", "train"),
 }
+_FORMAT = "array_record"
 _IMAGES_PER_FILE = 1024
 _GROUP = 32  # images written at a time
 _THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter's lock
@@ -223,8 +224,9 @@ def build(
         for name, (owner, split) in _SPLITS.items()
         if owner == dataset
       }
+      make = _BUILDERS[dataset]
       _write(
-        _BUILDERS[dataset](selected=ours, image_px=image_px, data_dir=work), progress
+        make(selected=ours, image_px=image_px, data_dir=work, file_format=_FORMAT), progress
       )
       (work / dataset).chmod(0o700)
     for dataset in _BUILDERS:
@@ -238,7 +240,7 @@ def _write(builder: _Builder, progress: Callable[[int], object] | None) -> None:
   # talks on the terminal, and its errors print whole examples.
   Path(builder.data_dir).mkdir(parents=True)
   writer = tfds.core.SequentialWriter(
-    builder.info, max_examples_per_shard=_IMAGES_PER_FILE, file_format="array_record"
+    builder.info, max_examples_per_shard=_IMAGES_PER_FILE, file_format=_FORMAT
   )
   generators = builder._split_generators(None)
   writer.initialize_splits(list(generators))

@@ -3,8 +3,9 @@
     Entry, text -> Prediction -> {metric: number}
 
 The definitions are the paper's (section 4.1.1); what it leaves open is decided in
-`scores/`. An answer that cannot be parsed is never dropped: it counts as the ratio 0, as
-a box of no area, as no label present and as a wrong class, and is counted by its reason.
+`scores/`. An answer that cannot be parsed is never dropped: it counts as the ratio 0,
+as a box of no area, as no label present and as a wrong class, and is counted by its
+reason.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ METRICS: tuple[Metric, ...] = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-  """`correct` is None where right and wrong are a matter of degree (ratio, report)."""
+  """`correct` is None where right and wrong are a matter of degree (ratio, report, some labels)."""
 
   correct: bool | None
   note: str  # "off by 0.021", "IoU 0.83", "unreadable: …" or ""
@@ -256,7 +257,7 @@ def judge(prediction: Prediction) -> Verdict:
   if isinstance(entry.target, Bits) and isinstance(value, Bits):
     same = sum(a == b for a, b in zip(entry.target.values, value.values, strict=True))
     total = len(entry.target.values)
-    return Verdict(same == total, f"{same} of {total} labels right")
+    return Verdict(True if same == total else None, f"{same} of {total} labels right")
   if entry.task == "rec":
     overlap = float(box_ious([prediction])[0])
     return Verdict(overlap > 0.5, f"IoU {overlap:.2f}")

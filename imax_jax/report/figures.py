@@ -46,7 +46,7 @@ def gains(results: Results) -> str:
   ]
   if not rows:
     return ""
-  with style.new_figure(9.0, 0.62 * len(rows) + 0.95) as figure:
+  with style.new_figure(9.0, 0.52 * len(rows) + 0.85) as figure:
     axes = figure.subplots()
     noise = tables.NOISE_PERCENT
     axes.axvspan(-noise, noise, color=style.RULE, alpha=0.45, linewidth=0)
@@ -107,7 +107,7 @@ def radar(results: Results) -> str:
     shown = [ratio for *_, ratio in rows]
     top = max(1.25, min(2.0, np.ceil(max(*shown, *paper) * 4 + 0.2) / 4))
     bottom = max(0.0, min(0.5, np.floor(min(shown) * 4 - 0.2) / 4))
-    for values, colour, width, style, fill, label in (
+    for values, colour, width, dashes, fill, label in (
       (
         paper,
         style.MUTED,
@@ -121,7 +121,7 @@ def radar(results: Results) -> str:
     ):
       inside = np.clip([*values, values[0]], bottom, top)
       axes.plot(
-        closed, inside, color=colour, linewidth=width, linestyle=style, label=label
+        closed, inside, color=colour, linewidth=width, linestyle=dashes, label=label
       )
       if fill:
         axes.fill(closed, inside, color=colour, alpha=fill, linewidth=0)
@@ -136,8 +136,7 @@ def radar(results: Results) -> str:
     _radar_labels(axes, angles, rows, top, bottom)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3)
     described = "; ".join(
-      f"{column.long_title} {before:.2f} to {after:.2f}"
-      for column, before, after, _ in rows
+      f"{column.label} {before:.2f} to {after:.2f}" for column, before, after, _ in rows
     )
     return style.to_svg(
       figure, "radar", f"Metrics of IMAX relative to DMAX. {described}"
@@ -162,7 +161,7 @@ def _radar_labels(
     align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
     # Two texts, for only a single line's alignment survives another font's widths.
     for shift, text, colour in (
-      (6.5, f"{column.long_title} {column.arrow}", style.INK),
+      (6.5, f"{column.label} {column.arrow}", style.INK),
       (-6.5, f"{before:.1f} → {after:.1f}", style.MUTED),
     ):
       axes.annotate(

@@ -55,7 +55,7 @@ def _film(example: Example, *, with_prompt: bool) -> str:
     part for part in (mark.get(bool(example.correct)) if example.correct is not None else "",
                       markup.text(example.note)) if part
   )  # fmt: skip
-  judged = f"<dt>so</dt><dd>{verdict}</dd>" if verdict else ""
+  judged = f"<dt>result</dt><dd>{verdict}</dd>" if verdict else ""
   boxes = "".join(_rect(mark) for mark in example.boxes)
   overlay = (
     f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>'

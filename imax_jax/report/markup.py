@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Collection
 from collections.abc import Sequence
 
 ABSENT = '<p class="absent">Not run.</p>'
@@ -19,20 +20,22 @@ def figure(svg: str, caption: str, *, narrow: bool = False) -> str:
   return f"<figure{kind}>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
-def facts(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def facts(
+  head: Sequence[str], rows: Sequence[Sequence[str]], *, muted: Collection[int] = ()
+) -> str:
+  """A small table; the first cell of a row is its name, `muted` rows are quoted ones."""
   if not rows:
     return ABSENT
   first = "".join(
     f'<th scope="col" style="text-align:{"right" if i else "left"}">{text(h)}</th>'
     for i, h in enumerate(head)
   )
-  body = "".join(
-    f'<tr><th scope="row">{text(row[0])}</th>'
-    + "".join(f"<td>{text(cell)}</td>" for cell in row[1:])
-    + "</tr>"
-    for row in rows
-  )
+  lines = []
+  for number, (name, *cells) in enumerate(rows):
+    kind = ' class="quoted"' if number in muted else ""
+    values = "".join(f"<td>{text(cell)}</td>" for cell in cells)
+    lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{values}</tr>')
   return (
     f'<div class="wide"><table class="facts"><thead><tr>{first}</tr></thead>'
-    f"<tbody>{body}</tbody></table></div>"
+    f"<tbody>{''.join(lines)}</tbody></table></div>"
   )

@@ -140,7 +140,7 @@ def _effect(results: Results) -> str:
 
 
 def _excluded(results: Results) -> str:
-  titles = {column.name: column.long_title for column in tables.COLUMNS}
+  titles = {column.name: column.label for column in tables.COLUMNS}
   reasons: dict[str, str] = {}
   for name in tables.GAIN_TITLES:
     reasons |= tables.section(results, "gains", name, "excluded")
@@ -206,15 +206,18 @@ def _fisher(results: Results) -> str:
     "non-zero eigenvalues.</p>"
   )
   caption = "After the paper’s Figure 5: violin, quartiles and median of the draws, seeds pooled."
-  rows = []
+  rows, quoted = [], []
   entries = [row for row in results.get("fisher") or [] if isinstance(row, Mapping)]
   for key, title in (("entropy", "spectral entropy"), ("dominant", "dominant ratio")):
     for kind in ("sampled", "exact"):
       chosen = [row for row in entries if row.get("kind") == kind]
       if chosen:
         rows.append([f"{title}, {kind}", *_fisher_changes(chosen, key)])
-    rows.append([f"{title}, the paper’s"] + [f"{v:+.2f} %" for v in _PAPER_FISHER[key]])
-  table = markup.facts(("IMAX against DMAX, mean", *spectra.PHASES), rows)
+    quoted.append(len(rows))
+    rows.append(
+      [f"{title}, the paper’s"] + [f"{tables.signed(v)} %" for v in _PAPER_FISHER[key]]
+    )
+  table = markup.facts(("IMAX against DMAX, mean", *spectra.PHASES), rows, muted=quoted)
   return intro + markup.figure(figure, caption) + table
 
 
@@ -226,7 +229,7 @@ def _fisher_changes(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     if not len(new) or not len(base) or base.mean() == 0:
       cells.append("–")
     else:
-      cells.append(f"{100 * (new.mean() / base.mean() - 1):+.2f} %")
+      cells.append(f"{tables.signed(100 * (new.mean() / base.mean() - 1))} %")
   return cells
 
 

@@ -35,19 +35,31 @@ def _table_head() -> str:
   groups = _runs([column.group for column in tables.COLUMNS])
   parts = _runs([(column.group, column.part) for column in tables.COLUMNS])
   first = "".join(
-    f'<th colspan="{n}" class="rule">{markup.text(g)}</th>' for g, n in groups
+    f'<th colspan="{n}" class="first"><span>{markup.text(g)}</span></th>'
+    for g, n in groups
   )
   second = "".join(
     f'<th colspan="{n}">{markup.text(part)}</th>' for (_, part), n in parts
   )
   third = "".join(
-    f'<th scope="col">{markup.text(c.title)}&nbsp;{c.arrow}</th>'
+    f'<th scope="col" aria-label="{markup.text(c.label)}"{_first(c)}>'
+    f"{markup.text(c.title)}&nbsp;{c.arrow}</th>"
     for c in tables.COLUMNS
   )
   return (
-    f"<thead><tr><th></th>{first}<th>Average</th></tr><tr><th></th>{second}<th>gain</th>"
-    f'</tr><tr><th></th>{third}<th scope="col">Δ&nbsp;↑</th></tr></thead>'
+    "<thead><tr><td></td>" + first + '<th class="first"><span>Average</span></th></tr>'
+    f"<tr><td></td>{second}<th>gain</th></tr>"
+    f'<tr><td></td>{third}<th scope="col" aria-label="Average gain" class="first">'
+    "Δ&nbsp;%&nbsp;↑</th></tr></thead>"
   )
+
+
+def _first(column: tables.Column, *classes: str) -> str:
+  """The class attribute of a cell; a group's first column stands a little apart."""
+  before = tables.COLUMNS[tables.COLUMNS.index(column) - 1]
+  apart = (before.group, before.part) != (column.group, column.part)
+  names = " ".join([*classes, *(["first"] if apart else [])])
+  return f' class="{names}"' if names else ""
 
 
 def _runs(items: Sequence[Any]) -> list[tuple[Any, int]]:
@@ -73,30 +85,40 @@ def _table_row(results: Results, run: str) -> str:
   for column in tables.COLUMNS:
     value = tables.value_of(results, run, column.name)
     if value is None:
-      cells.append('<td class="absent">–</td>')
+      cells.append(f"<td{_first(column, 'absent')}>–</td>")
       continue
-    place = tables.ranks(trained, column).get(run)
     std = tables.std_of(results, run, column.name) if run != "constant" else None
     behind = run != "constant" and tables.beats_constant(results, run, column) is False
-    note = f"<small>±{std:.2f}</small>" if std is not None else ""
-    mark = ' class="behind" title="no better than the best constant answer"'
-    cells.append(f"<td{mark if behind else ''}>{_ranked(value, place)}{note}</td>")
+    shown = _ranked(value, tables.ranks(trained, column).get(run))
+    if behind:
+      shown += '<sup title="no better than the best constant answer">†</sup>'
+    kind = _first(column, *(["behind"] if behind else []))
+    cells.append(f"<td{kind}>{shown}{_deviation(std)}</td>")
   gain = tables.section(results, "gains", run)
   mean, std = tables.number(gain, "mean"), tables.number(gain, "std")
-  shown = "–" if mean is None else f"{mean:+.2f}&nbsp;%"
-  note = f"<small>±{std:.2f}</small>" if std is not None else ""
-  return f'{head}{"".join(cells)}<td class="gain">{shown}{note}</td></tr>'
+  shown = "–" if mean is None else f"{tables.signed(mean)}"
+  return (
+    f'{head}{"".join(cells)}<td class="gain first">{shown}{_deviation(std)}</td></tr>'
+  )
+
+
+def _deviation(std: float | None) -> str:
+  return "" if std is None else f"<small>±{std:.2f}</small>"
 
 
 def _paper_row(run: str) -> str:
-  cells = "".join(
-    f"<td>{_ranked(tables.PAPER_TABLE2[run][c.name], tables.ranks(tables.PAPER_TABLE2, c).get(run))}</td>"
-    for c in tables.COLUMNS
-  )
+  cells = []
+  for column in tables.COLUMNS:
+    place = tables.ranks(tables.PAPER_TABLE2, column).get(run)
+    shown = _ranked(tables.PAPER_TABLE2[run][column.name], place)
+    cells.append(f"<td{_first(column)}>{shown}</td>")
   printed = tables.PAPER_GAINS.get(run)
-  gain = "–" if printed is None else f"{printed:+.2f}&nbsp;%"
+  gain = "–" if printed is None else f"{tables.signed(printed)}"
   title = markup.text(tables.RUN_TITLES[run])
-  return f'<tr><th scope="row">{title}</th>{cells}<td class="gain">{gain}</td></tr>'
+  return (
+    f'<tr><th scope="row">{title}</th>{"".join(cells)}'
+    f'<td class="gain first">{gain}</td></tr>'
+  )
 
 
 def _ranked(value: float, place: int | None) -> str:
@@ -108,8 +130,10 @@ def _per_seed(results: Results) -> str:
   rows = []
   for run, seeds in tables.section(results, "per_seed").items():
     for number, scores in enumerate(seeds or []):
-      values = [tables.number(scores, column.name) for column in tables.COLUMNS]
-      cells = "".join(f"<td>{'–' if v is None else f'{v:.2f}'}</td>" for v in values)
+      cells = ""
+      for column in tables.COLUMNS:
+        value = tables.number(scores, column.name)
+        cells += f"<td{_first(column)}>{'–' if value is None else f'{value:.2f}'}</td>"
       title = markup.text(f"{tables.RUN_TITLES.get(run, run)}, {number + 1}")
       rows.append(f'<tr><th scope="row">{title}</th>{cells}<td></td></tr>')
   if not rows:

@@ -21,37 +21,46 @@ class Column:
   """A column of Table 2. `name` and `lower_is_better` are those of evaluate.METRICS."""
 
   name: str
-  group: str
+  group: str  # three levels of heading
   part: str
   title: str
+  label: str  # all in one, where there is no heading above
   lower_is_better: bool = False
 
   @property
   def arrow(self) -> str:
     return "↓" if self.lower_is_better else "↑"
 
-  @property
-  def long_title(self) -> str:
-    return " ".join(word for word in (self.group, self.part, self.title) if word)
-
 
 COLUMNS: tuple[Column, ...] = (
-  Column("cpar_mae", "Calculation", "CPAR", "MAE", True),
-  Column("cpar_rmse", "Calculation", "CPAR", "RMSE", True),
-  Column("ctr_mae", "Calculation", "CTR", "MAE", True),
-  Column("ctr_rmse", "Calculation", "CTR", "RMSE", True),
-  Column("report_bleu1", "Report", "", "BLEU"),
-  Column("report_rouge1", "Report", "", "ROUGE"),
-  Column("report_meteor", "Report", "", "METEOR"),
-  Column("multi_class_acc", "Multi-class", "", "Acc"),
-  Column("multi_label_micro_f1", "Multi-label", "", "Micro F1"),
-  Column("multi_label_macro_f1", "Multi-label", "", "Macro F1"),
-  Column("rec_iou", "REC", "", "IoU"),
-  Column("rec_r50", "REC", "", "R@0.5"),
-  Column("reg_acc", "REG", "", "Acc"),
-  Column("vqa_verify_acc", "VQA", "Verify", "Acc"),
-  Column("vqa_choose_bleu1", "VQA", "Choose", "BLEU"),
-  Column("vqa_query_bleu1", "VQA", "Query", "BLEU"),
+  Column("cpar_mae", "Calculation", "CPAR", "MAE", "CPAR MAE", True),
+  Column("cpar_rmse", "Calculation", "CPAR", "RMSE", "CPAR RMSE", True),
+  Column("ctr_mae", "Calculation", "CTR", "MAE", "CTR MAE", True),
+  Column("ctr_rmse", "Calculation", "CTR", "RMSE", "CTR RMSE", True),
+  Column("report_bleu1", "Report generation", "", "BLEU", "Report BLEU"),
+  Column("report_rouge1", "Report generation", "", "Rouge", "Report ROUGE"),
+  Column("report_meteor", "Report generation", "", "Meteor", "Report METEOR"),
+  Column("multi_class_acc", "Classification", "Multi-class", "Acc", "Multi-class Acc"),
+  Column(
+    "multi_label_micro_f1",
+    "Classification",
+    "Multi-label",
+    "Micro",
+    "Multi-label micro F1",
+  ),
+  Column(
+    "multi_label_macro_f1",
+    "Classification",
+    "Multi-label",
+    "Macro",
+    "Multi-label macro F1",
+  ),
+  Column("rec_iou", "REC", "", "IoU", "REC IoU"),
+  Column("rec_r50", "REC", "", "R@.5", "REC R@0.5"),
+  Column("reg_acc", "REG", "", "Acc", "REG Acc"),
+  Column("vqa_verify_acc", "VQA", "Verify", "Acc", "VQA verify Acc"),
+  Column("vqa_choose_bleu1", "VQA", "Choose", "BLEU", "VQA choose BLEU"),
+  Column("vqa_query_bleu1", "VQA", "Query", "BLEU", "VQA query BLEU"),
 )
 
 
@@ -168,7 +177,12 @@ def gain_text(gain: Mapping[str, Any]) -> str:
   mean, std = number(gain, "mean"), number(gain, "std")
   if mean is None:
     return "–"
-  return f"{mean:+.2f}" + (f" ± {std:.2f}" if std is not None else "") + " %"
+  return signed(mean) + (f" ± {std:.2f}" if std is not None else "") + " %"
+
+
+def signed(value: float) -> str:
+  """-3.214 -> "−3.21", with a minus sign and not a hyphen."""
+  return f"{value:+.2f}".replace("-", "−")
 
 
 def num_seeds(gain: Mapping[str, Any]) -> int:
@@ -231,15 +245,14 @@ def text_table(results: Results) -> str:
   }
   for column in COLUMNS:
     places = ranks(trained, column)
-    cells = [f"{column.arrow} {column.long_title}"]
+    cells = [f"{column.arrow} {column.label}"]
     cells += [_text_cell(results, run, column, places.get(run)) for run in runs]
     cells += [f"{PAPER_TABLE2[run][column.name]:.2f}" for run in paper]
     lines.append(cells)
   widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
   shown = [_aligned(cells, widths) for cells in lines]
   rule = "─" * max(map(len, shown))
-  place = sum(widths[: len(head)]) + 2 * len(head)
-  over = [" " * place + "the paper’s, at its own scale"] if paper else []
+  over = ["the paper’s".rjust(len(rule))] if paper else []
   text = [rule, *over, shown[0], rule, *shown[1:], rule, *_text_gains(results), rule]
   return "\n".join(text + _text_legend(results))
 
@@ -268,11 +281,9 @@ def _text_gains(results: Results) -> list[str]:
     gain = section(results, "gains", name)
     if not gain:
       continue
-    improved, total = gain.get("improved"), gain.get("total")
-    printed = f", paper {PAPER_GAINS[name]:+.2f} %" if name in PAPER_GAINS else ""
-    lines.append(
-      f"Δ {title + ':':<46}{gain_text(gain):>18}  ({improved}/{total} better{printed})"
-    )
+    better = f"{gain.get('improved')} of {gain.get('total')} metrics better"
+    printed = f"; paper {signed(PAPER_GAINS[name])} %" if name in PAPER_GAINS else ""
+    lines.append(f"Δ {title:<42}{gain_text(gain):>18}   {better}{printed}")
   return lines or ["Δ no two runs to compare"]
 
 

@@ -179,8 +179,8 @@ class Frame:
     dx, dy = stop[0] - x0, stop[1] * aspect - y0
     x, y = self.across - np.float32(x0), self.below - np.float32(y0)
     along = np.clip((x * dx + y * dy) * (1.0 / (dx * dx + dy * dy)), 0.0, 1.0)
-    x, y = x - along * dx, y - along * dy
-    return np.sqrt(x * x + y * y) * np.float32(1.0 / radius)
+    gap = np.hypot(x - along * dx, y - along * dy)
+    return gap * np.float32(1.0 / radius)
 
 
 @functools.lru_cache(maxsize=4)

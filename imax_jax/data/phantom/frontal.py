@@ -64,13 +64,13 @@ class Chest:
     on_film = tilt + frame.turn
     half = self.case.ctr * frame.lungs_width() / 2 / frame.geometry.scale
     ratio = patient.heart_ratio * (1 - 0.26 * huge)
-    long = half / np.sqrt(np.cos(on_film) ** 2 + (ratio * np.sin(on_film)) ** 2)
-    tall = long * np.sqrt(np.sin(tilt) ** 2 + (ratio * np.cos(tilt)) ** 2)
+    long = half / float(np.hypot(np.cos(on_film), ratio * np.sin(on_film)))
+    tall = long * float(np.hypot(np.sin(tilt), ratio * np.cos(tilt)))
     floor = min(frame.geometry.dome) + 0.07
-    self.heart_half = float(half)
+    self.heart_half = half
     self.heart_center = (
-      0.05 + 0.21 * float(half) + frame.geometry.turn,
-      floor - 0.74 * float(tall) / frame.geometry.aspect,
+      0.05 + 0.21 * half + frame.geometry.turn,
+      floor - 0.74 * tall / frame.geometry.aspect,
     )
     x = frame.across - np.float32(self.heart_center[0])
     y = frame.below - np.float32(self.heart_center[1] * frame.geometry.aspect)
@@ -250,6 +250,11 @@ def draw_middle(chest: Chest) -> None:
     pipes = np.maximum(pipes, 0.20 * branch)
   chest.attenuation -= pipes
   chest.put_box("trachea", box_of_mask((tube < 1) & (frame.down < carina)))
+  _draw_collarbones(chest)
+
+
+def _draw_collarbones(chest: Chest) -> None:
+  frame = chest.frame
   for lung in frame.lungs:
     arch = -0.86 + 0.07 * np.cos(np.pi * np.clip((lung.lateral - 0.1) / 1.05, 0, 1))
     arch -= 0.10 * np.clip(lung.lateral - 0.5, 0, None)

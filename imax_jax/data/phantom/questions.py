@@ -177,16 +177,15 @@ def _choose_finding(facts: Facts, pool: Pool, rng: np.random.Generator) -> Asked
   here = facts.within(side)
   if not here and rng.random() > _NOTHING:
     return None
-  names = {_one(rng, sorted(here))} if here else set()
-  for _ in range(_TRIES):
-    name = _other(pool, rng)[0]
-    if name != "rib fracture" and (name not in here or rng.random() < _NOTHING):
-      names.add(name)
-    if len(names) == 2:
-      order = tuple(rng.permutation(sorted(names)).tolist())
-      blanks = {"attribute": order, "object": (f"{side} lung",)}
-      return Asked(blanks, tuple(sorted(names & here)))
-  return None
+  first = _one(rng, sorted(here)) if here else _other(pool, rng)[0]
+  # One draw: going on until an absent one comes would favour what is common.
+  second = _other(pool, rng)[0]
+  unfit = second == first or "rib fracture" in (first, second)
+  if unfit or (second in here and rng.random() > _NOTHING):
+    return None
+  order = tuple(rng.permutation((first, second)).tolist())
+  blanks = {"attribute": order, "object": (f"{side} lung",)}
+  return Asked(blanks, tuple(sorted({first, second} & here)))
 
 
 def _choose_plane(facts: Facts, pool: Pool, rng: np.random.Generator) -> Asked | None:
@@ -285,7 +284,7 @@ TEMPLATES: tuple[Template, ...] = (
   ),
   Template(
     "choose", "anatomy",
-    "Which location is related to ${attribute}, ${object_1} or ${object_2}?", 2.0,
+    "Which location is related to ${attribute}, ${object_1} or ${object_2}?", 3.0,
     _choose_side,
     ("Which anatomical location is related to {attribute}, the {object} or the "
      "{object_2}?",
@@ -293,7 +292,7 @@ TEMPLATES: tuple[Template, ...] = (
   ),
   Template(
     "choose", "attribute",
-    "Which disease is related to ${object}, ${attribute_1} or ${attribute_2}?", 2.0,
+    "Which disease is related to ${object}, ${attribute_1} or ${attribute_2}?", 4.5,
     _choose_finding,
     ("Which disease is related to the {object}, {attribute} or {attribute_2}?",
      "What does the {object} show, {attribute} or {attribute_2}?"),

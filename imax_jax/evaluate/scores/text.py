@@ -15,24 +15,10 @@ from nltk.translate import meteor_score
 from rouge_score import rouge_scorer
 
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBERS = {
-  word: str(number)
-  for number, word in enumerate(
-    [
-      "zero",
-      "one",
-      "two",
-      "three",
-      "four",
-      "five",
-      "six",
-      "seven",
-      "eight",
-      "nine",
-      "ten",
-    ]  # fmt: skip
-  )
-}
+_NUMBER_WORDS = (
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+)  # fmt: skip
+_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
 _APOSTROPHES = re.compile(r"['’]")
 # Whatever is neither letter, digit nor a point before a digit.
 _SEPARATORS = re.compile(r"(?!\.\d)[\W_]+?")

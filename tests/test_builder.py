@@ -1,0 +1,360 @@
+"""ArrayRecord on disk and back, image bytes, targets as JSON, and LLaVA-style JSONL."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pickle
+import stat
+import subprocess
+import sys
+
+import grain.python as grain
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imax_jax.data import builder
+from imax_jax.data import images
+from imax_jax.data import interchange
+from imax_jax.data import prompts
+from imax_jax.data.construct import Datasets
+from imax_jax.data.construct import Selected
+from imax_jax.schema import Annotation
+from imax_jax.schema import Answer
+from imax_jax.schema import Bits
+from imax_jax.schema import Grade
+from imax_jax.schema import ImageRecord
+from imax_jax.schema import Origin
+from imax_jax.schema import Radiograph
+from imax_jax.schema import Ratio
+from imax_jax.schema import Region
+from imax_jax.schema import Report
+
+TARGETS = [
+  ("calculation", "ctr", Ratio(0.1 + 0.2)),
+  ("report", "", Report('Clear. "Größe" \n ___ \\ ')),
+  ("multi_class", "", Grade("PA", ("PA", "AP"))),
+  ("multi_label", "", Bits((0, 1) * 5)),
+  ("rec", "heart", Region("heart", (1 / 3, 0.1, 0.7, 1.0))),
+  ("reg", "heart", Region("heart", (1 / 3, 0.1, 0.7, 1.0))),
+  ("vqa", "choose", Answer("Which?", (), "anatomy")),
+  ("vqa", "query", Answer("Where?", ("left lung", "é/f (g)"))),
+]
+
+
+def encode(image, file_format="PNG", **options):
+  buffer = io.BytesIO()
+  image.save(buffer, file_format, **options)
+  return buffer.getvalue()
+
+
+def picture(seed, size=(20, 30)):
+  return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def selected(folder, number, file_format="PNG"):
+  path = folder / f"{number}.{file_format.lower()}"
+  path.write_bytes(encode(Image.fromarray(picture(number)), file_format))
+  image_id = f"i{number}"
+  entries = [
+    prompts.make_entry(
+      Annotation(image_id, task, subtask, target, Origin("f.csv", 7)), number
+    )
+    for task, subtask, target in TARGETS[: number % len(TARGETS) + 1]
+  ]
+  radiograph = Radiograph(image_id, f"s{number}", f"p{number}", "PA", 30, 20, str(path))
+  return Selected(radiograph, tuple(entries))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("files")
+  splits = {
+    "imax_train": [selected(folder, n) for n in range(40)],
+    "imax_test": [selected(folder, n, "JPEG") for n in range(40, 50)],
+    "dmax_train": [selected(folder, n) for n in range(50, 60)],
+  }
+  return Datasets(splits, {}, {}, {})
+
+
+@pytest.fixture(scope="module")
+def built(datasets, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("built")
+  done = []
+  builder.build(datasets, folder / "data", progress=done.append)
+  assert sum(done) == 60
+  return folder / "data"
+
+
+def test_what_is_built_is_read_back_whole(datasets, built):
+  for name, group in datasets.splits.items():
+    records = builder.open_split(built, name)
+    assert len(records) == len(group)
+    for got, want in zip(records, group, strict=True):
+      radiograph = want.radiograph
+      assert got.entries == want.entries
+      assert got.image == open(radiograph.path, "rb").read()
+      for field in ("image_id", "study_id", "patient_id", "view"):
+        assert getattr(got, field) == getattr(radiograph, field)
+
+
+def test_records_are_random_access_and_picklable(built):
+  records = builder.open_split(built, "imax_train")
+  assert records[-1] == records[39]
+  assert [record.image_id for record in records[3:5]] == ["i3", "i4"]
+  assert records[np.int64(7)].image_id == "i7"
+  with pytest.raises(IndexError, match="40 images"):
+    records[40]
+  copy = pickle.loads(pickle.dumps(records))
+  assert copy[5] == records[5]
+  assert repr(copy) == repr(records) == "Records(imax_train, 40 images)"
+  assert len(pickle.dumps(records)) < 1000
+
+
+def test_records_feed_grain(built):
+  records = builder.open_split(built, "imax_train")
+  source = grain.MapDataset.source(records).map(lambda record: record.image_id)
+  assert list(source.shuffle(seed=3)) != list(source)
+  assert sorted(source.shuffle(seed=3)) == sorted(record.image_id for record in records)
+
+
+def test_tfds_reads_it_without_this_package_and_without_tensorflow(built):
+  program = (
+    "import sys, tensorflow_datasets as tfds\n"
+    "source = tfds.data_source('imax', data_dir=sys.argv[1], split='test')\n"
+    "print(len(source), source[2]['image'].shape, source[2]['image_id'].decode(),\n"
+    "      len(source[2]['entries']['prompt']))\n"
+    "other = tfds.builder_from_directory(sys.argv[1] + '/dmax/1.0.0')\n"
+    "print(len(other.as_data_source('train')))\n"
+    "print('tensorflow' in sys.modules, 'imax_jax' in sys.modules)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(built)], capture_output=True, text=True
+  )
+  assert done.stdout == "10 (20, 30, 1) i42 3\n10\nFalse False\n", done.stderr
+
+
+def test_tfds_reads_it_beside_this_package(built):
+  source = tfds.data_source("dmax", data_dir=str(built), split="train")
+  assert source[0]["patient_id"] == b"p50"
+  assert "tensorflow" not in sys.modules
+
+
+def test_building_twice_gives_the_same_bytes(datasets, built, tmp_path):
+  builder.build(datasets, tmp_path)
+
+  def digests(root):
+    return {
+      str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in root.rglob("*")
+      if path.is_file()
+    }
+
+  assert digests(tmp_path) == digests(built)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["dmax", "imax"]
+
+
+def test_images_are_resized_when_asked(datasets, tmp_path):
+  builder.build(datasets, tmp_path, image_px=16)
+  for name, group in datasets.splits.items():
+    for record, want in zip(builder.open_split(tmp_path, name), group, strict=True):
+      original = open(want.radiograph.path, "rb").read()
+      # Resized then, or now: the model sees the same pixels.
+      stored = images.to_pixels(record.image, 16, 1)
+      np.testing.assert_array_equal(stored, images.to_pixels(original, 16, 1))
+      assert images.decode(record.image).shape == (16, 16)
+
+
+def test_many_images_go_to_several_files(datasets, tmp_path, monkeypatch):
+  monkeypatch.setattr(builder, "_IMAGES_PER_FILE", 16)
+  builder.build(datasets, tmp_path)
+  assert len(list(tmp_path.glob("imax/*/imax-train*"))) == 3
+  records = builder.open_split(tmp_path, "imax_train")
+  assert [record.image_id for record in records] == [f"i{n}" for n in range(40)]
+
+
+def test_only_the_owner_reads_it(built):
+  for folder in (built, built / "imax", built / "dmax"):
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text"])
+def test_a_bad_image_is_named_and_leaves_nothing(datasets, tmp_path, damage):
+  path = tmp_path / "bad.png"
+  whole = encode(Image.fromarray(picture(0, (200, 200))))
+  if damage != "missing":
+    path.write_bytes(whole[:5000] if damage == "cut" else b"no image")
+  group = list(datasets.splits["dmax_train"])
+  group[6] = dataclasses.replace(
+    group[6], radiograph=dataclasses.replace(group[6].radiograph, path=str(path))
+  )
+  broken = dataclasses.replace(datasets, splits=datasets.splits | {"dmax_train": group})
+  with pytest.raises(ValueError, match="bad.png") as error:
+    builder.build(broken, tmp_path / "data")
+  assert "Clear." not in str(error.value)
+  assert list((tmp_path / "data").iterdir()) == []
+  builder.build(datasets, tmp_path / "data")  # nothing stands in the way of the next try
+
+
+def test_mistakes_are_named(datasets, built, tmp_path):
+  with pytest.raises(ValueError, match="already there"):
+    builder.build(datasets, built)
+  empty = dataclasses.replace(datasets, splits=datasets.splits | {"imax_test": []})
+  with pytest.raises(ValueError, match="imax_test has no image"):
+    builder.build(empty, tmp_path)
+  with pytest.raises(ValueError, match="split 'train'"):
+    builder.open_split(built, "train")
+  with pytest.raises(FileNotFoundError, match="build the data first"):
+    builder.open_split(tmp_path, "imax_train")
+
+
+# ── Targets as JSON ───────────────────────────────────────────────────────────────
+
+FLOATS = st.floats(allow_nan=False)
+TEXTS = st.text()
+STRATEGIES = st.one_of(
+  st.builds(Ratio, FLOATS),
+  st.builds(Report, TEXTS),
+  st.builds(Grade, TEXTS, st.lists(TEXTS).map(tuple)),
+  st.builds(Bits, st.lists(st.integers(0, 1)).map(tuple), st.lists(TEXTS).map(tuple)),
+  st.builds(Region, TEXTS, st.tuples(FLOATS, FLOATS, FLOATS, FLOATS)),
+  st.builds(Answer, TEXTS, st.lists(TEXTS).map(tuple), TEXTS),
+)
+
+
+@given(STRATEGIES)
+def test_targets_survive_json_exactly(target):
+  assert builder.target_from_json(builder.target_to_json(target)) == target
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", "3", '{"kind": "Secret"}', '{"kind": "Ratio", "secret": 1}', "{}"]
+)
+def test_json_that_is_no_target_is_refused_unseen(text):
+  with pytest.raises(ValueError, match="expected an object") as error:
+    builder.target_from_json(text)
+  assert "ecret" not in str(error.value)
+
+
+# ── Images ────────────────────────────────────────────────────────────────────────
+
+
+def test_grey_images_decode_to_their_pixels():
+  grey = picture(1)
+  np.testing.assert_array_equal(images.decode(encode(Image.fromarray(grey))), grey)
+  np.testing.assert_array_equal(images.decode(images.encode_png(grey)), grey)
+
+
+def test_colour_palette_alpha_and_bilevel_become_grey():
+  grey = Image.fromarray(picture(2))
+  for mode in ("RGB", "RGBA", "LA", "P", "CMYK"):
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    got = images.decode(encode(grey.convert(mode), kind))
+    assert got.dtype == np.uint8
+    np.testing.assert_allclose(got.astype(int), np.asarray(grey).astype(int), atol=1)
+  assert set(np.unique(images.decode(encode(grey.convert("1"))))) == {0, 255}
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_sixteen_bit_containers_keep_their_range(bits):
+  values = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
+  got = images.decode(encode(Image.fromarray(values)))
+  np.testing.assert_array_equal(got, values >> (bits - 8))
+  assert (got.min(), got.max()) == (0, 255)
+
+
+def test_to_pixels_stretches_and_repeats():
+  grey = picture(3, (10, 40))
+  got = images.to_pixels(images.encode_png(grey), 16, 3)
+  assert got.shape == (16, 16, 3)
+  want = Image.fromarray(grey).resize((16, 16), Image.Resampling.BICUBIC)
+  for channel in range(3):
+    np.testing.assert_array_equal(got[:, :, channel], np.asarray(want))
+
+
+def test_what_is_stored_is_eight_bit_grey():
+  jpeg = encode(Image.fromarray(picture(4)), "JPEG")
+  assert images.to_stored(jpeg, None) == jpeg
+  deep = encode(Image.fromarray(picture(4).astype(np.uint16) * 257))
+  colour = encode(Image.fromarray(picture(4)).convert("RGB"))
+  for data in (deep, colour):
+    stored = images.to_stored(data, None)
+    assert Image.open(io.BytesIO(stored)).mode == "L"
+    np.testing.assert_array_equal(images.decode(stored), picture(4))
+
+
+WHOLE = [encode(Image.fromarray(picture(5)), kind) for kind in ("PNG", "JPEG")]
+
+
+@given(st.sampled_from(WHOLE), st.data())
+def test_damaged_files_raise_only_value_errors(whole, data):
+  cut = data.draw(st.integers(0, len(whole)))
+  noise = data.draw(st.binary(max_size=40))
+  try:
+    assert images.decode(whole[:cut] + noise + whole[cut + len(noise) :]).ndim == 2
+  except ValueError as error:
+    assert "expected a whole PNG or JPEG" in str(error)
+
+
+def test_an_unreadable_image_is_named():
+  with pytest.raises(ValueError, match=r"^p10/x\.jpg: .*Copy the file again"):
+    images.to_pixels(b"", 8, 1, name="p10/x.jpg")
+
+
+# ── LLaVA-style JSONL ─────────────────────────────────────────────────────────────
+
+
+def test_jsonl_round_trip(built, tmp_path):
+  records = [
+    dataclasses.replace(record, image_id=f"a/{record.image_id} é")
+    for record in builder.open_split(built, "imax_test")
+  ]
+  records = [
+    dataclasses.replace(
+      record,
+      entries=tuple(
+        dataclasses.replace(entry, image_id=record.image_id) for entry in record.entries
+      ),
+    )
+    for record in records
+  ]
+  path, folder = tmp_path / "out" / "x.jsonl", tmp_path / "out" / "images"
+  count = interchange.export_jsonl(records, path, folder)
+  lines = path.read_text().splitlines()
+  assert count == len(lines) == sum(len(record.entries) for record in records)
+  assert list(interchange.import_jsonl(path, folder)) == records
+  assert isinstance(records[0], ImageRecord)
+
+  line, entry = json.loads(lines[0]), records[0].entries[0]
+  assert line["id"] == entry.id
+  assert (folder / line["image"]).read_bytes() == records[0].image
+  assert line["conversations"] == [
+    {"from": "human", "value": f"<image>\n{entry.prompt}"},
+    {"from": "gpt", "value": entry.answer},
+  ]
+  assert (line["task"], line["subtask"]) == (entry.task, entry.subtask)
+  assert stat.S_IMODE(path.stat().st_mode) == 0o600
+  assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("change", ["cut", "task", "kind", "image"])
+def test_a_bad_line_is_named_and_not_shown(built, tmp_path, change):
+  records = builder.open_split(built, "imax_test")[:1]
+  path = tmp_path / "x.jsonl"
+  interchange.export_jsonl(records, path, tmp_path / "images")
+  line = json.loads(path.read_text().splitlines()[0])
+  if change == "task":
+    del line["task"]
+  if change == "kind":
+    line["target"]["kind"] = "Other"
+  if change == "image":
+    line["image"] = "../" + line["image"]
+  text = json.dumps(line)
+  path.write_text(text[:-9] if change == "cut" else text)
+  with pytest.raises(ValueError, match=r"x\.jsonl line 1: expected") as error:
+    list(interchange.import_jsonl(path, tmp_path / "images"))
+  assert "Based on" not in str(error.value)

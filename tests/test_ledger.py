@@ -1,0 +1,85 @@
+"""A station is done once, from its own inputs; nothing half-written looks done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imax_jax.ledger import Ledger
+from imax_jax.ledger import fingerprint
+
+
+class Work:
+  """Counts its runs and writes one file."""
+
+  def __init__(self, fail: bool = False) -> None:
+    self.runs = 0
+    self.fail = fail
+
+  def __call__(self, folder: Path) -> None:
+    self.runs += 1
+    (folder / f"part{self.runs}").write_text("x")
+    if self.fail:
+      raise RuntimeError("cut")
+
+
+def test_done_once_and_again_when_inputs_change(tmp_path: Path) -> None:
+  work = Work()
+  for _ in range(2):
+    Ledger(tmp_path).station("a/b", {"rate": 0.1}, work)
+  assert work.runs == 1
+  Ledger(tmp_path).station("a/b", {"rate": 0.2}, work)
+  assert work.runs == 2
+  assert sorted(p.name for p in (tmp_path / "a/b").glob("part*")) == ["part2"]
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_interrupted_is_not_done(tmp_path: Path, resumable: bool) -> None:
+  ledger, work = Ledger(tmp_path), Work(fail=True)
+  with pytest.raises(RuntimeError):
+    ledger.station("a", {}, work, resumable=resumable)
+  assert not ledger.is_done("a")
+  with pytest.raises(ValueError, match="not finished"):
+    ledger.digest("a")
+  work.fail = False
+  ledger.station("a", {}, work, resumable=resumable)
+  kept = sorted(path.name for path in (tmp_path / "a").glob("part*"))
+  assert kept == (["part1", "part2"] if resumable else ["part2"])
+  assert ledger.seconds().keys() == {"a"}
+
+
+def test_interrupted_with_other_inputs_starts_from_nothing(tmp_path: Path) -> None:
+  ledger, work = Ledger(tmp_path), Work(fail=True)
+  with pytest.raises(RuntimeError):
+    ledger.station("a", {"v": 1}, work, resumable=True)
+  work.fail = False
+  ledger.station("a", {"v": 2}, work, resumable=True)
+  assert [p.name for p in (tmp_path / "a").glob("part*")] == ["part2"]
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "thesis.txt").write_text("mine")
+  with pytest.raises(ValueError, match="did not make"):
+    Ledger(tmp_path).station("a", {}, Work())
+  assert (tmp_path / "a" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"file/work.*--workdir"):
+    Ledger(tmp_path / "file" / "work")
+
+
+def test_workdir_is_private(tmp_path: Path) -> None:
+  Ledger(tmp_path / "work")
+  assert os.stat(tmp_path / "work").st_mode & 0o777 == 0o700
+
+
+def test_fingerprint_ignores_order_and_sees_values() -> None:
+  assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+  assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+  with pytest.raises(ValueError, match=r"JSON|compliant"):
+    fingerprint({"a": float("nan")})

@@ -1,0 +1,190 @@
+"""The whole study at a tiny size: interrupted, resumed, repeated, changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import phantom
+from imax_jax import experiment
+from imax_jax import runs
+from imax_jax.evaluate.run import METRICS
+from imax_jax.study import Study
+from imax_jax.train import loop
+
+ROOT = Path(__file__).parent.parent
+NO_REQUEST: dict[str, str | None] = {}
+
+
+class Killed(BaseException):
+  """As a signal would: nothing catches it."""
+
+
+def config() -> ConfigDict:
+  return phantom.get_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A finished tiny study."""
+  workdir = tmp_path_factory.mktemp("study")
+  experiment.run(config(), workdir, config().verbs, NO_REQUEST)
+  return workdir
+
+
+def marks(workdir: Path) -> dict[str, int]:
+  """{station: when it was last written, in ns}."""
+  found = sorted(workdir.glob("**/station.json"))
+  return {str(m.parent.relative_to(workdir)): m.stat().st_mtime_ns for m in found}
+
+
+def test_results_are_whole(done: Path) -> None:
+  results = json.loads((done / "results.json").read_text("utf8"))
+  names = {metric.name for metric in METRICS}
+  for run in ("constant", "dmax", "imax", "pseudo", "dmax_long"):
+    assert results["tables"][run].keys() == names, run
+    assert all(np.isfinite(v) for v in results["tables"][run].values())
+  assert results["gains"].keys() >= {"imax", "pseudo", "dmax_long"}
+  assert {row["phase"] for row in results["fisher"]} == {
+    "initial",
+    "early",
+    "mid",
+    "late",
+  }
+  assert {row["kind"] for row in results["fisher"]} == {"sampled", "exact"}
+  assert results["timings"]
+  assert results["versions"]["jax"]
+  page = (done / "report" / "index.html").read_text("utf8")
+  assert "phantom numbers" in page
+  assert "http://" not in page.replace("http://www.w3.org", "")
+  lines = (done / "predictions" / "imax-s0.jsonl").read_text("utf8").splitlines()
+  assert len(lines) == results["statistics"]["imax_test"]["entries"]
+
+
+def test_no_patient_is_in_train_and_test(done: Path) -> None:
+  study = Study(config(), done)
+  test = {record.patient_id for record in study.records("imax_test")}
+  for split in ("imax_train", "dmax_train"):
+    assert not test & {record.patient_id for record in study.records(split)}, split
+
+
+def test_dmax_has_the_entries_of_imax(done: Path) -> None:
+  results = json.loads((done / "results.json").read_text("utf8"))
+  missing = sum(results["construction"]["shortfall"].values())
+  splits = results["statistics"]
+  assert splits["dmax_train"]["entries"] == splits["imax_train"]["entries"] - missing
+  assert splits["dmax_train"]["images"] > splits["imax_train"]["images"]
+
+
+def test_a_second_run_does_nothing(done: Path) -> None:
+  before = marks(done)
+  experiment.run(config(), done, config().verbs, NO_REQUEST)
+  assert marks(done) == before
+
+
+def test_a_changed_config_redoes_what_depends_on_it(done: Path) -> None:
+  before = marks(done)
+  changed = config()
+  changed.fisher.num_groups = 1
+  experiment.run(changed, done, changed.verbs, NO_REQUEST)
+  redone = {name for name, at in marks(done).items() if before[name] != at}
+  assert redone == {"fisher/dmax-s0", "fisher/imax-s0"}
+
+
+def test_killed_and_resumed_is_the_same_run(
+  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Bit for bit, from a kill between two checkpoints of the training."""
+  study = Study(config(), tmp_path)
+  experiment.build(study)
+  real, last = loop.train, 3
+
+  def killed(**arguments: object) -> None:
+    real(**arguments, stop_after=last)  # type: ignore[arg-type]
+    raise Killed
+
+  monkeypatch.setattr(loop, "train", killed)
+  with pytest.raises(Killed):
+    experiment.train(study)
+  monkeypatch.undo()
+  assert not study.ledger.is_done("runs/dmax-s0")
+  with pytest.raises(ValueError, match="train first"):
+    experiment.evaluate(study)
+  experiment.train(Study(config(), tmp_path))
+  for name in ("dmax-s0", "imax-s0"):
+    straight = runs.weights_of(Study(config(), done), done / "runs" / name)
+    resumed = runs.weights_of(study, tmp_path / "runs" / name)
+    from imax_jax.tree import flatten
+
+    for path, leaf in flatten(straight).items():
+      np.testing.assert_array_equal(leaf, flatten(resumed)[path], err_msg=path)
+    lines = [
+      (w / "runs" / name / "metrics.jsonl").read_text() for w in (done, tmp_path)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_predict_draws_the_box(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+  image = sorted((done / "hospital").rglob("*.jpg"))[0]
+  request = {
+    "image": str(image),
+    "task": "rec",
+    "question": "heart",
+    "checkpoint": str(done / "runs" / "imax-s0"),
+  }
+  experiment.run(config(), done, ["predict"], request)
+  answer = json.loads(capsys.readouterr().out)
+  assert answer["prompt"].startswith("[rec] Based on the input image")
+  assert ("picture" in answer) == (not answer["reason"])
+
+
+def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  return subprocess.run(
+    [sys.executable, "-m", "imax_jax.main", *words],
+    cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+
+
+PHANTOM = ("--config", "configs/phantom.py:tiny")
+
+
+@pytest.mark.parametrize(
+  ("words", "code", "said"),
+  [
+    ((*PHANTOM, "--workdir", "W", "evalute"), 2, "did you mean evaluate"),
+    (
+      (*PHANTOM, "--workdir", "W", "--config.train.peek_lr=1"),
+      2,
+      "config.train.peak_lr",
+    ),
+    ((*PHANTOM, "--workdr", "W"), 2, "workdir"),
+    ((*PHANTOM,), 2, "--workdir"),
+    (("--config", "configs/none.py", "--workdir", "W"), 2, "configs/none.py"),
+    ((*PHANTOM, "--workdir", "W", "train"), 1, "not finished"),
+    (
+      (*PHANTOM, "--workdir", "W", "--config.data.source=opencxr", "build"),
+      1,
+      "data.root",
+    ),
+    (("--help",), 0, "pseudo"),
+  ],
+)
+def test_the_door_answers_in_one_line(
+  words: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
+  words = tuple(str(tmp_path / "w") if word == "W" else word for word in words)
+  answer = command(*words)
+  text = answer.stdout + answer.stderr
+  assert answer.returncode == code, text
+  assert said in text
+  assert "Traceback" not in text
+  if code:
+    assert len(answer.stderr.strip().splitlines()) <= 2, answer.stderr
