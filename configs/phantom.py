@@ -13,6 +13,8 @@ one seed, a few steps): its numbers mean nothing.
 
 from ml_collections import ConfigDict
 
+from imax_jax.models import zoo
+
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is "" or "tiny"."""
@@ -47,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     "finetune_epochs": 3.0,
     "questions_per_image": 3,
   }
-  c.evaluate = {"max_new_tokens": 48, "chunk": 128}
+  c.evaluate = {"max_new_tokens": 64, "rows": 128}
   # Paper, section 4.2.2: 1,600 samples in groups of 32 at four phases of both runs.
   c.fisher = ConfigDict()
   c.fisher.runs = ("dmax", "imax")
@@ -61,30 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def model() -> ConfigDict:
   """The phantom's vision-language model: every part of the full one, small."""
-  m = ConfigDict()
-  m.encoder = {
-    "image_px": 128,
-    "patch_px": 16,
-    "channels": 1,
-    "width": 128,
-    "depth": 4,
-    "num_heads": 4,
-    "mlp_width": 512,
-  }
-  m.connector = {"merge": 4, "depth": 2}
-  m.decoder = {
-    "vocab_size": 640,
-    "width": 128,
-    "depth": 4,
-    "num_heads": 4,
-    "num_kv_heads": 4,
-    "mlp_width": 352,
-    "rope_base": 10_000.0,
-    "norm_eps": 1e-5,
-    "lora_rank": 8,
-    "lora_alpha": 16.0,
-  }
-  return m
+  return ConfigDict(zoo.model("toy"))
 
 
 def train() -> ConfigDict:
@@ -116,9 +95,10 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.model.decoder.update({"mlp_width": 32, "vocab_size": 400})
   c.train.epochs = 1.0
   c.train.entries_per_step = 16
+  c.train.row_tokens = 384
   c.train.save_steps = 2
   c.pseudo.update({"pretrain_epochs": 0.2, "finetune_epochs": 0.5})
-  c.evaluate = {"max_new_tokens": 8, "chunk": 32}
+  c.evaluate = {"max_new_tokens": 8, "rows": 32}
   c.fisher.group_size = 4
   c.fisher.num_groups = 2
   return c

@@ -97,22 +97,6 @@ def _make_words(config: ConfigDict, study: Study) -> None:
   study.ledger.station("words", inputs, make)
 
 
-def fixed_phrases(entries: list[Entry]) -> list[str]:
-  """Wordings that stand in the prompts of every image: one token each.
-
-  >>> "</Img> [rec] Based on the input image, could you tell me the location of the"
-  """
-  phrases = {
-    records.prompt_text(entry.prompt)
-    for entry in entries
-    if entry.task in ("calculation", "report", "multi_class", "multi_label")
-  }
-  for task in ("rec", "reg", "vqa"):
-    for template in prompts.TEMPLATES[task]:
-      phrases.add(records.prompt_text(template).split("{")[0].rstrip())
-  return sorted(phrases)
-
-
 def _make_tokenizer(config: ConfigDict, study: Study) -> None:
   size = config.model.decoder.vocab_size
   inputs = {
@@ -125,7 +109,7 @@ def _make_tokenizer(config: ConfigDict, study: Study) -> None:
     words = entries_lib.read_entries(study.workdir / "words" / "entries.jsonl")
     exercises = entries_lib.read_entries(study.workdir / "films" / "entries.jsonl")
     texts = records.training_texts([*words, *exercises[: 2 * len(words)]])
-    made = tokenizer_lib.train_tokenizer(texts, size, phrases=fixed_phrases(words))
+    made = tokenizer_lib.train_tokenizer(texts, size, phrases=records.fixed_phrases())
     tokenizer_lib.save(made, folder / "tokenizer.json")
 
   folder = study.ledger.station("tokenizer", inputs, make)

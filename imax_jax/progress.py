@@ -7,6 +7,7 @@ import logging as python_logging
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
+from pathlib import Path
 
 import tqdm
 from absl import logging
@@ -51,17 +52,16 @@ class _Line(python_logging.Formatter):
     return f"{clock} {level}{record.getMessage()}"
 
 
+def _is_ours(record: python_logging.LogRecord) -> bool:
+  """Orbax and others speak through absl's logger, a page for every checkpoint."""
+  ours = Path(__file__).parent in Path(record.pathname).parents
+  return ours or record.levelno > python_logging.WARNING
+
+
 def calm_logging() -> None:
-  """One short line a message: the time and what happened."""
+  """One short line a message of this package: the time and what happened."""
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(_Line())
-  for noisy in (
-    "orbax",
-    "jax",
-    "tensorflow_datasets",
-    "grain",
-    "matplotlib",
-    "fontTools",
-  ):
-    python_logging.getLogger(noisy).setLevel(python_logging.WARNING)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(_Line())
+  handler.addFilter(_is_ours)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from imax_jax.data import images
 from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
+from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
 from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
@@ -114,7 +116,9 @@ class Study:
 
     def make(folder: Path) -> None:
       entries = [e for split in SPLITS if "train" in split for e in self.entries(split)]
-      made = tokenizer_lib.train_tokenizer(records.training_texts(entries), size)
+      made = tokenizer_lib.train_tokenizer(
+        records.training_texts(entries), size, phrases=records.fixed_phrases()
+      )
       tokenizer_lib.save(made, folder / "tokenizer.json")
 
     inputs = {"vocab_size": size, "data": self.ledger.digest("data")}
@@ -282,6 +286,26 @@ class Study:
     return mesh_lib.replicate(trainable, self.mesh), mesh_lib.replicate(
       frozen, self.mesh
     )
+
+  @cached_property
+  def generator(self) -> generate.Generator:
+    e = self.config.evaluate
+    return generate.Generator(
+      self.model, self.tokenizer, self.num_slots, e.max_new_tokens, rows=e.rows
+    )
+
+  def answer(
+    self,
+    trainable: Mapping[str, Any],
+    pixels: np.ndarray,
+    asked: Sequence[tuple[int, str]],
+    title: str,
+  ) -> list[str]:
+    """Greedy answers to (image number, prompt), in the order asked."""
+    _, frozen = self.split_params(self.config.seeds[0])
+    params = tree_lib.merge(trainable, frozen)
+    with progress.bar(f"answering: {title}") as tick:
+      return self.generator(params, pixels, asked, progress=tick)
 
   @cached_property
   def row_loss(self) -> Callable[..., tuple[jax.Array, jax.Array]]:

@@ -78,14 +78,16 @@ def test_every_frontal_film_is_read_with_its_ids_and_size(ward, truth, read):
   assert len(radiographs) > 8
   for name, radiograph in radiographs.items():
     fact = truth[name]
-    assert name.startswith("aaaaaaaa-") and len(name) == 44
+    assert name.startswith("aaaaaaaa-")
+    assert len(name) == 44
     assert radiograph.patient_id == fact["patient_id"]
     assert radiograph.patient_id.startswith("1000")
     assert radiograph.study_id == fact["study_id"]
     assert radiograph.study_id.startswith("5000")
     assert radiograph.view == fact["view"] != "LATERAL"
     with PIL.Image.open(radiograph.path) as image:
-      assert image.mode == "L" and image.format == "JPEG"
+      assert image.mode == "L"
+      assert image.format == "JPEG"
       assert image.size == (radiograph.width, radiograph.height) == (PX, PX)
 
 
@@ -117,7 +119,7 @@ def test_ratios_read_are_those_of_the_masks(read, ward):
   columns = ("dicom_id", "Heart", "Left Lung", "Right Lung")
   ctr, cpar = _of(read, "calculation", "ctr"), _of(read, "calculation", "cpar")
   checked = 0
-  for _, (name, *runs) in reading.rows(path / "MIMIC-CXR-JPG.csv", columns):
+  for _, (name, *runs) in reading.table_rows(path / "MIMIC-CXR-JPG.csv", columns):
     if name not in ctr or not all(runs):
       continue
     heart, left, right = (_decoded(text) for text in runs)
@@ -152,11 +154,12 @@ def test_the_regex_table_disagrees_with_the_careful_ones(ward):
   tables = {}
   for kind in ("regex_report", "expert_report", "consensus_image"):
     path = ward / f"mimic-cxr-pe-severity/1.0.1/{kind}_edema_severity.csv"
-    rows = reading.rows(path, ("study_id", "edema_severity"))
+    rows = reading.table_rows(path, ("study_id", "edema_severity"))
     tables[kind] = dict(cells for _, cells in rows)
   regex = tables.pop("regex_report")
   for table in tables.values():
-    assert table and set(table) <= set(regex)
+    assert table
+    assert set(table) <= set(regex)
     assert any(regex[study] != grade for study, grade in table.items())
   assert not set(tables["expert_report"]) & set(tables["consensus_image"])
 
@@ -172,7 +175,8 @@ def test_reports_name_what_is_there_and_nothing_else(truth, read):
       if finding == "Pneumothorax":
         assert f"{side} pneumothorax" in words
     if truth[name]["edema_grade"] == 0:
-      assert "edema" not in words and "congest" not in words
+      assert "edema" not in words
+      assert "congest" not in words
     assert 15 <= len(words.split()) <= 110
 
 
@@ -200,13 +204,17 @@ def test_files_have_the_releases_columns(ward):
   lt = ward / "cxr-lt-iccv-workshop-cvamd/2.0.0"
   with (lt / "cxr-lt-2024/train_labeled.csv").open() as file:
     row = next(csv.DictReader(file))
-  assert row["study_id"].startswith("s5") and row["fpath"].startswith("files/p10/")
+  assert row["study_id"].startswith("s5")
+  assert row["fpath"].startswith("files/p10/")
   assert len(row) == 46
   with (lt / "cxr-lt-2023/train.csv").open() as file:
     row = next(csv.DictReader(file))
-  assert row["study_id"].startswith("5") and len(row) == 32 and "path" in row
+  assert row["study_id"].startswith("5")
+  assert len(row) == 32
+  assert "path" in row
   lines = (jpg / "IMAGE_FILENAMES").read_text().splitlines()
-  assert lines and all((jpg / line).is_file() for line in lines)
+  assert lines
+  assert all((jpg / line).is_file() for line in lines)
   with zipfile.ZipFile(ward / "mimic-cxr/2.1.0/mimic-cxr-reports.zip") as archive:
     assert all(name.startswith("files/p10/p1000") for name in archive.namelist())
   assert stat.S_IMODE(ward.stat().st_mode) == 0o700
@@ -370,7 +378,9 @@ def test_run_lengths_and_outline():
   assert points.shape == (6, 2)
   assert all(mask[y, x] for x, y in points)
   text = films.landmarks_text(points)
-  assert text.count("\n") == 5 and text.startswith("[[") and "," not in text
+  assert text.count("\n") == 5
+  assert text.startswith("[[")
+  assert "," not in text
 
 
 @pytest.mark.parametrize(

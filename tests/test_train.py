@@ -248,6 +248,9 @@ def test_step_metrics_and_what_is_differentiated():
   assert float(metrics["grad_norm"]) > 0
   assert not trainable["kernel"].is_deleted()  # the caller's weights are not donated
   assert state.trainable["kernel"].is_deleted()
+  # The rate was 0: only the noise, drawn anew for each step, is another.
+  _, again = step(new, frozen, batch)
+  assert float(again["loss"]) != float(metrics["loss"])
 
 
 # ── Loop ──────────────────────────────────────────────────────────────────────────
@@ -309,6 +312,9 @@ def test_not_finite_stops_before_it_is_saved(tmp_path):
 def test_loop_errors(tmp_path):
   with pytest.raises(ValueError, match="13 steps of 12 batches"):
     run(tmp_path, num_steps=13)
+  run(tmp_path, stop_after=4, snapshots={})
+  with pytest.raises(ValueError, match="at step 3, beyond the 2 steps"):
+    run(tmp_path, num_steps=2, snapshots={})
   with pytest.raises(ValueError, match=r"snapshots \['late'\]"):
     run(tmp_path, num_steps=11)
 
@@ -367,14 +373,15 @@ def test_packed_and_separate_rows_train_the_model_alike():
   for name in set(packed) - {"pixels"}:
     padding = np.full((missing, 32), -1 if name in ("image", "slot") else 0)
     packed[name] = np.concatenate([packed[name], padding]).astype(separate[name].dtype)
-  params = jax.jit(model.init)(jax.random.key(0), packed)["params"]
-  flat = tree_lib.flatten(params)
-  rng = np.random.default_rng(0)
-  for path in flat:  # lora_b is zero at first, which hides lora_a's gradient
-    if path.endswith("lora_b"):
-      flat[path] = jnp.asarray(rng.normal(0, 0.1, flat[path].shape), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), packed)["params"]
+  rng = np.random.default_rng(
+    0
+  )  # also lora_b, whose zeros would hide lora_a's gradient
+  params = tree_lib.map_paths(
+    lambda path, leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes
+  )
   rules = [(".*lora_.|connector/.*", True), (".*", False)]
-  trainable, frozen = tree_lib.split(tree_lib.unflatten(flat), rules)
+  trainable, frozen = tree_lib.split(params, rules)
 
   @jax.jit
   def loss_and_grads(batch):

@@ -226,7 +226,8 @@ def build(
       }
       make = _BUILDERS[dataset]
       _write(
-        make(selected=ours, image_px=image_px, data_dir=work, file_format=_FORMAT), progress
+        make(selected=ours, image_px=image_px, data_dir=work, file_format=_FORMAT),
+        progress,
       )
       (work / dataset).chmod(0o700)
     for dataset in _BUILDERS:

@@ -6,6 +6,17 @@
 
 The paper states its counts, not its rules. Every choice it leaves open is a named
 argument of `construct`; specs/data_formats.md, section 7, derives the defaults.
+
+IMAX: images are drawn at random. With quotas, those of the rarest task (fewest eligible
+images) are drawn first, as many as its quota asks for, those of the most tasks first;
+then an image keeps each of its tasks, entire, at the rate that uses up the task's
+quota, `min_tasks` at least, or is left out. Then patients are split.
+
+DMAX: for each task from the rarest on, images outside IMAX of patients outside its test
+set are taken, those that serve the fewest tasks so far first, until each sub-task's
+count is IMAX-train's; the last image gives only what is missing. IMAX-train's patients
+may come back, its images never. DMAX can be as decentralized as the paper's (1.25 tasks
+an image) only if IMAX leaves several times its own images over.
 """
 
 from __future__ import annotations
@@ -19,7 +30,6 @@ from typing import Any
 from typing import TypeVar
 
 import numpy as np
-from absl import logging
 
 from imax_jax.data import prompts
 from imax_jax.data import statistics
@@ -90,32 +100,17 @@ def construct(
   views: Sequence[str] = ("PA", "AP"),
   required_subtasks: Mapping[str, Sequence[str]] = REQUIRED_SUBTASKS,
 ) -> Datasets:
-  """IMAX (train and test) and DMAX (train) from all that the sources say.
-
-  IMAX's images are drawn at random from those that offer `min_tasks` tasks. With
-  quotas, images of the rarest task (fewest eligible images) are drawn first, as many as
-  its quota asks for and those of the most tasks first; then an image keeps each of its
-  tasks, entire, at the rate that uses up the task's quota, `min_tasks` at least, or is
-  left out. Patients are then split.
-
-  DMAX takes, for each task from the rarest on, images outside IMAX of patients outside
-  the test set, those that serve the fewest tasks so far first, until the count of each
-  sub-task equals IMAX-train's; the last image gives only what is missing. It may share
-  patients, never images, with IMAX-train. It can be as decentralized as the paper's
-  (1.25 tasks an image) only if IMAX leaves several times its own images over.
-
-  The result does not depend on the order of the annotations.
+  """IMAX (train and test) and DMAX (train) from all that the sources say, in any order.
 
   Args:
     radiographs: by image id.
-    annotations: of any order and source; those of one image and task stay together.
+    annotations: those of one image and task stay together, but for DMAX's last.
     seed: of all draws; not negative.
-    num_images: IMAX's size, train and test together, at most; None takes all that
-      qualify (and quotas then thin them out).
-    min_tasks: how many tasks an image of IMAX has at least; the paper's have 3 to 7.
+    num_images: IMAX's size, train and test together, at most; None: all that qualify.
+    min_tasks: how many tasks an image of IMAX has at least.
     train_fraction: of IMAX's images. No patient is in both train and test.
-    quotas: {task: entries} of IMAX, train and test together; no task exceeds its quota
-      (0 leaves it out), tasks not named are unlimited.
+    quotas: {task: entries} of IMAX, train and test together, never exceeded; 0 leaves a
+      task out, one not named is unlimited.
     views: the view positions used, matched exactly; other images are dropped.
     required_subtasks: {task: sub-tasks} that an image must offer all of to be used for
       the task at all. Give {} for sources that annotate single organs or ratios.
@@ -128,39 +123,24 @@ def construct(
   _check_arguments(num_images, min_tasks, train_fraction, [*quotas, *required_subtasks])
   offers, dropped = _group(radiographs, annotations, views, required_subtasks)
   order = _shuffled(sorted(offers), seed, 0)
-  pool = [image for image in order if len(offers[image]) >= min_tasks]
-  chosen = _draw_images(offers, pool, num_images, quotas)
+  chosen = _draw_images(offers, order, num_images, min_tasks, quotas)
   imax, room = _share_out(offers, chosen, min_tasks, quotas, seed)
-  if not imax:
-    counts = collections.Counter(len(tasks) for tasks in offers.values())
-    raise ValueError(
-      f"no image has min_tasks={min_tasks} tasks; images by their number of tasks: "
-      f"{dict(sorted(counts.items()))}. Lower min_tasks or the quotas, read more "
-      "sources, or check views and required_subtasks."
-    )
-
   patient_of = {image: radiographs[image].patient_id for image in offers}
   test = _test_patients([patient_of[image] for image in imax], train_fraction, seed)
-  train = {
-    image: tasks for image, tasks in imax.items() if patient_of[image] not in test
-  }
+  train = {i: tasks for i, tasks in imax.items() if patient_of[i] not in test}
   spare = [i for i in order if i not in imax and patient_of[i] not in test]
   dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2))
-
   groups = {
     "imax_train": train,
-    "imax_test": {image: tasks for image, tasks in imax.items() if image not in train},
+    "imax_test": {i: tasks for i, tasks in imax.items() if i not in train},
     "dmax_train": dmax,
   }
-  datasets = Datasets(
+  return Datasets(
     splits={name: _write_out(radiographs, group) for name, group in groups.items()},
     shortfall=shortfall,
     quota_shortfall={task: count for task, count in room.items() if count},
     dropped=dropped,
   )
-  for what in ("shortfall", "quota_shortfall", "dropped"):
-    logging.info("construct: %s %s", what, getattr(datasets, what))
-  return datasets
 
 
 def _check_arguments(
@@ -221,11 +201,21 @@ def _shuffled(items: Sequence[T], seed: int, stage: int) -> list[T]:
 
 def _draw_images(
   offers: Mapping[str, Tasks],
-  pool: Sequence[str],
+  order: Sequence[str],
   num_images: int | None,
+  min_tasks: int,
   quotas: Mapping[str, int],
 ) -> list[str]:
   """IMAX's images: enough of each quota's task, from the rarest on, then any."""
+  unwanted = {task for task, quota in quotas.items() if not quota}
+  pool = [image for image in order if len(offers[image].keys() - unwanted) >= min_tasks]
+  if not pool:
+    sizes = collections.Counter(len(tasks) for tasks in offers.values())
+    raise ValueError(
+      f"no image has min_tasks={min_tasks} tasks; images by their number of tasks: "
+      f"{dict(sorted(sizes.items()))}. Lower min_tasks or the quotas, read more "
+      "sources, or check views and required_subtasks."
+    )
   limit = len(pool) if num_images is None else num_images
   counts = collections.Counter(task for image in pool for task in offers[image])
   rare_first = sorted(quotas, key=lambda task: (counts[task], TASKS.index(task)))
@@ -274,7 +264,7 @@ def _share_out(
     fits = [t for t in tasks if t not in room or len(tasks[t]) <= room[t]]
     ahead.subtract({task: len(parts) for task, parts in tasks.items()})
     wanted = {task for task in fits if draw[TASKS.index(task)] < rates[task]}
-    for task in sorted(fits, key=lambda task: -rates[task]):  # noqa: B023
+    for task in sorted(fits, key=lambda task: -rates[task]):
       if len(wanted) >= min_tasks:
         break
       wanted.add(task)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import urllib.parse
+import re
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,6 @@ from imax_jax.schema import Origin
 
 _IMAGE_MARK = "<image>\n"
 _IMAGE_FIELDS = ("image_id", "study_id", "patient_id", "view")
-_PNG_START = b"\x89PNG"
 
 
 def export_jsonl(
@@ -44,9 +43,9 @@ def export_jsonl(
   count = 0
   with open(unfinished, "w", encoding="utf-8", opener=_open_private) as file:
     for record in records:
-      # An id may hold any character; quoting keeps file names safe and distinct.
-      suffix = ".png" if record.image.startswith(_PNG_START) else ".jpg"
-      image = urllib.parse.quote(record.image_id, safe="") + suffix
+      # An id may hold any character; this keeps file names safe and distinct.
+      suffix = ".png" if record.image.startswith(b"\x89PNG") else ".jpg"
+      image = re.sub(r"[^\w-]", lambda c: f"%{ord(c[0]):x}%", record.image_id) + suffix
       with open(image_folder / image, "wb", opener=_open_private) as image_file:
         image_file.write(record.image)
       for entry in record.entries:

@@ -155,25 +155,25 @@ class Planner:
     """Fills so many rows, or None if that fails.
 
     Each image goes whole into the fullest row that takes it (best fit). If none does it
-    is cut: the emptiest row takes what it can, for the price of another prefix. Never
-    two pieces of an image in one row: the second's prefix would see the first's.
+    is cut: the emptiest row takes what it can, for the price of another prefix. What is
+    left then fits that row no more, so no row has two pieces of an image; the second's
+    prefix would see the first's.
     """
     free = [self._row_tokens] * num_rows
     rows: list[dict[int, tuple[int, ...]]] = [{} for _ in range(num_rows)]
     for image, entries in by_image.items():
       left = entries
       while left:
-        others = [r for r in range(num_rows) if image not in rows[r]]
-        whole = [r for r in others if free[r] >= self._piece(image, left)]
+        needed = self._piece(image, left)
+        whole = [r for r in range(num_rows) if free[r] >= needed]
         if whole:
           row = min(whole, key=lambda r: (free[r], r))
-        elif others:
-          row = max(others, key=lambda r: (free[r], -r))
         else:
-          return None
+          row = max(range(num_rows), key=lambda r: (free[r], -r))
         taken, left = self._cut(image, left, free[row])
         if not taken:
           return None
+        assert image not in rows[row], "the entries left did not fit this row"
         free[row] -= self._piece(image, taken)
         rows[row][image] = tuple(taken)
     return tuple(tuple(row.items()) for row in rows if row)

@@ -22,6 +22,7 @@ from imax_jax.evaluate.run import predict_values
 from imax_jax.evaluate.run import score
 from imax_jax.evaluate.scores import text as text_scores
 from imax_jax.schema import Bits
+from imax_jax.schema import Box
 from imax_jax.schema import Entry
 from imax_jax.schema import Prediction
 from imax_jax.schema import Ratio
@@ -117,21 +118,24 @@ def _candidates(entries: Entries) -> list[str]:
   if isinstance(first.target, Bits):
     return _bits_candidates(first, entries)
   if isinstance(first.target, Region) and first.task == "rec":
-    corners = [e.target.box for e in entries if isinstance(e.target, Region)]
-    boxes = [np.median(corners, axis=0), np.mean(corners, axis=0)]
-    centres = [tuple(float(side) for side in box) for box in boxes]
-    seen = [
-      e.target.box
-      for e in _thin(entries, _MAX_CANDIDATES)
-      if isinstance(e.target, Region)
-    ]
-    return [prompts.box_text(box) for box in [*centres, *seen]]
+    return _box_candidates(
+      [e.target.box for e in entries if isinstance(e.target, Region)]
+    )
   if first.task == "report":
     return _report_candidates([entry.answer for entry in entries])
   counts = Counter(entry.answer for entry in entries)
   # Equal counts in the alphabet's order, whatever the entries' order.
   common = sorted(counts, key=lambda answer: (-counts[answer], answer))
   return common[:_MAX_CANDIDATES]
+
+
+def _box_candidates(seen: Sequence[Box]) -> list[str]:
+  """The median and the mean of each side, and some of the boxes themselves."""
+  candidates = []
+  for sides in (np.median(seen, axis=0), np.mean(seen, axis=0)):
+    x_min, y_min, x_max, y_max = map(float, sides)
+    candidates.append((x_min, y_min, x_max, y_max))
+  return [prompts.box_text(box) for box in [*candidates, *_thin(seen, _MAX_CANDIDATES)]]
 
 
 def _bits_candidates(first: Entry, entries: Entries) -> list[str]:

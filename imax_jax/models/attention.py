@@ -58,17 +58,15 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
   """Scaled dot-product attention with a float32 softmax.
 
-  q [B, T, H, d], k and v [B, J, K, d], bias float32[B, 1, T, J] or None for all to all
-  -> [B, T, H, d]. Head h reads key/value head h // G.
+  q [B, H, T, d], k and v [B, K, J, d], bias float32[B, 1, T, J] or None for all to all
+  -> [B, H, T, d]. Head h reads key/value head h // G.
   """
-  rows, tokens, num_heads, width = q.shape
-  num_kv_heads = k.shape[2]
+  rows, num_heads, tokens, width = q.shape
+  num_kv_heads = k.shape[1]
   groups = num_heads // num_kv_heads
-  # Plain batched matrix products of [B, K, G·T, d] by [B, K, d, J]: with G an axis of its
-  # own, or heads behind tokens, XLA's CPU backward pass takes 2.4 times as long.
-  q = (q * width**-0.5).transpose(0, 2, 1, 3)
-  q = q.reshape(rows, num_kv_heads, groups * tokens, width)
-  k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+  # Heads before tokens and G folded into T leave plain batched matrix products; written
+  # with the axes as they come, XLA's CPU backward pass takes 2.4 times as long.
+  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups * tokens, width)
   scores = jnp.einsum("BKTd,BKJd->BKTJ", q, k, preferred_element_type=jnp.float32)
   if bias is not None:
     scores += jnp.tile(bias, (1, 1, groups, 1)) if groups > 1 else bias
@@ -78,5 +76,4 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> 
   mixed = jnp.einsum(
     "BKTJ,BKJd->BKTd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )
-  mixed = (mixed / total).astype(v.dtype)
-  return mixed.reshape(rows, num_heads, tokens, width).transpose(0, 2, 1, 3)
+  return (mixed / total).astype(v.dtype).reshape(rows, num_heads, tokens, width)

@@ -16,7 +16,7 @@ from imax_jax.models.lora import Dense
 
 
 class Cache(NamedTuple):
-  """Keys and values of the tokens so far: each [L, B, J, K, d], J columns a row."""
+  """Keys and values of the tokens so far: each [L, B, K, J, d], J columns a row."""
 
   k: jax.Array
   v: jax.Array
@@ -43,12 +43,13 @@ class Attention(nn.Module):
     self,
     x: jax.Array,
     cache: Cache | None,
+    layer: jax.Array,
     rotary: tuple[jax.Array, jax.Array],
     bias: jax.Array,
     start: jax.Array | int,
     deterministic: bool,
   ) -> tuple[jax.Array, Cache | None]:
-    """x [B, T, D] -> the same, and the cache with x's keys from column `start` on."""
+    """x [B, T, D] -> the same, and the cache with x's keys in this layer's columns."""
     rows, tokens, width = x.shape
     dense = partial(Dense, **self.linear)
     head_width = width // self.num_heads
@@ -58,12 +59,17 @@ class Attention(nn.Module):
     k = dense(kv_width, name="k")(x, deterministic).reshape(split)
     v = dense(kv_width, name="v")(x, deterministic).reshape(split)
     q, k = attention.rotate(q, rotary), attention.rotate(k, rotary)
+    q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
     if cache is not None:
-      write = jax.lax.dynamic_update_slice_in_dim
-      k = write(cache.k, k.astype(cache.k.dtype), start, axis=1)
-      v = write(cache.v, v.astype(cache.v.dtype), start, axis=1)
-      cache = Cache(k, v)
-    mixed = attention.attend(q, k, v, bias).reshape(rows, tokens, width)
+      # All layers' cache is carried whole, so that XLA writes these columns in place.
+      at = (layer, 0, 0, start, 0)
+      cache = Cache(
+        jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
+        jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+      )
+      k, v = cache.k[layer], cache.v[layer]
+    mixed = attention.attend(q, k, v, bias)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(rows, tokens, width)
     return dense(width, name="o")(mixed, deterministic), cache
 
 
@@ -92,19 +98,20 @@ class Block(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
-    cache: Cache | None,
+    carry: tuple[jax.Array, Cache | None],
+    layer: jax.Array,
     rotary: tuple[jax.Array, jax.Array],
     bias: jax.Array,
     start: jax.Array | int,
-  ) -> tuple[jax.Array, Cache | None]:
+  ) -> tuple[tuple[jax.Array, Cache | None], None]:
+    x, cache = carry
     y = RmsNorm(self.norm_eps, name="attn_norm")(x)
     attn = Attention(self.num_heads, self.num_kv_heads, self.linear, name="attn")
-    y, cache = attn(y, cache, rotary, bias, start, self.deterministic)
+    y, cache = attn(y, cache, layer, rotary, bias, start, self.deterministic)
     x = x + y
     y = RmsNorm(self.norm_eps, name="mlp_norm")(x)
     y = Mlp(self.mlp_width, self.linear, name="mlp")(y, self.deterministic)
-    return x + y, cache
+    return (x + y, cache), None
 
 
 class Decoder(nn.Module):
@@ -157,7 +164,7 @@ class Decoder(nn.Module):
 
   def empty_cache(self, rows: int, columns: int) -> Cache:
     head_width = self.width // self.num_heads
-    shape = (self.depth, rows, columns, self.num_kv_heads, head_width)
+    shape = (self.depth, rows, self.num_kv_heads, columns, head_width)
     return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
   @nn.compact
@@ -193,6 +200,7 @@ class Decoder(nn.Module):
     }
     rotary = attention.rotary_table(position, self.width // self.num_heads, self.rope_base)
     sizes = (self.num_heads, self.num_kv_heads, self.mlp_width, self.norm_eps)
-    return layers(*sizes, linear, deterministic, name="layers")(
-      x, cache, rotary, attention.mask_bias(mask), start
-    )
+    stack = layers(*sizes, linear, deterministic, name="layers")
+    index = jnp.arange(self.depth)
+    (x, cache), _ = stack((x, cache), index, rotary, attention.mask_bias(mask), start)
+    return x, cache

@@ -41,8 +41,9 @@ class Attention(nn.Module):
     bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
     qkv = dense(3 * width, name="qkv")(x)
     qkv = (qkv + bias.astype(qkv.dtype)).reshape(images, tokens, 3, self.num_heads, -1)
-    mixed = attention.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], None)
-    return dense(width, use_bias=True, name="out")(mixed.reshape(x.shape))
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [N, H, P, d]
+    mixed = attention.attend(q, k, v, None).transpose(0, 2, 1, 3).reshape(x.shape)
+    return dense(width, use_bias=True, name="out")(mixed)
 
 
 class Block(nn.Module):

@@ -39,7 +39,9 @@ class Vlm(nn.Module):
 
   def setup(self) -> None:
     self.vit = Encoder(**self.encoder, name="encoder")
-    self.mlp = Connector(**self.connector, name="connector")
+    # The connector ends where the decoder begins.
+    width = {"width": self.decoder["width"]}
+    self.mlp = Connector(**{**width, **self.connector}, name="connector")
     self.llm = Decoder(**self.decoder, name="decoder")
 
   def __call__(

@@ -14,6 +14,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
   "phantom": {
     "image_px": 128, "patch_px": 16, "channels": 1,
     "width": 128, "depth": 4, "num_heads": 4, "mlp_width": 512,
+    "unroll": 4,
   },
   # 39 of the published file's 40 blocks: BLIP-2 reads the last but one.
   "eva_vit_g14": {
@@ -26,7 +27,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 DECODERS: dict[str, dict[str, Any]] = {
   "phantom": {
     "width": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 4, "mlp_width": 352,
-    "vocab_size": 640, "rope_base": 1e4, "norm_eps": 1e-5,
+    "vocab_size": 640, "rope_base": 1e4, "norm_eps": 1e-5, "unroll": 4,
   },
   "llama2_7b": {
     "width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 32,
@@ -35,7 +36,7 @@ DECODERS: dict[str, dict[str, Any]] = {
   },
 }  # fmt: skip
 
-# name -> encoder, decoder, the connector's fields (its width is the decoder's), LoRA's.
+# name -> encoder, decoder, and the fields of the connector and of LoRA.
 MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
   "toy": (
     "phantom", "phantom", {"merge": 4, "depth": 2},
@@ -62,6 +63,6 @@ def model(name: str) -> dict[str, dict[str, Any]]:
   dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
   return {
     "encoder": copy.deepcopy(ENCODERS[encoder]),
-    "connector": {"width": fields["width"], **connector, **dtype},
+    "connector": connector | dtype,
     "decoder": fields,
   }

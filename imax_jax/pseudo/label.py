@@ -55,10 +55,11 @@ class Question(NamedTuple):
   content_type: str
 
 
-class Request(NamedTuple):
-  """What to ask of records[image]: `entry.prompt`. `entry.answer` is empty."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+  """What to ask of records[index]: `entry.prompt`. `entry.answer` is empty."""
 
-  image: int
+  index: int
   entry: Entry
 
 
@@ -167,14 +168,15 @@ def region_requests(
   """
   _check_lengths(requests, texts)
   predicted: dict[tuple[int, str], Box] = {}
-  for (index, entry), text in zip(requests, texts, strict=True):
+  for request, text in zip(requests, texts, strict=True):
+    entry = request.entry
     if entry.task == "rec":
       try:
         target = prompts.parse(entry, text)
       except prompts.ParseError:
         continue  # counted as a REC label by `to_entries`, and below as a REG one
       assert isinstance(target, Region)
-      predicted[index, entry.subtask] = target.box
+      predicted[request.index, entry.subtask] = target.box
   asked: list[Request] = []
   dropped: collections.Counter[str] = collections.Counter()
   for index, record in enumerate(_each(records)):
@@ -206,7 +208,8 @@ def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
   _check_lengths(requests, texts)
   entries: dict[int, list[Entry]] = {}
   dropped: collections.Counter[str] = collections.Counter()
-  for row, ((index, asked), text) in enumerate(zip(requests, texts, strict=True)):
+  for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
+    asked = request.entry
     try:
       target = prompts.parse(asked, text)
     except prompts.ParseError as error:
@@ -222,7 +225,7 @@ def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
       dropped[f"{asked.task}: not a valid target"] += 1
       continue
     entry = dataclasses.replace(entry, id=f"{entry.id}.{ORIGIN}")
-    entries.setdefault(index, []).append(entry)
+    entries.setdefault(request.index, []).append(entry)
   return Labelled(
     {index: tuple(found) for index, found in entries.items()},
     dict(sorted(dropped.items())),

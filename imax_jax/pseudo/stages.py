@@ -100,7 +100,7 @@ def num_steps(
         f"pseudo: stage {stage.name!r} needs its epochs and the size of {stage.data!r}; "
         f"got epochs of {sorted(epochs)} and sizes of {sorted(num_entries)}"
       )
-    # Not floor: 0.1 epochs of 30 entries are a step of 3, not of 2.999….
+    # 50 * 1.1 is 55.00000000000001: 55 steps, not 56.
     exact = num_entries[stage.data] * epochs[stage.name] / entries_per_step
     steps[stage.name] = math.ceil(exact - 1e-9)
     if steps[stage.name] < 1:

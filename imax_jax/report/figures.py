@@ -6,6 +6,7 @@ study was not run.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -78,69 +79,60 @@ def gains(results: Results) -> str:
 
 def radar(results: Results) -> str:
   """Figure 3's manner: each metric relative to DMAX, with both absolute values."""
-  base, new = (
-    tables.section(results, "tables", "dmax"),
-    tables.section(results, "tables", "imax"),
-  )
+  base = tables.section(results, "tables", "dmax")
+  new = tables.section(results, "tables", "imax")
   rows = []
   for column in tables.COLUMNS:
     before, after = tables.number(base, column.name), tables.number(new, column.name)
     if before and after is not None:
-      rows.append((column, before, after, _relative(column, before, after)))
+      rows.append((column, before, after))
   if len(rows) < 3:
     return ""
-  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
-  closed = np.append(angles, angles[0])
+  shown = [_relative(*row) for row in rows]
+  printed = tables.PAPER_TABLE2
+  paper = [
+    _relative(c, printed["dmax"][c.name], printed["imax"][c.name]) for c, *_ in rows
+  ]
+  top = max(1.25, min(2.0, math.ceil(4 * max(*shown, *paper) + 0.2) / 4))
+  bottom = max(0.0, min(0.5, math.floor(4 * min(shown) - 0.2) / 4))
   with style.new_figure(8.6, 6.2) as figure:
     figure.set_layout_engine("none")  # it does not see the labels around a polar axis
-    axes: Any = figure.add_axes(
-      (0.225, 0.16, 0.55, 0.55 * 8.6 / 6.2), projection="polar"
-    )
+    square = (0.225, 0.16, 0.55, 0.55 * 8.6 / 6.2)
+    axes: Any = figure.add_axes(square, projection="polar")
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
-    paper = [
-      _relative(
-        c, tables.PAPER_TABLE2["dmax"][c.name], tables.PAPER_TABLE2["imax"][c.name]
-      )
-      for c, *_ in rows
-    ]
-    shown = [ratio for *_, ratio in rows]
-    top = max(1.25, min(2.0, np.ceil(max(*shown, *paper) * 4 + 0.2) / 4))
-    bottom = max(0.0, min(0.5, np.floor(min(shown) * 4 - 0.2) / 4))
-    for values, colour, width, dashes, fill, label in (
-      (
-        paper,
-        style.MUTED,
-        1.0,
-        (0, (2, 2)),
-        0.0,
-        "IMAX in the paper, against its DMAX",
-      ),
-      ([1.0] * len(rows), style.RUN_COLOURS["dmax"], 1.5, "-", 0.0, "DMAX (= 1)"),
-      (shown, style.RUN_COLOURS["imax"], 1.9, "-", 0.12, "IMAX"),
-    ):
-      inside = np.clip([*values, values[0]], bottom, top)
-      axes.plot(
-        closed, inside, color=colour, linewidth=width, linestyle=dashes, label=label
-      )
-      if fill:
-        axes.fill(closed, inside, color=colour, alpha=fill, linewidth=0)
     axes.set_ylim(bottom, top)
+    ring: dict[str, Any] = {
+      "color": style.MUTED,
+      "linewidth": 1.0,
+      "linestyle": (0, (2, 2)),
+    }
+    _ring(axes, paper, label="IMAX in the paper, against its DMAX", **ring)
+    ring = {"color": style.RUN_COLOURS["dmax"], "linewidth": 1.5}
+    _ring(axes, [1.0] * len(rows), label="DMAX (= 1)", **ring)
+    ring = {"color": style.RUN_COLOURS["imax"], "linewidth": 1.9}
+    _ring(axes, shown, fill=0.12, label="IMAX", **ring)
     ticks = np.arange(bottom, top + 1e-9, 0.25)
-    axes.set_yticks(
-      ticks, [f"{tick:g}×" for tick in ticks], fontsize=7.5, color=style.MUTED
-    )
+    names = [f"{tick:g}×" for tick in ticks]
+    axes.set_yticks(ticks, names, fontsize=7.5, color=style.MUTED)
     axes.set_rlabel_position(180 / len(rows))
-    axes.set_xticks(angles, [""] * len(rows))
     axes.spines["polar"].set_visible(False)
-    _radar_labels(axes, angles, rows, top, bottom)
+    _radar_labels(axes, rows, top + 0.09 * (top - bottom))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3)
-    described = "; ".join(
-      f"{column.label} {before:.2f} to {after:.2f}" for column, before, after, _ in rows
-    )
-    return style.to_svg(
-      figure, "radar", f"Metrics of IMAX relative to DMAX. {described}"
-    )
+    described = "; ".join(f"{c.label} {old:.2f} to {now:.2f}" for c, old, now in rows)
+    description = f"Metrics of IMAX relative to DMAX. {described}"
+    return style.to_svg(figure, "radar", description)
+
+
+def _ring(
+  axes: Any, values: Sequence[float], *, fill: float = 0.0, **line: Any
+) -> None:
+  """A closed line round the axis; what lies beyond its edges is drawn on them."""
+  angles = np.linspace(0, 2 * np.pi, len(values) + 1)
+  inside = np.clip([*values, values[0]], *axes.get_ylim())
+  axes.plot(angles, inside, **line)
+  if fill:
+    axes.fill(angles, inside, color=line["color"], alpha=fill, linewidth=0)
 
 
 def _relative(column: tables.Column, before: float, after: float) -> float:
@@ -150,13 +142,11 @@ def _relative(column: tables.Column, before: float, after: float) -> float:
 
 
 def _radar_labels(
-  axes: Any,
-  angles: np.ndarray,
-  rows: Sequence[tuple[tables.Column, float, float, float]],
-  top: float,
-  bottom: float,
+  axes: Any, rows: Sequence[tuple[tables.Column, float, float]], radius: float
 ) -> None:
-  for angle, (column, before, after, _) in zip(angles, rows, strict=True):
+  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
+  axes.set_xticks(angles, [""] * len(rows))
+  for angle, (column, before, after) in zip(angles, rows, strict=True):
     side = np.sin(angle)
     align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
     # Two texts, for only a single line's alignment survives another font's widths.
@@ -166,7 +156,7 @@ def _radar_labels(
     ):
       axes.annotate(
         text,
-        (angle, top + 0.09 * (top - bottom)),
+        (angle, radius),
         xytext=(0, shift),
         textcoords="offset points",
         ha=align,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -18,7 +20,8 @@ _MAX_PICTURE_PX = 384
 _MAX_PICTURE_BYTES = 60_000
 
 
-def films(examples: Sequence[Example]) -> str:
+def films(examples: Sequence[Example], about: Mapping[str, Any]) -> str:
+  """Examples by task; `about` may say whose answers they are."""
   if not examples:
     return markup.ABSENT
   keys = "".join(
@@ -28,9 +31,11 @@ def films(examples: Sequence[Example]) -> str:
       ("truth", "true box"), ("predicted", "predicted box"), ("asked", "box asked about")
     )
   )  # fmt: skip
+  run = markup.text(about.get("examples") or "")
+  whose = f" The answers are of {run}." if run else ""
   parts = [
-    "<p>Drawn by chance from the test split, not by merit. Left and right are the "
-    "patient’s: the right lung is on the picture’s left.</p>",
+    f"<p>Drawn by chance from the test split, not by merit.{whose} Left and right are "
+    "the patient’s: the right lung is on the picture’s left.</p>",
     f'<p class="small">{keys}</p>',
   ]
   for task in TASKS:
@@ -95,9 +100,9 @@ def _picture(image: bytes) -> str:
   kind = (picture.format or "").lower()
   small = max(picture.size) <= _MAX_PICTURE_PX and len(image) <= _MAX_PICTURE_BYTES
   if not small or kind not in ("jpeg", "png"):
-    picture = picture.convert("L")
-    picture.thumbnail((_MAX_PICTURE_PX, _MAX_PICTURE_PX))
+    grey = picture.convert("L")
+    grey.thumbnail((_MAX_PICTURE_PX, _MAX_PICTURE_PX))
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=88)
+    grey.save(buffer, format="JPEG", quality=88)
     image, kind = buffer.getvalue(), "jpeg"
   return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

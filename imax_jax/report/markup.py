@@ -26,14 +26,22 @@ def facts(
   """A small table; the first cell of a row is its name, `muted` rows are quoted ones."""
   if not rows:
     return ABSENT
+  # Columns of numbers end at one line, columns of words begin at one.
+  kinds = [
+    "" if number and rows[0][number][:1] in "0123456789+−–" else ' class="words"'
+    for number in range(len(head))
+  ]
   first = "".join(
-    f'<th scope="col" style="text-align:{"right" if i else "left"}">{text(h)}</th>'
-    for i, h in enumerate(head)
+    f'<th scope="col"{kind}>{text(title)}</th>'
+    for kind, title in zip(kinds, head, strict=True)
   )
   lines = []
   for number, (name, *cells) in enumerate(rows):
     kind = ' class="quoted"' if number in muted else ""
-    values = "".join(f"<td>{text(cell)}</td>" for cell in cells)
+    values = "".join(
+      f"<td{kind}>{text(cell)}</td>"
+      for kind, cell in zip(kinds[1:], cells, strict=True)
+    )
     lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{values}</tr>')
   return (
     f'<div class="wide"><table class="facts"><thead><tr>{first}</tr></thead>'

@@ -42,6 +42,12 @@ _PLAINLY = {
     "real images. It says nothing about clinical use, and it can neither confirm nor "
     "refute the paper’s result.</p>"
   ),
+  "physionet": (
+    "<p><strong>These numbers are of real patients’ radiographs</strong>, read under the "
+    "data use agreements of their sources. They can be set beside the paper’s only as far "
+    "as the configuration below is the paper’s. The page shows radiographs and reports: "
+    "keep it where the agreements allow.</p>"
+  ),
 }
 _SWATCHES = {"pseudo_vs_dmax_long": "pseudo"}
 
@@ -51,8 +57,9 @@ def write_report(
 ) -> None:
   """Writes the page of `results` (the content of results.json) to `path`, whole or not.
 
-  `results["about"]`, if there, is {"title": …, "data": "phantom" or "open"}. Examples
-  appear in the order given, by task.
+  `results["about"]`, if there, is {"title": …, "data": "phantom", "open" or "physionet",
+  "examples": whose answers the examples show, as in "IMAX, seed 0"}. Examples appear in
+  the order given, by task.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +84,10 @@ def _page(results: Results, examples: Sequence[Example]) -> str:
     ("data", "The data sets", _data(results)),
     ("training", "Training", _training(results)),
     ("fisher", "Fisher spectra", _fisher(results)),
-    ("examples", "Radiographs, questions and answers", films.films(examples)),
+    ("examples", "Radiographs, questions and answers", films.films(examples, about)),
     ("method", "What ran", _method(results)),
   )
-  links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
+  links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
   body = "".join(
     f'<section id="{name}"><h2>{heading}</h2>{content}</section>'
     for name, heading, content in sections
@@ -118,13 +125,19 @@ def _effect(results: Results) -> str:
   for name, title in tables.GAIN_TITLES.items():
     gain = tables.section(results, "gains", name)
     swatch = _SWATCHES.get(name, name).replace("_", "-")
+    said = (
+      "not run."
+      if tables.number(gain, "mean") is None
+      else tables.gain_text(gain) + "."
+    )
+    more = "" if said == "not run." else tables.verdict(gain)
     lines.append(
       f'<li style="--swatch:var(--{swatch})"><strong>{markup.text(title)}: '
-      f"{markup.text(tables.gain_text(gain))}.</strong> {markup.text(tables.verdict(gain))}</li>"
+      f"{markup.text(said)}</strong> {markup.text(more)}</li>"
     )
   intro = (
     "<p>Δ is the average gain of Eq. 1: the mean of the metrics’ relative changes, with "
-    "errors counted as gains when they fall. Each seed draws its own training and is "
+    "errors counted as gains when they fall. Each seed trains anew and is "
     "compared with the same seed of the other arm; ± is the standard deviation over "
     f"seeds. Differences of ±{tables.NOISE_PERCENT:.0f} % are noise at this scale: that is "
     "what two seeds of one and the same arm differ by.</p>"
@@ -133,7 +146,8 @@ def _effect(results: Results) -> str:
     "Dots are seeds, the upright bar their mean, the pale bar one standard deviation "
     "either way. The grey band is ±5 %. Open diamonds are the paper’s gains."
   )
-  figure = markup.figure(figures.gains(results), caption)
+  drawn = figures.gains(results)
+  figure = markup.figure(drawn, caption) if drawn else ""
   return (
     f'{intro}<ul class="verdicts">{"".join(lines)}</ul>{figure}{_excluded(results)}'
   )
@@ -153,7 +167,8 @@ def _excluded(results: Results) -> str:
 def _radar(results: Results) -> str:
   caption = (
     "After the paper’s Figure 3: further out is better, on error metrics too (1 + the "
-    "metric’s term of Eq. 1). Beside each axis: DMAX → IMAX, means over seeds. Dashed: "
+    "metric’s term of Eq. 1). Beside each axis: DMAX → IMAX, means over seeds; what "
+    "lies beyond 2× is drawn at 2×. Dashed: "
     "the same ratio from the paper’s Table 2."
   )
   return markup.figure(figures.radar(results), caption, narrow=True)
@@ -182,7 +197,8 @@ def _data(results: Results) -> str:
     "After the paper’s Figure 2. There, IMAX has 4.10 tasks and 7.46 training entries an "
     "image, DMAX 1.25 and 2.09; DMAX matches IMAX’s training entries task by task."
   )
-  return markup.facts(head, rows) + markup.figure(figures.composition(results), caption)
+  figure = markup.figure(figures.composition(results), caption)
+  return markup.facts(head, rows) + figure if rows else markup.ABSENT
 
 
 def _training(results: Results) -> str:

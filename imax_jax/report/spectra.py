@@ -28,7 +28,8 @@ def fisher(results: Results) -> str:
     "exact": "exact: all trainable parameters",
   }
   with style.new_figure(9.8, 2.75 * len(kinds) + 0.5) as figure:
-    figure.get_layout_engine().set(hspace=0.09, wspace=0.05)
+    engine: Any = figure.get_layout_engine()
+    engine.set(hspace=0.09, wspace=0.05)
     grid = figure.subplots(len(kinds), 2, squeeze=False)
     for kind, line in zip(kinds, grid, strict=True):
       for axes, key, title, scale in (

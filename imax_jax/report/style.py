@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -28,7 +29,7 @@ RUN_COLOURS: dict[str, str] = {
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
   colour: run.replace("_", "-") for run, colour in RUN_COLOURS.items()
 }
-_STYLE = {
+_STYLE: Any = {
   "svg.fonttype": "none",
   "font.family": "DejaVu Sans",
   "font.size": 9.0,
@@ -72,7 +73,7 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 def to_svg(figure: Figure, name: str, description: str) -> str:
   """The figure as one <svg> element that scales with the page."""
   buffer = io.StringIO()
-  with matplotlib.rc_context({"svg.hashsalt": name, **_STYLE}):
+  with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
   text = buffer.getvalue()
   text = text[text.index("<svg") :]

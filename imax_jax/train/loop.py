@@ -92,6 +92,11 @@ def train(
     restored = checkpointer.restore(state)
     state, start = restored.state, int(restored.state.step)
     iterator.set_state(restored.iterator)
+    if start > num_steps:
+      raise ValueError(
+        f"{workdir}: checkpoint at step {start}, beyond the {num_steps} steps of this "
+        "run; train longer or use another workdir"
+      )
     logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = make_train_step(model_loss, optimizer, shardings=shardings)

@@ -260,7 +260,7 @@ def make_case(study: Study, view: View, seed: int) -> Case:
     ctr=float(np.clip(study.ctr + 0.035 * portable, *CTR_RANGE)),
     geometry=_geometry(rng, study, view),
     exposure=_uniform(rng, 0.75, 1.35),
-    noise=_uniform(rng, 0.020, 0.034) if portable else _uniform(rng, 0.006, 0.014),
+    noise=_uniform(rng, 0.014, 0.026) if portable else _uniform(rng, 0.005, 0.011),
     study=study,
   )
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imax_jax.data import images
 from imax_jax.data import entries as entries_lib
+from imax_jax.data import images
 from imax_jax.data.phantom.anatomy import View
 from imax_jax.data.phantom.anatomy import make_case
 from imax_jax.data.phantom.anatomy import sample_patient

@@ -97,12 +97,12 @@ def _atelectasis(
   frame = chest.frame
   start = (lung.sign * (across - reach), down - slope * reach)
   stop = (lung.sign * (across + reach), down + slope * reach)
-  plate = _ellipse(chest, start, stop, 0.058)
+  plate = _ellipse(chest, start, stop, 0.07)
   band = np.sqrt(chord(plate)) * ramp(lung.depth, 0.04)
   second = frame.capsule(
-    (start[0] * 0.9, start[1] + 0.13), (stop[0] * 0.9, stop[1] + 0.13), 0.028
+    (start[0] * 0.9, start[1] + 0.15), (stop[0] * 0.9, stop[1] + 0.15), 0.035
   )
-  chest.attenuation += 0.48 * band + 0.22 * chord(second) * ramp(lung.depth, 0.04)
+  chest.attenuation += 0.62 * band + 0.30 * chord(second) * ramp(lung.depth, 0.04)
   haze = frame.capsule(start, stop, 0.17)
   chest.attenuation += 0.10 * chord(haze) * chest.air[lung.name]
   _mark(chest, "Atelectasis", ((plate < 1) | (second < 0.8)) & lung.inside)
@@ -162,11 +162,11 @@ def _pneumonia(
 ) -> None:
   """Fluffy patches that run together, with dark branching air bronchograms."""
   cloud = _blob(chest, lung, finding, rng, 0.42)
-  clumps = _texture(chest, "clumps", rng, 1.25)
+  clumps = _texture(chest, "clumps", rng, 1.6)
   tree = textures.read_tree(
     int(rng.integers(textures.NUM_TREES)), lung.lateral, chest.frame.down
   )
-  chest.attenuation += cloud * (0.10 + 0.62 * clumps)
+  chest.attenuation += cloud * (0.10 + 0.72 * clumps)
   chest.attenuation -= 0.30 * cloud * np.sqrt(tree)
   _mark(chest, "Pneumonia", cloud > 0.35)
 
@@ -202,10 +202,10 @@ def _infiltration(
   chest: Chest, lung: Lung, finding: Finding, rng: np.random.Generator
 ) -> None:
   """An ill-defined net with fine grains over a thin haze, wider than pneumonia."""
-  cloud = _blob(chest, lung, finding, rng, 0.56)
-  mesh = _texture(chest, "mesh", rng, 1.35)
-  dots = _texture(chest, "dots", rng, 1.45)
-  chest.attenuation += cloud * (0.05 + 0.32 * mesh + 0.40 * dots)
+  cloud = _blob(chest, lung, finding, rng, 0.60)
+  mesh = _texture(chest, "mesh", rng, 2.0)
+  dots = _texture(chest, "dots", rng, 2.0)
+  chest.attenuation += cloud * (0.06 + 0.40 * mesh + 0.46 * dots)
   _mark(chest, "Infiltration", cloud > 0.3)
 
 
@@ -214,8 +214,8 @@ def _nodule(
 ) -> None:
   """A sharp ball."""
   across, down = _site(chest, lung, finding.zone, rng, 0.07)
-  ball = chest.frame.circle(lung.sign * across, down, rng.uniform(0.088, 0.135))
-  chest.attenuation += 0.66 * np.sqrt(chord(ball)) * ramp(lung.depth, 0.03)
+  ball = chest.frame.circle(lung.sign * across, down, rng.uniform(0.10, 0.15))
+  chest.attenuation += 0.85 * np.sqrt(chord(ball)) * ramp(lung.depth, 0.03)
   _mark(chest, "Nodule", (ball < 1) & lung.inside)
 
 
@@ -231,7 +231,7 @@ def _pneumothorax(
   edge = np.minimum(edge, down - (lung.apex + 0.9 * widest))
   free = ramp(-edge, 0.02) * ramp(lung.depth, 0.02)
   line = np.exp(-((edge / np.float32(0.017)) ** 2)) * ramp(lung.depth - 0.02, 0.02)
-  chest.attenuation += 0.30 * line - 0.34 * free
+  chest.attenuation += 0.34 * line - 0.40 * free
   chest.attenuation += 0.05 * (1 - free) * chest.air[lung.name]
   _mark(chest, "airless " + lung.name, free > 0.5)
   _mark(chest, "Pneumothorax", ((free > 0.5) | (line > 0.5)) & lung.inside)
@@ -259,11 +259,11 @@ def _fracture(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.nd
   along, aside = x + slope * y, y - slope * x
   outer = ramp(along, 0.02) * ramp(1 - near, 0.5)
   for step, shift in ((-0.105, -0.02), (0.105, 0.065)):
-    knob = np.sqrt(((along - step) / 0.105) ** 2 + ((aside - shift) / 0.06) ** 2)
-    chest.attenuation += 0.58 * np.sqrt(chord(knob))
+    knob = np.sqrt(((along - step) / 0.115) ** 2 + ((aside - shift) / 0.07) ** 2)
+    chest.attenuation += 0.80 * np.sqrt(chord(knob))
   cleft = (along - 0.3 * aside) / np.float32(0.026)
   gap = np.exp(-(cleft**2)) * ramp(0.13 - np.abs(aside), 0.05)
-  chest.attenuation -= 0.30 * gap
+  chest.attenuation -= 0.40 * gap
   _mark(
     chest,
     "Fracture",

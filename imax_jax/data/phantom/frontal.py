@@ -145,11 +145,11 @@ def draw_ribs(chest: Chest, slips: dict[str, np.ndarray]) -> None:
     if lung.name in slips:
       phase += slips[lung.name]
     rib = profile[_step(phase)]
-    chest.attenuation += (0.19 * gate) * rib
+    chest.attenuation += (0.15 * gate) * rib
     phase = (frame.below - anterior[columns]) / (pitch * np.float32(1.12)) + 0.3
     rib = profile[_step(phase)]
     front = gate * ramp(lung.lateral - 0.42, 0.25) * ramp(0.66 - frame.down, 0.3)
-    chest.attenuation += (0.085 * front) * rib
+    chest.attenuation += (0.07 * front) * rib
     # The wall is seen edge-on: ribs add up to a bright rim.
     rim = 1 - np.abs(lung.lateral - lung.wall - 0.03) * np.float32(1 / 0.07)
     rim = np.clip(rim, 0, None) * ramp(frame.down - lung.apex, 0.2)
@@ -302,7 +302,7 @@ def draw_vessels(chest: Chest) -> None:
     tree = textures.read_tree(number, lung.lateral, frame.down - stand)
     # Upright, the lower vessels carry more; congestion evens them out and beyond.
     upper = ramp(0.05 + stand - frame.down, 0.4)
-    gain = 0.36 - 0.10 * upper
+    gain = 0.30 - 0.08 * upper
     if grade:
       wide = textures.read_tree(
         number, lung.lateral * 0.97, (frame.down - stand) * 0.97

@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import NOT_FRONTAL
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Annotation
 from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
@@ -30,7 +35,7 @@ def read(
   radiographs: Mapping[str, Radiograph],
   *,
   require_both: bool = True,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields a "ctr" and a "cpar" of each image, values in (0, 1).
 
@@ -41,16 +46,16 @@ def read(
     FileNotFoundError: a file is missing.
     ValueError: other columns, or a damaged file.
   """
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   found: dict[str, dict[str, Annotation]] = {}
   for file, column in (("CTRs.csv", "CTR"), ("CPARs.csv", "CPAR")):
-    path = reading.find(root, [file], remedy=REMEDY)
+    path = find_file(root, [file], remedy=REMEDY)
     columns = (("dicom_file", "dicom_id"), column)
-    for row, (dicom, cell) in reading.rows(path, columns):
-      name = reading.image_id(dicom)
+    for row, (dicom, cell) in table_rows(path, columns):
+      name = image_id_of(dicom)
       value = _ratio(column, cell, counts)
       if name not in radiographs:
-        counts[reading.NOT_FRONTAL] += 1
+        counts[NOT_FRONTAL] += 1
       elif value is not None:
         found.setdefault(name, {}).setdefault(
           column,
@@ -64,10 +69,10 @@ def read(
       continue
     counts["kept"] += len(pair)
     yield from pair.values()
-  reading.log_counts("cardiomegaly", counts)
+  log_counts("cardiomegaly", counts)
 
 
-def _ratio(column: str, cell: str, counts: reading.Counts) -> float | None:
+def _ratio(column: str, cell: str, counts: Counts) -> float | None:
   try:
     value = float(cell)
   except ValueError:

@@ -17,7 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import NOT_FRONTAL
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Box
@@ -51,9 +56,10 @@ def run_length_box(
   """
   if not text.strip():
     return None
-  numbers = np.array(text.split(), dtype=np.int64)
-  if numbers.size % 2:
-    raise ValueError(f"a mask has {numbers.size} numbers, expected start-length pairs")
+  # Parses in C, seven times as fast as int() of each: 13 GB are mostly such numbers.
+  numbers = np.fromstring(text, dtype=np.int64, sep=" ")
+  if numbers.size != len(text.split()) or numbers.size % 2:
+    raise ValueError("a mask is not made of start-length pairs of whole numbers")
   first, length = numbers[0::2] - 1, numbers[1::2]
   last = first + length - 1
   if first.min() < 0 or length.min() < 1 or last.max() >= height * width:
@@ -74,7 +80,7 @@ def read(
   radiographs: Mapping[str, Radiograph],
   *,
   min_dice: float = MIN_DICE,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields for each image three "rec" and three "reg" annotations: the `ORGANS`.
 
@@ -86,18 +92,16 @@ def read(
     FileNotFoundError: the file is missing.
     ValueError: other columns, or a damaged file.
   """
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   names = [FILE, f"{FILE}.gz", Path(FILE).name]
-  path = reading.find(root, names, remedy=REMEDY)
+  path = find_file(root, names, remedy=REMEDY)
   columns = ("dicom_id", "Dice RCA (Mean)", "Height", "Width")
   masks = tuple(_COLUMN_OF_ORGAN[organ] for organ in ORGANS)
   given: set[str] = set()
-  for row, (dicom, dice, height, width, *cells) in reading.rows(
-    path, (*columns, *masks)
-  ):
-    name = reading.image_id(dicom)
+  for row, (dicom, dice, height, width, *cells) in table_rows(path, (*columns, *masks)):
+    name = image_id_of(dicom)
     if name not in radiographs:
-      counts[reading.NOT_FRONTAL] += 1
+      counts[NOT_FRONTAL] += 1
       continue
     if name in given:
       counts["repeated image id"] += 1
@@ -111,7 +115,7 @@ def read(
       for organ, box in zip(ORGANS, boxes, strict=True):
         region = Region(organ, box)
         yield Annotation(name, task, organ, region, Origin(path.name, row))
-  reading.log_counts("chexmask", counts)
+  log_counts("chexmask", counts)
 
 
 def _boxes(
@@ -121,7 +125,7 @@ def _boxes(
   width: str,
   cells: list[str],
   min_dice: float,
-  counts: reading.Counts,
+  counts: Counts,
 ) -> list[Box] | None:
   """The organs' boxes as fractions, or None after counting why not."""
   try:
@@ -140,12 +144,17 @@ def _boxes(
   if any(box is None for box in pixels):
     counts["a mask is empty"] += 1
     return None
-  return [
+  width_px, height_px = radiograph.width, radiograph.height
+  fractions = [
     (
-      min(x0 / radiograph.width, 1.0),
-      min(y0 / radiograph.height, 1.0),
-      min(x1 / radiograph.width, 1.0),
-      min(y1 / radiograph.height, 1.0),
+      min(x0 / width_px, 1.0),
+      min(y0 / height_px, 1.0),
+      min(x1 / width_px, 1.0),
+      min(y1 / height_px, 1.0),
     )
     for x0, y0, x1, y1 in (box for box in pixels if box is not None)
   ]
+  if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in fractions):
+    counts["a mask lies outside the image"] += 1
+    return None
+  return fractions

@@ -17,7 +17,12 @@ from pathlib import Path
 
 from absl import logging
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import NOT_FRONTAL
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import table_header
+from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits
@@ -79,7 +84,7 @@ def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields one `Bits` over the ten `FINDINGS` an image.
 
@@ -87,16 +92,16 @@ def read(
     FileNotFoundError: no label file.
     ValueError: a file lacks some of the ten labels, or is damaged.
   """
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   given: set[str] = set()
   for place, path in enumerate(label_files(root)):
-    if place and not set(FINDINGS) & set(reading.header(path)):
+    if place and not set(FINDINGS) & set(table_header(path)):
       logging.info("cxr_lt: %s carries no labels and is passed over", path.name)
       continue
-    for row, (dicom, *cells) in reading.rows(path, ("dicom_id", *FINDINGS)):
-      name = reading.image_id(dicom)
+    for row, (dicom, *cells) in table_rows(path, ("dicom_id", *FINDINGS)):
+      name = image_id_of(dicom)
       if name not in radiographs:
-        counts[reading.NOT_FRONTAL] += 1
+        counts[NOT_FRONTAL] += 1
       elif name in given:
         counts["repeated image id"] += 1
       elif any(cell not in _BITS for cell in cells):
@@ -106,4 +111,4 @@ def read(
         counts["kept"] += 1
         bits = Bits(tuple(_BITS[cell] for cell in cells))
         yield Annotation(name, "multi_label", "", bits, Origin(path.name, row))
-  reading.log_counts("cxr_lt", counts)
+  log_counts("cxr_lt", counts)

@@ -12,7 +12,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import plain_id
+from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Radiograph
 
 # Compared whole: "PA LLD" and "AP AXIAL" are not frontal views, nor is an empty cell.
@@ -29,7 +34,7 @@ def read_radiographs(
   root: str | Path,
   *,
   require_images: bool = True,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> dict[str, Radiograph]:
   """The frontal radiographs by image id, in the metadata's order.
 
@@ -41,15 +46,16 @@ def read_radiographs(
     FileNotFoundError: the metadata, or every image, is missing.
     ValueError: the metadata has other columns or is damaged.
   """
-  counts = reading.Counts() if counts is None else counts
-  path = reading.find(root, [METADATA], remedy=REMEDY)
+  counts = Counts() if counts is None else counts
+  path = find_file(root, [METADATA], remedy=REMEDY)
   columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns")
   radiographs: dict[str, Radiograph] = {}
-  for _, (dicom, subject, study, view, height, width) in reading.rows(path, columns):
-    radiograph = _radiograph(Path(root), dicom, subject, study, view, height, width)
+  for _, (dicom, subject, study, view, height, width) in table_rows(path, columns):
     if view not in FRONTAL_VIEWS:
       counts["not frontal" if view else "view missing"] += 1
-    elif radiograph is None:
+      continue
+    radiograph = _radiograph(str(root), dicom, subject, study, view, height, width)
+    if radiograph is None:
       counts["no size"] += 1
     elif radiograph.image_id in radiographs:
       counts["repeated image id"] += 1
@@ -58,7 +64,7 @@ def read_radiographs(
     else:
       counts["kept"] += 1
       radiographs[radiograph.image_id] = radiograph
-  reading.log_counts("mimic_cxr_jpg", counts)
+  log_counts("mimic_cxr_jpg", counts)
   if not radiographs and counts["image file absent"]:
     raise FileNotFoundError(
       f"{root}/files: none of the {counts['image file absent']} frontal images of "
@@ -68,7 +74,7 @@ def read_radiographs(
 
 
 def _radiograph(
-  root: Path, dicom: str, subject: str, study: str, view: str, height: str, width: str
+  root: str, dicom: str, subject: str, study: str, view: str, height: str, width: str
 ) -> Radiograph | None:
   try:
     columns, rows = int(float(width)), int(float(height))
@@ -76,8 +82,8 @@ def _radiograph(
     return None
   if columns < 1 or rows < 1:
     return None
-  name = reading.image_id(dicom)
-  patient, study_id = reading.plain_id(subject), reading.plain_id(study)
+  name = image_id_of(dicom)
+  patient, study_id = plain_id(subject), plain_id(study)
   folder = f"files/p{patient[:2]}/p{patient}/s{study_id}"
   return Radiograph(
     image_id=name,
@@ -95,8 +101,8 @@ def read_splits(root: str | Path) -> dict[str, str]:
 
   The paper pools the splits; this is here so that a leak can be looked for.
   """
-  path = reading.find(root, [SPLIT], remedy=REMEDY)
+  path = find_file(root, [SPLIT], remedy=REMEDY)
   return {
-    reading.image_id(dicom): split
-    for _, (dicom, split) in reading.rows(path, ("dicom_id", "split"))
+    image_id_of(dicom): split
+    for _, (dicom, split) in table_rows(path, ("dicom_id", "split"))
   }

@@ -22,8 +22,14 @@ from typing import Any
 
 import PIL.Image
 
-from imax_jax.data.sources import opencxr_items
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.opencxr_items import Said
+from imax_jax.data.sources.opencxr_items import class_names
+from imax_jax.data.sources.opencxr_items import derived_target
+from imax_jax.data.sources.opencxr_items import native_targets
+from imax_jax.data.sources.opencxr_items import pseudo_targets
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import log_counts
 from imax_jax.schema import Annotation
 from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
@@ -72,7 +78,7 @@ def _json(path: Path, text: str) -> Any:
 
 
 def read_radiographs(
-  root: str | Path, *, counts: reading.Counts | None = None
+  root: str | Path, *, counts: Counts | None = None
 ) -> dict[str, Radiograph]:
   """All images by id. The view is the manifest's, "" where it gives none.
 
@@ -84,7 +90,7 @@ def read_radiographs(
     FileNotFoundError: no manifest, or image files are missing (names the first).
     ValueError: an image can not be opened or has not the manifest's size.
   """
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   items = [
     (file.split("/", maxsplit=1)[0], item)
     for file, images in manifests(root).items()
@@ -110,7 +116,7 @@ def read_radiographs(
     radiographs[name] = Radiograph(
       name, name, patients[name], view, width, height, str(path)
     )
-  reading.log_counts("opencxr", counts)
+  log_counts("opencxr", counts)
   return radiographs
 
 
@@ -160,7 +166,7 @@ def read(
   *,
   layers: Sequence[str] = ("native",),
   min_confidence: float = 0.0,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields what the chosen layers say of `radiographs`.
 
@@ -176,31 +182,31 @@ def read(
   unknown = [layer for layer in layers if layer not in LAYERS]
   if unknown or not layers:
     raise ValueError(f"layers: expected some of {LAYERS}, got {tuple(layers)}")
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   for file, images in manifests(root).items():
-    classes = opencxr_items.class_names(images)
+    classes = class_names(images)
     for row, item in enumerate(images):
       if item["id"] not in radiographs:
         counts["image not asked for"] += 1
         continue
-      said: list[tuple[str, opencxr_items.Said]] = []
+      said: list[tuple[str, Said]] = []
       if "native" in layers:
-        said += [(file, one) for one in opencxr_items.native(item, classes, counts)]
+        said += [(file, one) for one in native_targets(item, classes, counts)]
       if "pseudo" in layers:
-        pseudo = opencxr_items.pseudo(item, min_confidence, counts)
+        pseudo = pseudo_targets(item, min_confidence, counts)
         said += [(f"{file}#pseudo", one) for one in pseudo]
       for name, (task, subtask, target) in said:
         counts["kept"] += 1
         yield Annotation(item["id"], task, subtask, target, Origin(name, row))
   if "derived" in layers:
     yield from _derived(Path(root), radiographs, counts)
-  reading.log_counts("opencxr annotations", counts)
+  log_counts("opencxr annotations", counts)
 
 
 def _derived(
-  root: Path, radiographs: Mapping[str, Radiograph], counts: reading.Counts
+  root: Path, radiographs: Mapping[str, Radiograph], counts: Counts
 ) -> Iterator[Annotation]:
-  path = reading.find(root, [DERIVED], remedy='Leave the layer "derived" out.')
+  path = find_file(root, [DERIVED], remedy='Leave the layer "derived" out.')
   with path.open(encoding="utf-8") as lines:
     for row, line in enumerate(lines):
       item = _json(path, line)
@@ -212,6 +218,6 @@ def _derived(
       if item["id"] not in radiographs:
         counts["image not asked for"] += 1
         continue
-      task, subtask, target = opencxr_items.derived_question(item)
+      task, subtask, target = derived_target(item)
       counts["kept"] += 1
       yield Annotation(item["id"], task, subtask, target, Origin(path.name, row))

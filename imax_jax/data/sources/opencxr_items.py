@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import Counts
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Answer
@@ -42,7 +42,7 @@ def class_names(images: Sequence[Item]) -> dict[str, tuple[str, ...]]:
   return {name: tuple(sorted(values)) for name, values in sorted(found.items())}
 
 
-def native(item: Item, classes: Classes, counts: reading.Counts) -> list[Said]:
+def native_targets(item: Item, classes: Classes, counts: Counts) -> list[Said]:
   """What `tasks` lists: a clinical note outside it is no native report."""
   said: list[Said] = []
   for task in item["tasks"]:
@@ -67,7 +67,7 @@ def native(item: Item, classes: Classes, counts: reading.Counts) -> list[Said]:
   return said
 
 
-def pseudo(item: Item, min_confidence: float, counts: reading.Counts) -> list[Said]:
+def pseudo_targets(item: Item, min_confidence: float, counts: Counts) -> list[Said]:
   """Organs and ratios of the network's masks, where no person has given them."""
   masks = item.get("pseudo")
   if masks is None:
@@ -89,7 +89,7 @@ def pseudo(item: Item, min_confidence: float, counts: reading.Counts) -> list[Sa
   return said
 
 
-def derived_question(item: Item) -> Said:
+def derived_target(item: Item) -> Said:
   """A template question; its answers are joined by ", ", "none" where there is none."""
   answers = tuple(item["answer"].lower().split(", "))
   answer = Answer(item["question"], () if answers == ("none",) else answers)
@@ -111,7 +111,7 @@ def _semantic_type(name: str | None) -> str:
   return name if name in _SEMANTIC_TYPES else "query"
 
 
-def _ratios(item: Item, counts: reading.Counts) -> Iterator[Said]:
+def _ratios(item: Item, counts: Counts) -> Iterator[Said]:
   for kind in ("ctr", "cpar"):
     value = item.get(kind)
     if value is not None and 0 < value < 1:
@@ -124,7 +124,7 @@ def _regions(
   task: str,
   boxes: Sequence[tuple[str, Sequence[float]]],
   size: Sequence[int],
-  counts: reading.Counts,
+  counts: Counts,
 ) -> Iterator[Said]:
   """Boxes as fractions under lower-case names.
 
@@ -143,7 +143,7 @@ def _regions(
       yield (task, name.lower(), Region(name.lower(), box))
 
 
-def _bits(item: Item, counts: reading.Counts) -> Iterator[Said]:
+def _bits(item: Item, counts: Counts) -> Iterator[Said]:
   """The labels that the paper's FINDINGS have too, in their order (NIH: eight)."""
   given = item.get("multi_label", {})
   labels = [name for name in FINDINGS if _SPELLING.get(name, name) in given]

@@ -15,7 +15,14 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import NOT_FRONTAL
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import images_by_study
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import plain_id
+from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import Annotation
 from imax_jax.schema import Grade
@@ -35,7 +42,7 @@ def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields one grade an image.
 
@@ -43,21 +50,21 @@ def read(
     FileNotFoundError: one of the three tables is missing.
     ValueError: other columns, or a damaged file.
   """
-  counts = reading.Counts() if counts is None else counts
-  studies = reading.by_study(radiographs)
+  counts = Counts() if counts is None else counts
+  studies = images_by_study(radiographs)
   given: set[str] = set()
   for file, key in ((CONSENSUS, "dicom_id"), (EXPERT, "study_id"), (REGEX, "study_id")):
-    path = reading.find(root, [file], remedy=REMEDY)
+    path = find_file(root, [file], remedy=REMEDY)
     # The sibling repository misspells the column.
     columns = (key, ("edema_severity", "edeme_severity"))
-    for row, (identity, cell) in reading.rows(path, columns):
+    for row, (identity, cell) in table_rows(path, columns):
       if key == "dicom_id":
-        images = [name for name in [reading.image_id(identity)] if name in radiographs]
+        images = [name for name in [image_id_of(identity)] if name in radiographs]
       else:
-        images = studies.get(reading.plain_id(identity), [])
+        images = studies.get(plain_id(identity), [])
       code = cell.strip().removesuffix(".0")
       if not images:
-        counts[reading.NOT_FRONTAL] += 1
+        counts[NOT_FRONTAL] += 1
       elif code not in ("0", "1", "2", "3"):
         counts["grade not 0 to 3"] += 1
       else:
@@ -69,4 +76,4 @@ def read(
           given.add(name)
           counts["kept"] += 1
           yield Annotation(name, "multi_class", "", grade, Origin(path.name, row))
-  reading.log_counts("pe_severity", counts)
+  log_counts("pe_severity", counts)

@@ -31,7 +31,7 @@ NOT_FRONTAL = "image absent or not frontal"
 _READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error)
 
 
-def find(root: str | Path, names: Sequence[str], *, remedy: str) -> Path:
+def find_file(root: str | Path, names: Sequence[str], *, remedy: str) -> Path:
   """The first of `names` that exists under `root`; "x.csv.gz" also finds "x.csv".
 
   Raises:
@@ -65,13 +65,13 @@ def readable(path: Path) -> Iterator[None]:
     ) from None
 
 
-def header(path: Path) -> list[str]:
+def table_header(path: Path) -> list[str]:
   """The names of a csv file's columns."""
   with readable(path), open_text(path) as file:
     return next(csv.reader(file), [])
 
 
-def rows(
+def table_rows(
   path: Path, columns: Sequence[Column]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
   """Yields (data row from 0, the cells of `columns`), streaming.
@@ -119,13 +119,13 @@ def plain_id(text: str) -> str:
   return text[1:] if text[:1] in ("s", "p") and text[1:].isdigit() else text
 
 
-def image_id(text: str) -> str:
+def image_id_of(text: str) -> str:
   """An image's id from itself, a file name or a path."""
   name = text.strip().rsplit("/", 1)[-1]
   return name.removesuffix(".dcm").removesuffix(".jpg")
 
 
-def by_study(radiographs: Mapping[str, Radiograph]) -> dict[str, list[str]]:
+def images_by_study(radiographs: Mapping[str, Radiograph]) -> dict[str, list[str]]:
   """study_id -> its images' ids, in the order of `radiographs`."""
   studies: dict[str, list[str]] = {}
   for name, radiograph in radiographs.items():

@@ -15,7 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.reading import NOT_FRONTAL
+from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import readable
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
 from imax_jax.schema import Origin
@@ -36,7 +41,7 @@ def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: reading.Counts | None = None,
+  counts: Counts | None = None,
 ) -> Iterator[Annotation]:
   """Yields an `Answer` a question, splits pooled; the sub-task is the semantic type.
 
@@ -45,16 +50,16 @@ def read(
     ValueError: not a JSON list, or objects without the fields (the repository's
       answer-less `_train_part1.json` has none).
   """
-  counts = reading.Counts() if counts is None else counts
+  counts = Counts() if counts is None else counts
   for split in SPLITS:
     names = [f"{folder}/{split}.json".lstrip("/") for folder in FOLDERS]
-    path = reading.find(root, names, remedy=REMEDY)
+    path = find_file(root, names, remedy=REMEDY)
     for row, item in objects(path):
       annotation = _annotation(path, row, item, radiographs, counts)
       if annotation is not None:
         counts["kept"] += 1
         yield annotation
-  reading.log_counts("vqa", counts)
+  log_counts("vqa", counts)
 
 
 def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -63,7 +68,7 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
   Only the text is held whole (some 260 MB for the release's train.json), not its
   hundreds of thousands of dictionaries.
   """
-  with reading.readable(path):
+  with readable(path):
     text = path.read_text(encoding="utf-8")
   decoder = json.JSONDecoder()
   place = _skip(text, 0, " \t\r\n\ufeff")
@@ -96,7 +101,7 @@ def _annotation(
   row: int,
   item: Mapping[str, Any],
   radiographs: Mapping[str, Radiograph],
-  counts: reading.Counts,
+  counts: Counts,
 ) -> Annotation | None:
   missing = [field for field in FIELDS if field not in item]
   if missing:
@@ -104,10 +109,10 @@ def _annotation(
       f"{path}: item {row} lacks {missing}; expected {list(FIELDS)}, found "
       f"{sorted(item)}. The repository's answer-less lists can not be used."
     )
-  name = reading.image_id(str(item["image_id"]))
+  name = image_id_of(str(item["image_id"]))
   question, answers = item["question"], item["answer"]
   if name not in radiographs:
-    counts[reading.NOT_FRONTAL] += 1
+    counts[NOT_FRONTAL] += 1
   elif item["semantic_type"] not in SEMANTIC_TYPES:
     counts["unknown semantic type"] += 1
   elif not isinstance(answers, list) or not isinstance(question, str):

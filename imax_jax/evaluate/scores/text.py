@@ -156,6 +156,6 @@ def meteor(truth: str, text: str) -> float:
     meteor_score.meteor_score(
       [report_words(truth)],
       report_words(text),
-      wordnet=_NO_WORDNET,  # type: ignore[arg-type]
+      wordnet=_NO_WORDNET,
     )
   )

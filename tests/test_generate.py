@@ -1,0 +1,143 @@
+"""Greedy decoding with a cache equals running each row whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imax_jax import tree
+from imax_jax.data import records
+from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.evaluate.generate import Generator
+from imax_jax.models.vlm import Vlm
+
+SLOTS = 4
+BUDGET = 7
+FIELDS: dict[str, Any] = {
+  "encoder": {
+    "image_px": 16, "patch_px": 4, "channels": 1,
+    "width": 16, "depth": 1, "num_heads": 2, "mlp_width": 32,
+  },
+  "connector": {"merge": 4, "depth": 2},
+  "decoder": {
+    "width": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_width": 48,
+    "vocab_size": 264, "rope_base": 1e4, "norm_eps": 1e-5, "lora_rank": 2,
+  },
+}  # fmt: skip
+# Two padded lengths, several questions an image, an image nobody asks about.
+PROMPTS = [
+  (3, "[reg] a"),
+  (0, "[vqa] is it?"),
+  (0, "[rec] where is the heart, and where the left lung?"),
+  (4, "[vqa] is it?"),
+  (1, "[reg] b"),
+  (0, "[reg] a"),
+  (4, "[rec] where is the heart, and where the right lung?"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+  return tokenizer_lib.train_tokenizer([], 259)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def params(pixels: np.ndarray) -> Any:
+  model, line = Vlm(**FIELDS), jnp.zeros((1, 4), jnp.int32)
+  names = ("text", "image", "slot", "segment", "position")
+  batch = dict.fromkeys(names, line) | {"pixels": pixels[:1]}
+  made = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+
+  def nudge(path: str, leaf: jax.Array) -> jax.Array:
+    rng = np.random.default_rng(list(path.encode()))
+    # Large image tokens, so that what is said depends on the image; and a head that
+    # favours the end token a little, so that answers end at different lengths.
+    leaf = np.array(leaf + 0.2 * rng.standard_normal(leaf.shape), np.float32)
+    if path == "decoder/head/kernel":
+      leaf[:, 2] *= 2.0
+    return jnp.asarray(leaf)
+
+  return tree.map_paths(nudge, made)
+
+
+def whole_rows(
+  params: Any, tokenizer: Any, pixels: np.ndarray, prompts: Any, budget: int
+) -> list[list[int]]:
+  """Greedy ids of each prompt by the full forward, one token at a time, no cache."""
+  model, length = Vlm(**FIELDS), 96
+  prefix, slots = records.prefix_of(tokenizer, SLOTS)
+  forward = jax.jit(lambda batch: model.apply({"params": params}, batch).logits)
+  answers = []
+  for image, prompt in prompts:
+    text = [*prefix, *tokenizer_lib.encode(tokenizer, records.prompt_text(prompt))]
+    asked = len(text)
+    while len(text) < asked + budget and text[-1] != tokenizer.eos_token_id:
+      used = len(text)
+      batch = {
+        "pixels": pixels[image : image + 1],
+        "text": np.array([text + [0] * (length - used)], np.int32),
+        "image": np.where(np.arange(length) < used, 0, -1)[None].astype(np.int32),
+        "slot": np.full((1, length), -1, np.int32),
+        "segment": (np.arange(length) >= len(prefix))[None].astype(np.int32),
+        "position": np.arange(length)[None].astype(np.int32),
+      }
+      batch["slot"][0, : len(prefix)] = slots
+      text.append(int(np.argmax(forward(batch)[0, used - 1])))
+    answers.append(text[asked:])
+  return answers
+
+
+def test_cache_equals_whole_rows(params: Any, tokenizer: Any, pixels: np.ndarray) -> None:
+  want = whole_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
+  # The case must be worth the name: different answers, of different lengths.
+  assert len({tuple(ids) for ids in want}) >= 5
+  assert len({len(ids) for ids in want}) >= 2
+  assert any(ids[-1] != tokenizer.eos_token_id for ids in want)
+  seen: list[tuple[int, int]] = []
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3, images=2)
+  got = generator(params, pixels, PROMPTS, progress=lambda *at: seen.append(at))
+  texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
+  assert got == texts
+  assert seen[-1] == (len(PROMPTS), len(PROMPTS))
+  # Neither chunking nor company changes an answer, nor do features instead of pixels.
+  features = Vlm(**FIELDS).apply({"params": params}, pixels, method="encode")
+  one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8, images=5)
+  assert one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET) == texts
+  assert one_chunk(params, features, PROMPTS[:1], max_new_tokens=1) == [
+    tokenizer.decode(want[0][:1], skip_special_tokens=True)
+  ]
+
+
+def test_padding_rows_do_not_hold_up_the_others(
+  params: Any, tokenizer: Any, pixels: np.ndarray
+) -> None:
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=4, images=2)
+  text, length, image = generator._pad([[5, 6], [7] * 20], [1, 0])
+  assert text.shape == (4, 32)
+  assert text[0].tolist() == [0] * 30 + [5, 6]
+  assert length.tolist() == [2, 20, 0, 0]
+  assert image.tolist() == [1, 0, 0, 0]
+  cache = generator._prefill(params, pixels[:2])
+  assert cache.k.shape == (2, 2, 2, len(generator.prefix_ids), 8)
+  out = generator._decode(params, cache, text, length, image, max_new_tokens=5)
+  assert out.shape == (4, 5)
+  assert not np.asarray(out[2:, 1:]).any()
+
+
+def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> None:
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET)
+  assert generator(params, pixels, []) == []
+  with pytest.raises(ValueError, match="image 5, pixels holds 5") as caught:
+    generator(params, pixels, [(5, "[vqa] secret question")])
+  assert "secret" not in str(caught.value)
+  with pytest.raises(ValueError, match="max_new_tokens=0"):
+    generator(params, pixels, PROMPTS, max_new_tokens=0)

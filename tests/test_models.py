@@ -1,0 +1,375 @@
+"""The model: parity with the published encoder, packing, LoRA, sizes."""
+
+from __future__ import annotations
+
+import pathlib
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from imax_jax import tree
+from imax_jax.models import attention
+from imax_jax.models import lora
+from imax_jax.models import loss
+from imax_jax.models import zoo
+from imax_jax.models.connector import Connector
+from imax_jax.models.vit import Encoder
+from imax_jax.models.vlm import Vlm
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SLOTS = 4
+
+
+def small(**decoder: Any) -> dict[str, Any]:
+  """A model of a few thousand parameters; `decoder` overrides its fields."""
+  return {
+    "encoder": {
+      "image_px": 16, "patch_px": 4, "channels": 1,
+      "width": 16, "depth": 2, "num_heads": 2, "mlp_width": 32,
+    },
+    "connector": {"merge": 4, "depth": 2},
+    "decoder": {
+      "width": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_width": 48,
+      "vocab_size": 50, "rope_base": 1e4, "norm_eps": 1e-5, "lora_rank": 3,
+      "lora_alpha": 6.0,
+    } | decoder,
+  }  # fmt: skip
+
+
+def pack(rows: list[list[tuple[int, list[int]]]], tokens: int) -> dict[str, np.ndarray]:
+  """Rows of (image, lengths of its entries); text is a function of image and entry."""
+  shape = (len(rows), tokens)
+  batch = {
+    name: np.full(shape, fill, np.int32)
+    for name, fill in (
+      ("text", 0), ("image", -1), ("slot", -1), ("segment", 0), ("position", 0)
+    )
+  }  # fmt: skip
+  weight = np.zeros(shape, np.float32)
+  for row, images in enumerate(rows):
+    at = 0
+    for image, entries in images:
+      prefix = 2 + SLOTS
+      here = slice(at, at + prefix)
+      batch["text"][row, here] = [1, 7] + [0] * SLOTS
+      batch["slot"][row, here] = [-1, -1, *range(SLOTS)]
+      batch["image"][row, here] = image
+      batch["position"][row, here] = np.arange(prefix)
+      at += prefix
+      for segment, length in enumerate(entries, start=1):
+        here = slice(at, at + length)
+        rng = np.random.default_rng([image, length])
+        batch["text"][row, here] = rng.integers(3, 50, length)
+        batch["image"][row, here] = image
+        batch["segment"][row, here] = segment
+        batch["position"][row, here] = prefix + np.arange(length)
+        weight[row, at + 1 : at + length - 1] = 0.5 + segment
+        at += length
+  return batch | {"loss_weight": weight, "pixels": pixels(3)}
+
+
+def pixels(count: int) -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 1), np.uint8)
+
+
+# One image twice in a row's company, entries of different lengths, padding at the end.
+PACKED = pack([[(0, [5, 7, 4]), (2, [6])], [(1, [9, 3])]], 40)
+SEPARATE = pack([[(0, [5])], [(0, [7])], [(0, [4])], [(2, [6])], [(1, [9])], [(1, [3])]], 16)
+# Segments weigh differently, and a separate row's only entry is segment 1.
+SEPARATE["loss_weight"] *= np.array([1, 2.5 / 1.5, 3.5 / 1.5, 1, 1, 2.5 / 1.5])[:, None]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+  return tree.map_paths(_nudge, init(Vlm(**small()), PACKED))
+
+
+def _nudge(path: str, leaf: jax.Array) -> jax.Array:
+  """Away from zeros and ones, so that every parameter matters."""
+  rng = np.random.default_rng(list(path.encode()))
+  return leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32)
+
+
+def run(model: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+  """`model.apply` under jit: op by op it would compile a hundred small programs."""
+  apply = partial(model.apply, **kwargs)
+  return jax.jit(lambda params, args: apply({"params": params}, *args))(params, args)
+
+
+def init(model: Any, *args: Any, seed: int = 0) -> Any:
+  return jax.jit(model.init)(jax.random.key(seed), *args)["params"]
+
+
+def total(model: Vlm, params: Any, batch: Any) -> jax.Array:
+  logits = model.apply({"params": params}, batch).logits
+  return loss.example_loss(logits, batch)[0].sum()
+
+
+def test_encoder_equals_the_published_one() -> None:
+  oracle = np.load(GOLDEN / "eva_vit_tiny_smallscale.npz")
+  encoder, images = Encoder(56, 14, 64, 3, 4, 279), oracle["in/pixels"]
+  got = run(encoder, eva_params(oracle), images.transpose(0, 2, 3, 1))
+  want = oracle["out/ln_vision"][:, 1:]
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def eva_params(oracle: Any) -> dict[str, Any]:
+  """The published state dict under this project's names."""
+
+  def read(name: str) -> np.ndarray:
+    return oracle[f"w/visual_encoder.{name}"]
+
+  def layers(name: str, *axes: int) -> np.ndarray:
+    each = [read(f"blocks.{i}.{name}") for i in range(3)]
+    return np.stack([w.transpose(axes) if axes else w for w in each])
+
+  flat = {
+    "class_token": read("cls_token")[0, 0],
+    "positions": read("pos_embed")[0],
+    "embed/kernel": read("patch_embed.proj.weight").transpose(2, 3, 1, 0).reshape(-1, 64),
+    "embed/bias": read("patch_embed.proj.bias"),
+    "norm/scale": oracle["w/ln_vision.weight"],
+    "norm/bias": oracle["w/ln_vision.bias"],
+    "layers/attn/q_bias": layers("attn.q_bias"),
+    "layers/attn/v_bias": layers("attn.v_bias"),
+    "layers/attn/qkv/kernel": layers("attn.qkv.weight", 1, 0),
+  }
+  for ours, theirs in (("attn_norm", "norm1"), ("mlp_norm", "norm2")):
+    flat[f"layers/{ours}/scale"] = layers(f"{theirs}.weight")
+    flat[f"layers/{ours}/bias"] = layers(f"{theirs}.bias")
+  for ours, theirs in (
+    ("attn/out", "attn.proj"), ("up", "mlp.fc1"), ("down", "mlp.fc2")
+  ):  # fmt: skip
+    flat[f"layers/{ours}/kernel"] = layers(f"{theirs}.weight", 1, 0)
+    flat[f"layers/{ours}/bias"] = layers(f"{theirs}.bias")
+  return tree.unflatten(flat)
+
+
+def test_uint8_pixels_are_normalised() -> None:
+  grey = Encoder(**small()["encoder"])
+  raw = pixels(2)
+  params = init(grey, raw)
+  # The means of CLIP's three means and of its three deviations.
+  normal = ((raw / 255.0 - 0.4491643) / 0.2688226).astype(np.float32)
+  np.testing.assert_allclose(
+    run(grey, params, raw), run(grey, params, normal), atol=1e-4
+  )
+
+
+def test_wrong_pixels_are_named() -> None:
+  encoder = Encoder(**small()["encoder"])
+  with pytest.raises(ValueError, match=r"expected pixels \[N, 16, 16, 1\].*\(1, 8, 8, 1\)"):
+    encoder.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def test_connector_merges_neighbours_of_a_row() -> None:
+  connector = Connector(8, merge=4, depth=1)
+  features = np.random.default_rng(0).standard_normal((2, 16, 3)).astype(np.float32)
+  params = init(connector, features)
+  got = run(connector, params, features)
+  second = np.concatenate([features[1, i] for i in (4, 5, 6, 7)])
+  np.testing.assert_allclose(got[1, 1], second @ params["dense_0"]["kernel"], atol=1e-5)
+  with pytest.raises(ValueError, match="no multiple of merge=4"):
+    connector.apply({"params": params}, features[:, :15])
+
+
+def test_mask_follows_the_drawing() -> None:
+  batch = pack([[(0, [2, 2])]], 12)
+  mask = np.asarray(attention.batch_mask(batch["image"], batch["segment"]))[0]
+  image, segment = batch["image"][0], batch["segment"][0]
+  for i in range(12):
+    for j in range(12):
+      same = image[i] == image[j] >= 0 and segment[j] in (0, segment[i])
+      assert mask[i, j] == (j <= i and same)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_packed_rows_equal_separate_rows(params: Any, fold: bool) -> None:
+  model = Vlm(**small(fold=fold))
+  value = jax.jit(jax.value_and_grad(lambda p, batch: total(model, p, batch)))
+  packed, packed_grads = value(params, PACKED)
+  separate, separate_grads = value(params, SEPARATE)
+  np.testing.assert_allclose(packed, separate, rtol=1e-5)
+  want = tree.flatten(separate_grads)
+  for path, got in tree.flatten(packed_grads).items():
+    assert np.linalg.norm(want[path]) > 0, path
+    assert np.linalg.norm(got - want[path]) <= 1e-5 * np.linalg.norm(want[path]), path
+
+
+def test_example_loss_is_each_rows_own(params: Any) -> None:
+  model = Vlm(**small())
+  logits = run(model, params, SEPARATE).logits
+  sums, weights = loss.example_loss(logits, SEPARATE)
+  row = 1
+  log_p = np.asarray(jax.nn.log_softmax(logits[row]))
+  text, weight = SEPARATE["text"][row], SEPARATE["loss_weight"][row]
+  want = -sum(weight[t] * log_p[t, text[t + 1]] for t in range(len(text) - 1))
+  np.testing.assert_allclose(sums[row], want, rtol=1e-5)
+  np.testing.assert_allclose(weights[row], weight.sum(), rtol=1e-6)
+  hidden = loss.token_nll(logits, SEPARATE)[SEPARATE["loss_weight"] == 0]
+  assert not np.any(hidden)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_lora_starts_as_the_base_model_bit_for_bit(fold: bool) -> None:
+  model, base = Vlm(**small(fold=fold)), Vlm(**small(lora_rank=0))
+  made = init(model, PACKED, seed=1)
+  flat = tree.flatten(made)
+  kept = {path: leaf for path, leaf in flat.items() if "/lora_" not in path}
+  assert len(flat) - len(kept) == 14
+  got = run(model, made, PACKED).logits
+  want = run(base, tree.unflatten(kept), PACKED).logits
+  np.testing.assert_array_equal(got, want)
+
+
+def test_folded_and_merged_lora_equal_the_pair(params: Any) -> None:
+  want = run(Vlm(**small()), params, PACKED).logits
+  folded = run(Vlm(**small(fold=True)), params, PACKED).logits
+  merged = run(Vlm(**small(lora_rank=0)), lora.merge(params, alpha=6.0), PACKED).logits
+  np.testing.assert_allclose(folded, want, atol=1e-4)
+  np.testing.assert_allclose(merged, want, atol=1e-4)
+  with pytest.raises(ValueError, match="fold=True needs dtype float32"):
+    run(Vlm(**small(fold=True, dtype="bfloat16")), params, PACKED)
+
+
+def test_dropout_needs_asking(params: Any) -> None:
+  model = Vlm(**small(lora_dropout=0.5, fold=True))
+
+  @jax.jit
+  def drop(seed: int) -> jax.Array:
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({"params": params}, PACKED, False, rngs=rngs).logits
+
+  still = run(Vlm(**small(fold=True)), params, PACKED).logits
+  np.testing.assert_array_equal(run(model, params, PACKED).logits, still)
+  assert np.array_equal(drop(0), drop(0))
+  assert not np.allclose(drop(0), drop(1), atol=1e-3)
+  assert not np.allclose(drop(0), still, atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", [{"remat": True}, {"unroll": 2}])
+def test_how_layers_run_changes_nothing(params: Any, decoder: Any) -> None:
+
+  def grads(**fields: Any) -> Any:
+    return jax.jit(jax.grad(lambda p: total(Vlm(**small(**fields)), p, PACKED)))(params)
+
+  want, got = grads(), grads(**decoder)
+  for path, leaf in tree.flatten(want).items():
+    other = tree.flatten(got)[path]
+    assert np.linalg.norm(leaf - other) <= 1e-5 * np.linalg.norm(leaf), path
+
+
+def test_grouped_heads_share_keys(params: Any) -> None:
+  """2 key/value heads for 4 query heads equal 4 of which neighbours are the same."""
+
+  def widen(path: str, leaf: jax.Array) -> jax.Array:
+    if not path.endswith(("/k/kernel", "/v/kernel", "/k/lora_b", "/v/lora_b")):
+      return leaf
+    heads = leaf.reshape(*leaf.shape[:-1], 2, 8)
+    return jnp.repeat(heads, 2, axis=-2).reshape(*leaf.shape[:-1], 32)
+
+  want = run(Vlm(**small(num_kv_heads=4)), tree.map_paths(widen, params), PACKED)
+  got = run(Vlm(**small()), params, PACKED)
+  np.testing.assert_allclose(got.logits, want.logits, atol=2e-5)
+
+
+def test_rotary_pairs_halves() -> None:
+  """A score depends on the distance only, and dimension 0 turns with d/2."""
+  x = np.random.default_rng(0).standard_normal((1, 2, 1, 8)).astype(np.float32)
+
+  def scores(first: int, second: int) -> float:
+    table = attention.rotary_table(jnp.array([[first, second]]), 8, 1e4)
+    turned = attention.rotate(jnp.asarray(x), table)
+    return float(turned[0, 0, 0] @ turned[0, 1, 0])
+
+  assert abs(scores(3, 8) - scores(103, 108)) < 1e-4
+  table = attention.rotary_table(jnp.array([[1]]), 8, 1e4)
+  one = attention.rotate(jnp.eye(8)[:1].reshape(1, 1, 1, 8), table)[0, 0, 0]
+  want = np.zeros(8)
+  want[[0, 4]] = np.cos(1), np.sin(1)
+  np.testing.assert_allclose(one, want, atol=1e-6)
+
+
+def test_features_skip_the_encoder(params: Any) -> None:
+  model = Vlm(**small())
+  want = run(model, params, PACKED)
+  features = run(model, params, PACKED["pixels"], method="encode")
+  assert features.shape == (3, 16, 16)
+  rest = {key: value for key, value in params.items() if key != "encoder"}
+  got = run(model, rest, PACKED | {"pixels": features})
+  np.testing.assert_allclose(got.logits, want.logits, atol=1e-5)
+  assert got.image_tokens.shape == (3, SLOTS, 32)
+  # An initialisation from features still makes the whole tree.
+  made = jax.eval_shape(model.init, jax.random.key(0), PACKED | {"pixels": features})
+  tree.check_same(params, made["params"], name="from features")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shapes_and_dtypes(dtype: str) -> None:
+  fields = small(dtype=dtype, tied=True)
+  fields["encoder"]["dtype"] = fields["connector"]["dtype"] = dtype
+  model = Vlm(**ConfigDict(fields))
+  params = init(model, PACKED)
+  assert "head" not in params["decoder"]
+  assert {leaf.dtype for leaf in tree.flatten(params).values()} == {jnp.dtype("float32")}
+  output = run(model, params, PACKED)
+  assert output.logits.shape == (2, 40, 50)
+  assert output.logits.dtype == jnp.float32
+  assert output.image_tokens.dtype == jnp.dtype(dtype)
+  assert np.isfinite(output.logits).all()
+
+
+def test_a_misspelt_field_is_named() -> None:
+  fields = small()
+  fields["decoder"]["dept"] = fields["decoder"].pop("depth")
+  with pytest.raises(TypeError, match="dept"):
+    Vlm(**fields).init(jax.random.key(0), PACKED)
+  with pytest.raises(ValueError, match="num_heads=4"):
+    Vlm(**small(num_kv_heads=3)).init(jax.random.key(0), PACKED)
+
+
+def sizes(name: str, **connector: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  fields = zoo.model(name)
+  fields["connector"] |= connector
+  encoder = fields["encoder"]
+  image = (1, encoder["image_px"], encoder["image_px"], encoder["channels"])
+  line = jnp.zeros((1, 8), jnp.int32)
+  names = ("text", "image", "slot", "segment", "position")
+  batch = dict.fromkeys(names, line) | {"pixels": jnp.zeros(image, jnp.uint8)}
+  made = jax.eval_shape(Vlm(**fields).init, jax.random.key(0), batch)
+  return tree.flatten(made["params"])
+
+
+def count(shapes: dict[str, jax.ShapeDtypeStruct], pattern: str) -> int:
+  found = [path for path in shapes if pattern in f"/{path}"]
+  return sum(int(np.prod(shapes[path].shape)) for path in found)
+
+
+def test_full_size_has_the_published_number_of_parameters() -> None:
+  """shared/specs/arch_minigpt_family.md, section 1; LLaMA-2 7B's model card."""
+  shapes = sizes("imax_7b")
+  assert count(shapes, "/encoder/") - count(shapes, "/encoder/norm/") == 985_894_528
+  assert count(shapes, "/connector/") == 39_854_080
+  assert count(shapes, "/lora_") == 19_988_480
+  assert count(shapes, "/decoder/") - count(shapes, "/lora_") == 6_738_415_616
+  assert count(sizes("imax_7b", merge=1), "/connector/") == 22_552_576
+  # One matrix of each of the scanned layers: what the paper calls 450 parameters.
+  matrices = sum(
+    shape.shape[0] if "/layers/" in path else 1
+    for path, shape in shapes.items()
+    if "/lora_" in path or (path.startswith("connector/") and path.endswith("kernel"))
+  )
+  assert matrices == 450
+
+
+def test_zoo() -> None:
+  assert count(sizes("toy"), "/") < 2_200_000
+  zoo.model("toy")["decoder"]["depth"] = 99
+  assert zoo.model("toy")["decoder"]["depth"] == 4
+  with pytest.raises(ValueError, match="no model 'toi'; there are imax_7b, toy"):
+    zoo.model("toi")

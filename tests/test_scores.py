@@ -1,0 +1,366 @@
+"""Scores: the published implementations' numbers, nltk, and hand-made cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from nltk.translate import bleu_score
+from nltk.translate import meteor_score
+
+from imax_jax.data import prompts
+from imax_jax.evaluate import constants
+from imax_jax.evaluate import run
+from imax_jax.evaluate.scores import boxes
+from imax_jax.evaluate.scores import labels
+from imax_jax.evaluate.scores import ratios
+from imax_jax.evaluate.scores import text
+from imax_jax.schema import EDEMA_GRADES
+from imax_jax.schema import Annotation
+from imax_jax.schema import Answer
+from imax_jax.schema import Bits
+from imax_jax.schema import Entry
+from imax_jax.schema import Grade
+from imax_jax.schema import Origin
+from imax_jax.schema import Ratio
+from imax_jax.schema import Region
+from imax_jax.schema import Report
+from imax_jax.schema import Target
+
+GOLDEN = json.loads(
+  (Path(__file__).parent / "golden" / "metrics_unimed_40.json").read_text("utf-8")
+)
+WORDS = st.lists(
+  st.sampled_from(["no", "left", "lung", "effusion", "heart", "size"]), max_size=8
+)
+
+
+def entry(task: str, subtask: str, target: Target, number: int = 0) -> Entry:
+  origin = Origin("invented.csv", number)
+  return prompts.make_entry(Annotation(f"i{number}", task, subtask, target, origin), 0)
+
+
+def predict(*pairs: tuple[Entry, str]) -> list[run.Prediction]:
+  return run.predict_values([e for e, _ in pairs], [t for _, t in pairs])
+
+
+# ── The published implementations ─────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("pair", GOLDEN["pairs"], ids=lambda p: repr(p["ref"]))
+def test_text_scores_are_the_published_ones(pair):
+  truth, got = pair["ref"], pair["pred"]
+  assert text.normalise(truth, legacy=True) == pair["norm_ref"]
+  assert text.normalise(pair["raw_pred"], legacy=True) == pair["norm_pred"]
+  assert text.is_match(truth, got, legacy=True) == pair["exact_acc_cls"]
+  substring = text.is_match(truth, got, substring=True, legacy=True)
+  assert substring == pair["vqa_substring_acc"]
+  bleu = text.answer_bleu1(truth, got, legacy=True)
+  assert bleu == pytest.approx(pair["nltk_bleu"]["bleu1"], abs=1e-12)
+
+
+def test_meteor_without_synonyms_is_the_published_nltk_one():
+  # None of the forty pairs is matched by a synonym, so WordNet makes no difference.
+  for pair in GOLDEN["pairs"]:
+    want, got = pair["norm_ref"].split(), pair["norm_pred"].split()
+    value = meteor_score.meteor_score([want], got, wordnet=text._NO_WORDNET)
+    assert value == pytest.approx(pair["nltk_meteor_norm"], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", GOLDEN["iou_plus_one"])
+def test_iou_with_plus_one_is_the_published_one(case):
+  value = boxes.iou(case["box1"], case["box2"], plus_one=True)
+  assert value == pytest.approx(case["iou"], abs=1e-12)
+
+
+# ── Words ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+  ("raw", "words"),
+  [
+    ("The left-lung.", "left lung"),
+    ("1,0,0,1", "1 0 0 1"),
+    ("1, 0, 0, 1", "1 0 0 1"),
+    ("none", "none"),
+    ("0.494.", "0.494"),
+    ("two <unk>nodules!", "2 nodules"),
+    ("pleural - based x-ray", "pleural based x ray"),
+    ("Don't", "dont"),
+    ("Größe_3", "größe 3"),
+    ("...", ""),
+  ],
+)
+def test_strict_normalisation(raw, words):
+  assert text.normalise(raw) == words
+
+
+@given(st.text(alphabet="aA1.,-'<é one", max_size=20))
+def test_strict_normalisation_settles(raw):
+  # A second pass may still drop an article or a point that the first laid bare, and
+  # after that nothing changes: no mark or space is left between the words.
+  twice = text.normalise(text.normalise(raw))
+  assert text.normalise(twice) == twice
+  assert twice == " ".join(twice.split())
+
+
+def test_no_is_not_found_in_normal():
+  assert not text.is_match("no", "normal")
+  assert text.is_match("no", "normal", substring=True)
+
+
+# nltk counts an empty text as one wrong word in a corpus; pycocoevalcap and we do not.
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of higher orders that count 0
+@settings(max_examples=60, deadline=None)
+@given(
+  st.lists(st.tuples(WORDS, WORDS.filter(bool)), min_size=1, max_size=5),
+)
+def test_bleu1_is_nltks(pairs):
+  truths, texts = [t for t, _ in pairs], [g for _, g in pairs]
+  weights = (1.0, 0, 0, 0)
+  want = bleu_score.corpus_bleu([[t] for t in truths], texts, weights=weights)
+  assert text.bleu1(truths, texts) == pytest.approx(want, abs=1e-12)
+  want = bleu_score.sentence_bleu([truths[0]], texts[0], weights=weights)
+  assert text.bleu1(truths[:1], texts[:1]) == pytest.approx(want, abs=1e-12)
+  assert text.bleu1([*truths, ["rib"]], [*texts, []]) <= text.bleu1(truths, texts)
+
+
+def test_bleu1_sums_over_the_corpus_before_dividing():
+  truths, texts = [["a", "b"], ["c"]], [["a", "b"], ["x"]]
+  assert text.bleu1(truths, texts) == pytest.approx(2 / 3)
+  brevity = math.exp(1 - 4 / 2)
+  assert text.bleu1([["a", "b", "c", "d"]], [["a", "b"]]) == pytest.approx(brevity)
+
+
+def test_rouge1_and_meteor_by_hand():
+  assert text.rouge1("no effusion seen", "no effusion") == pytest.approx(0.8)
+  assert text.meteor("no effusions", "no effusion") > 0.9  # by the stem
+  assert text.meteor("large heart", "big heart") < 0.6  # no synonyms
+  assert text.meteor("heart", "") == 0.0
+
+
+# ── Boxes, labels, ratios ─────────────────────────────────────────────────────────
+
+
+def test_iou_by_hand():
+  assert boxes.iou([0, 0, 10, 10], [5, 0, 15, 10]) == pytest.approx(1 / 3)
+  assert boxes.iou([0, 0, 10, 10], [0, 0, 10, 10]) == 1.0
+  assert boxes.iou([0, 0, 10, 10], [8, 8, 2, 2]) == 0.0  # reversed
+  assert boxes.iou([5, 5, 5, 5], [5, 5, 5, 5]) == 0.0  # no area
+  assert boxes.recall_at([0.5, 0.51, 0.2, 1.0]) == 0.5  # strictly above
+
+
+@given(st.lists(st.lists(st.floats(0, 1000), min_size=8, max_size=8), min_size=1))
+def test_iou_is_a_share_and_symmetric(rows):
+  pairs = np.array(rows).reshape(-1, 2, 2, 2)
+  pairs.sort(axis=2)
+  a, b = pairs[:, 0].reshape(-1, 4), pairs[:, 1].reshape(-1, 4)
+  value = boxes.iou(a, b)
+  assert ((value >= 0) & (value <= 1 + 1e-9)).all()
+  np.testing.assert_allclose(value, boxes.iou(b, a), rtol=1e-12)
+
+
+def test_f1_by_hand_and_its_zero_division():
+  truth = [[1, 0, 0, 0], [1, 1, 0, 0]]
+  got = [[1, 1, 0, 0], [0, 0, 1, 0]]
+  # TP FP FN: first 1 0 1, second 0 1 1, third 0 1 0; the fourth occurs nowhere.
+  value = labels.f1(truth, got)
+  assert value.micro == pytest.approx(2 * 1 / (2 * 1 + 2 + 2))
+  assert value.macro == pytest.approx((2 / 3 + 0 + 0) / 3)
+  assert labels.f1([[0, 0]], [[0, 0]]) == (0.0, 0.0)
+  with pytest.raises(ValueError, match="bits"):
+    labels.f1([[1, 0]], [[1]])
+
+
+def test_errors_by_hand():
+  assert ratios.mae([0.5, 0.3], [0.4, 0.5]) == pytest.approx(0.15)
+  assert ratios.rmse([0.5, 0.3], [0.4, 0.5]) == pytest.approx(math.sqrt(0.025))
+  with pytest.raises(ValueError, match="ratios"):
+    ratios.mae([], [])
+
+
+# ── All of Table 2 ────────────────────────────────────────────────────────────────
+
+HEART = Region("heart", (0.3, 0.4, 0.7, 0.8))
+EVERY_ENTRY = (
+  entry("calculation", "ctr", Ratio(0.5), 0),
+  entry("calculation", "cpar", Ratio(0.4), 1),
+  entry("report", "", Report("No effusion. Heart size is normal."), 2),
+  entry("multi_class", "", Grade(EDEMA_GRADES[1]), 3),
+  entry("multi_label", "", Bits((1, 0, 1, 0, 0, 0, 0, 0, 0, 0)), 4),
+  entry("rec", "heart", HEART, 5),
+  entry("reg", "heart", HEART, 6),
+  entry("vqa", "verify", Answer("is there an effusion?", ("yes",)), 7),
+  entry("vqa", "choose", Answer("nodule or edema?", ("nodule",)), 8),
+  entry("vqa", "query", Answer("where?", ("left lung", "right lung")), 9),
+)
+
+
+def test_right_answers_score_full_marks_in_the_papers_order():
+  scores = run.score(predict(*((e, e.answer) for e in EVERY_ENTRY)))
+  assert list(scores) == [metric.name for metric in run.METRICS]
+  assert len(scores) == 16
+  for metric in run.METRICS:
+    want = 0.0 if metric.lower_is_better else 100.0
+    # METEOR counts even one chunk as a little fragmentation.
+    tolerance = 0.5 if metric.name == "report_meteor" else 1e-9
+    assert scores[metric.name] == pytest.approx(want, abs=tolerance)
+
+
+def test_unreadable_answers_count_and_are_counted():
+  predictions = predict(*((e, "") for e in EVERY_ENTRY))
+  scores = run.score(predictions)
+  assert scores["ctr_mae"] == pytest.approx(50.0)  # as if it had said 0
+  assert scores["cpar_rmse"] == pytest.approx(40.0)
+  for metric in run.METRICS:
+    if not metric.lower_is_better:
+      assert scores[metric.name] == 0.0, metric.name
+  counts = run.count_unparsed(predictions)
+  assert sum(counts["vqa"].values()) == 3
+  assert set(counts) == {e.task for e in EVERY_ENTRY}
+
+
+def test_wrong_answers_are_halved_not_hidden():
+  good = entry("rec", "heart", HEART, 0)
+  bad = entry("rec", "heart", HEART, 1)
+  scores = run.score(predict((good, good.answer), (bad, "somewhere")))
+  assert scores == {"rec_iou": pytest.approx(50.0), "rec_r50": pytest.approx(50.0)}
+
+
+def test_a_task_without_entries_is_absent():
+  scores = run.score(predict((EVERY_ENTRY[0], "0.4")))
+  assert scores == {"ctr_mae": pytest.approx(10.0), "ctr_rmse": pytest.approx(10.0)}
+  assert run.score([]) == {}
+
+
+def test_labels_of_several_sources_are_counted_by_name():
+  first = entry("multi_label", "", Bits((1, 0), ("Nodule", "Edema")), 0)
+  second = entry("multi_label", "", Bits((1, 1), ("Edema", "Mass")), 1)
+  scores = run.score(predict((first, "1,1"), (second, "1,0")))
+  # Nodule 1 0 0, Edema 1 1 0, Mass 0 0 1.
+  assert scores["multi_label_micro_f1"] == pytest.approx(100 * 4 / 6)
+  assert scores["multi_label_macro_f1"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
+
+
+def test_a_target_of_another_kind_is_named():
+  wrong = dataclasses.replace(EVERY_ENTRY[0], target=HEART)
+  with pytest.raises(ValueError, match=r"i0/calculation.*Ratio.*Region"):
+    run.score([run.Prediction(wrong, "", None, "empty")])
+  with pytest.raises(ValueError, match="10 entries but 1 texts"):
+    run.predict_values(EVERY_ENTRY, [""])
+
+
+@pytest.mark.parametrize(
+  ("number", "answer", "correct", "note"),
+  [
+    (0, "0.4790", None, "off by 0.021"),
+    (3, "vascular congestion", True, ""),
+    (3, "none", False, ""),
+    (4, "1,0,0,0,0,0,0,0,0,0", None, "9 of 10 labels right"),
+    (5, "<300><400><700><800>", True, "IoU 1.00"),
+    (5, "<0><0><100><100>", False, "IoU 0.00"),
+    (5, "heart", False, "unreadable: no box"),
+    (7, "yes", True, ""),
+  ],
+)
+def test_verdict_of_one_prediction(number, answer, correct, note):
+  (prediction,) = predict((EVERY_ENTRY[number], answer))
+  assert run.judge(prediction) == run.Verdict(correct, note)
+
+
+def test_predictions_file_round_trip(tmp_path):
+  texts = [e.answer if i % 2 else "?" for i, e in enumerate(EVERY_ENTRY)]
+  predictions = run.predict_values(EVERY_ENTRY, texts)
+  path = tmp_path / "runs" / "imax.jsonl"
+  run.write_predictions(path, predictions)
+  rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+  assert list(rows[0]) == [
+    "id", "task", "subtask", "prompt", "answer", "text", "value", "reason"
+  ]  # fmt: skip
+  assert rows[0]["value"] is None
+  assert rows[0]["reason"]
+  assert rows[5]["value"]["box"] == [0.3, 0.4, 0.7, 0.8]
+  assert run.read_predictions(path, {e.id: e for e in EVERY_ENTRY}) == predictions
+  with pytest.raises(ValueError, match=r"imax\.jsonl:1"):
+    run.read_predictions(path, {})
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+  def broken():
+    yield predict((EVERY_ENTRY[0], "0.5"))[0]
+    raise OSError("disk full")
+
+  run.write_predictions(tmp_path / "imax.jsonl", [])
+  with pytest.raises(OSError, match="disk full"):
+    run.write_predictions(tmp_path / "imax.jsonl", broken())
+  assert [p.name for p in tmp_path.iterdir()] == ["imax.jsonl"]
+  assert (tmp_path / "imax.jsonl").read_text() == ""
+
+
+# ── Constants ─────────────────────────────────────────────────────────────────────
+
+
+def test_constants_are_best_by_each_metrics_own_criterion():
+  values = (0.4, 0.4, 0.4, 0.8)
+  train = [entry("calculation", "ctr", Ratio(v), i) for i, v in enumerate(values)]
+  test = [entry("calculation", "ctr", Ratio(v), 9) for v in (0.4, 0.5)]
+  scores = constants.constant_scores(train, test)
+  assert scores["ctr_mae"] == pytest.approx(5.0)  # the median, 0.4
+  assert scores["ctr_rmse"] == pytest.approx(100 * math.sqrt(0.005))  # the mean, 0.5
+  predictions = constants.constant_predictions(train, test)
+  assert [p.value for p in predictions] == [Ratio(0.4), Ratio(0.4)]
+
+
+def test_constant_bits_differ_for_micro_and_macro():
+  rows = [(1, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 0), (0, 0, 0)]
+  names = ("Edema", "Nodule", "Fracture")
+  train = [entry("multi_label", "", Bits(row, names), i) for i, row in enumerate(rows)]
+  scores = constants.constant_scores(train, train)
+  assert scores["multi_label_micro_f1"] == pytest.approx(100 * 2 * 4 / (5 + 4 + 1))
+  want = (2 * 4 / (5 + 4) + 2 * 1 / (5 + 1)) / 2
+  assert scores["multi_label_macro_f1"] == pytest.approx(100 * want)
+
+
+def test_constants_by_question_and_never_from_the_test_entries():
+  organs = {"heart": (0.3, 0.4, 0.7, 0.8), "left lung": (0.5, 0.1, 0.9, 0.7)}
+  train, test = [], []
+  for i in range(6):
+    for name, box in organs.items():
+      region = Region(name, tuple(side + 0.01 * (i - 3) for side in box))
+      train += [entry(task, name, region, i) for task in ("rec", "reg")]
+      test += [entry(task, name, Region(name, box), 100 + i) for task in ("rec", "reg")]
+    train.append(entry("vqa", "verify", Answer("seen?", ("yes" if i else "no",)), i))
+    test.append(entry("vqa", "verify", Answer("seen?", ("no",)), 100 + i))
+  scores = constants.constant_scores(train, test)
+  assert scores["rec_iou"] > 90  # each organ has its own box
+  assert scores["reg_acc"] == 50  # but one name for all: its sub-task is the answer
+  assert scores["vqa_verify_acc"] == 0  # the majority of training
+  other = constants.constant_predictions(train, [entry("report", "", Report("Clear."))])
+  assert other[0].reason == "empty"  # training has no report
+
+
+def test_constant_report_is_the_one_most_like_the_others():
+  said = ["no effusion seen today", "no effusion seen", "no effusion", "broken rib"]
+  train = [entry("report", "", Report(text), i) for i, text in enumerate(said)]
+  (prediction,) = constants.constant_predictions(train, train[:1])
+  assert prediction.text == "no effusion seen"
+  assert set(constants.constant_scores(train, train[:1])) == {
+    "report_bleu1", "report_rouge1", "report_meteor"
+  }  # fmt: skip
+
+
+def test_constants_do_not_depend_on_the_order_of_training_entries():
+  rng = np.random.default_rng(0)
+  train = [
+    entry("vqa", "query", Answer("where?", (f"zone {rng.integers(9)}",)), i)
+    for i in range(60)
+  ]
+  want = constants.constant_predictions(train, EVERY_ENTRY[-1:])
+  assert constants.constant_predictions(train[::-1], EVERY_ENTRY[-1:]) == want

@@ -1,0 +1,630 @@
+"""The readers against the releases' dialects. Every row here is invented."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import logging as std_logging
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from imax_jax.data import sources
+from imax_jax.data.sources import cardiomegaly
+from imax_jax.data.sources import chexmask
+from imax_jax.data.sources import cxr_lt
+from imax_jax.data.sources import mimic_cxr
+from imax_jax.data.sources import mimic_cxr_jpg
+from imax_jax.data.sources import pe_severity
+from imax_jax.data.sources import reading
+from imax_jax.data.sources import sections
+from imax_jax.data.sources import vqa
+from imax_jax.schema import FINDINGS
+from imax_jax.schema import Annotation
+from imax_jax.schema import Radiograph
+
+
+def _name(number: int) -> str:
+  return f"aaaaaaaa-aaaaaaaa-aaaaaaaa-aaaaaaaa-{number:08x}"
+
+
+def _radiograph(
+  number: int, study: int, width: int = 10, height: int = 8
+) -> Radiograph:
+  study_id = str(50_000_000 + study)
+  return Radiograph(_name(number), study_id, "10000001", "PA", width, height, "")
+
+
+# Images 1 and 2 are of study 1, image 3 of study 2.
+RADIOGRAPHS = {r.image_id: r for r in map(_radiograph, (1, 2, 3), (1, 1, 2))}
+ONE = {_name(1): _radiograph(1, 1)}
+
+
+def _write(path: Path, text: str) -> Path:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.suffix == ".gz":
+    path.write_bytes(gzip.compress(text.encode()))
+  else:
+    path.write_text(text, encoding="utf-8")
+  return path
+
+
+# ── MIMIC-CXR-JPG ─────────────────────────────────────────────────────────────────
+
+METADATA = f"""dicom_id,subject_id,study_id,PerformedProcedureStepDescription,\
+ViewPosition,Rows,Columns,StudyDate,StudyTime
+{_name(1)},10000001,50000001,CHEST (PA AND LAT),PA,3056,2544,21800506,213014.531
+{_name(2)},10000001,50000001,CHEST (PA AND LAT),LATERAL,3056,2544,21800506,213014.531
+{_name(3)},10000002,50000002,,,2544,3056,21800726,92.0
+{_name(4)},10000002,50000002,,PA LLD,2544,3056,21800726,92.0
+{_name(5)},10000002,50000002,,AP AXIAL,2544,3056,21800726,92.0
+{_name(6)},10000003,50000003,CHEST (PORTABLE AP),AP,2544,3056,21800726,92.0
+{_name(6)},10000003,50000003,CHEST (PORTABLE AP),AP,2544,3056,21800726,92.0
+{_name(7)},10000003,50000003,CHEST (PORTABLE AP),AP,,,21800726,92.0
+"""
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv"])
+def test_only_exact_ap_and_pa_are_frontal(tmp_path, suffix):
+  _write(tmp_path / f"mimic-cxr-2.0.0-metadata{suffix}", METADATA)
+  counts = reading.Counts()
+  found = mimic_cxr_jpg.read_radiographs(tmp_path, require_images=False, counts=counts)
+  assert list(found) == [_name(1), _name(6)]
+  first = found[_name(1)]
+  assert (first.width, first.height) == (2544, 3056)
+  assert (first.patient_id, first.study_id, first.view) == (
+    "10000001", "50000001", "PA",
+  )  # fmt: skip
+  assert first.path.endswith(f"files/p10/p10000001/s50000001/{_name(1)}.jpg")
+  assert counts == {
+    "kept": 2, "not frontal": 3, "view missing": 1, "repeated image id": 1,
+    "no size": 1,
+  }  # fmt: skip
+
+
+def test_absent_images_of_a_partial_download_are_counted(tmp_path):
+  _write(tmp_path / mimic_cxr_jpg.METADATA, METADATA)
+  with pytest.raises(FileNotFoundError, match="none of the 3 frontal images"):
+    mimic_cxr_jpg.read_radiographs(tmp_path)
+  _write(tmp_path / f"files/p10/p10000001/s50000001/{_name(1)}.jpg", "x")
+  counts = reading.Counts()
+  assert list(mimic_cxr_jpg.read_radiographs(tmp_path, counts=counts)) == [_name(1)]
+  assert counts["image file absent"] == 2
+
+
+def test_the_official_split_says_validate(tmp_path):
+  _write(
+    tmp_path / mimic_cxr_jpg.SPLIT,
+    f"dicom_id,study_id,subject_id,split\n{_name(1)},50000001,10000001,validate\n",
+  )
+  assert mimic_cxr_jpg.read_splits(tmp_path) == {_name(1): "validate"}
+
+
+# ── CXR-Cardiomegaly ──────────────────────────────────────────────────────────────
+
+
+def _ratios(root: Path, ctrs: list[str], cpars: list[str], key: str = "dicom_file"):
+  for column, cells in (("CTR", ctrs), ("CPAR", cpars)):
+    rows = "".join(f"{cell}\n" for cell in cells)
+    _write(root / f"{column}s.csv", f"{key},{column}\n{rows}")
+
+
+def test_error_marks_are_no_ratios(tmp_path):
+  names = [_name(number) for number in (1, 2, 3)]
+  _ratios(
+    tmp_path,
+    [f"{names[0]},0.4731182795698925", f"{names[1]},2.0", f"{names[2]},0.5"],
+    [f"{names[0]},0.361244019138756", f"{names[1]},0.3", f"{names[2]},4"],
+  )
+  counts = reading.Counts()
+  found = list(cardiomegaly.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert [(a.image_id, a.subtask, a.target.value) for a in found] == [
+    (names[0], "ctr", 0.4731182795698925),
+    (names[0], "cpar", 0.361244019138756),
+  ]
+  assert found[1].origin.file == "CPARs.csv"
+  assert found[1].origin.row == 0
+  assert counts == {
+    "kept": 2, "CTR: heart not found": 1, "CPAR: heart and lungs not found": 1,
+    "only one of CTR and CPAR": 2,
+  }  # fmt: skip
+  alone = list(cardiomegaly.read(tmp_path, RADIOGRAPHS, require_both=False))
+  assert [(a.image_id, a.subtask) for a in alone[2:]] == [
+    (names[2], "ctr"), (names[1], "cpar"),
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["1.0", "1.2", "0", "-0.3", "nan", "inf", "", "x"])
+def test_only_numbers_between_0_and_1_are_ratios(tmp_path, value):
+  _ratios(tmp_path, [f"{_name(1)},{value}"], [f"{_name(1)},{value}"])
+  assert not list(cardiomegaly.read(tmp_path, ONE, require_both=False))
+
+
+def test_the_scripts_own_columns_are_read_too(tmp_path):
+  rows = f",dicom_id,{{}}\n0,{_name(1)}.dcm,0.4\n"
+  _write(tmp_path / "CTRs.csv", rows.format("CTR"))
+  _write(tmp_path / "CPARs.csv", rows.format("CPAR"))
+  found = list(cardiomegaly.read(tmp_path, ONE))
+  assert [a.image_id for a in found] == [_name(1)] * 2
+
+
+# ── PE severity ───────────────────────────────────────────────────────────────────
+
+
+def _severity(root: Path, consensus: str, expert: str, regex: str) -> None:
+  key = "subject_id,study_id"
+  _write(root / pe_severity.CONSENSUS, f"{key},dicom_id,edema_severity\n{consensus}")
+  _write(root / pe_severity.EXPERT, f"{key},edema_severity\n{expert}")
+  _write(root / pe_severity.REGEX, f"{key},edema_severity\n{regex}")
+
+
+def test_the_more_careful_table_wins(tmp_path):
+  _severity(
+    tmp_path,
+    f"10000001,50000001,{_name(1)},2\n",
+    "10000002,50000002,3\n",
+    "10000001,50000001,0\n10000002,50000002,1\n10000009,50000009,1\n",
+  )
+  counts = reading.Counts()
+  found = list(pe_severity.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert {a.image_id: a.target.name for a in found} == {
+    _name(1): "interstitial edema",  # the consensus is this image's
+    _name(2): "none",  # of the same study, but only the regex has it
+    _name(3): "alveolar edema",
+  }
+  assert counts["graded by a more careful table"] == 2
+  assert counts[reading.NOT_FRONTAL] == 1
+
+
+def test_a_wrong_grade_is_counted(tmp_path):
+  _severity(tmp_path, "", "", "10000001,50000001,7\n")
+  counts = reading.Counts()
+  assert not list(pe_severity.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert counts == {"grade not 0 to 3": 1}
+
+
+# ── CXR-LT ────────────────────────────────────────────────────────────────────────
+
+
+def _labels(
+  path: Path, names: list[str], rows: list[tuple[int, dict[str, str]]]
+) -> None:
+  text = ",".join(("dicom_id", "subject_id", "study_id", "fpath", *names)) + "\n"
+  for number, cells in rows:
+    values = [cells.get(name, "0") for name in names]
+    text += ",".join((_name(number), "10000001", "s50000001", "files/x.jpg", *values))
+    text += "\n"
+  _write(path, text)
+
+
+def test_labels_are_selected_by_name(tmp_path):
+  names = ["Adenopathy", *sorted(FINDINGS), "Normal"]
+  present = {"Pneumonia": "1", "Edema": "1.0", "Adenopathy": "1"}
+  _labels(tmp_path / "cxr-lt-2024/labels.csv", names, [(1, present), (9, present)])
+  (found,) = cxr_lt.read(tmp_path, RADIOGRAPHS)
+  positive = {n for n, v in zip(FINDINGS, found.target.values, strict=True) if v == 1}
+  assert positive == {"Pneumonia", "Edema"}
+  assert found.target.labels == FINDINGS
+
+
+def test_splits_pool_and_unlabelled_files_are_passed_over(tmp_path):
+  names = list(FINDINGS)
+  place = tmp_path / "cxr-lt-2.0.0" / "cxr-lt-2024"  # unzipped one folder deeper
+  _labels(place / "train_labeled.csv", names, [(1, {})])
+  _labels(place / "development.csv", [], [(2, {})])
+  _labels(place / "test_labeled_task1.csv", names, [(3, {}), (1, {"Edema": "1"})])
+  counts = reading.Counts()
+  found = list(cxr_lt.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert [a.image_id for a in found] == [_name(1), _name(3)]
+  assert counts["repeated image id"] == 1
+
+
+def test_the_release_of_2023_is_read(tmp_path):
+  _labels(tmp_path / "cxr-lt-2023/train.csv", list(FINDINGS), [(1, {"Nodule": "1"})])
+  (found,) = cxr_lt.read(tmp_path, RADIOGRAPHS)
+  assert found.target.values[FINDINGS.index("Nodule")] == 1
+
+
+def test_probabilities_are_no_labels(tmp_path):
+  _labels(tmp_path / "labels.csv", list(FINDINGS), [(1, {"Edema": "0.31"})])
+  counts = reading.Counts()
+  assert not list(cxr_lt.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert counts == {"label not 0 or 1": 1}
+
+
+# ── CheXmask ──────────────────────────────────────────────────────────────────────
+
+_LANDMARKS = "[[" + "]\n [".join(f"{n:>4} {n:>4}" for n in range(120)) + "]]"
+
+
+def _masks(root: Path, rows: list[str]) -> None:
+  header = (
+    "dicom_id,Dice RCA (Mean),Dice RCA (Max),Landmarks,"
+    "Left Lung,Right Lung,Heart,Height,Width\n"
+  )
+  _write(root / chexmask.FILE, header + "".join(f"{row}\n" for row in rows))
+
+
+def _mask_row(number: int = 1, dice: str = "0.84", heart: str = "24 3 34 2",
+              size: str = "8,10") -> str:  # fmt: skip
+  return f'{_name(number)},{dice},0.91,"{_LANDMARKS}",7 2,2 2,{heart},{size}'
+
+
+def test_boxes_come_from_row_major_runs_that_start_from_1(tmp_path):
+  _masks(tmp_path, [_mask_row()])
+  found = list(chexmask.read(tmp_path, ONE))
+  assert [(a.task, a.subtask) for a in found] == [
+    (task, organ)
+    for task in ("rec", "reg")
+    for organ in ("heart", "left lung", "right lung")
+  ]
+  # Row 2, columns 3 to 5, and row 3, columns 3 and 4, of a 10 x 8 image.
+  assert found[0].target.box == (0.3, 2 / 8, 0.6, 4 / 8)
+  assert found[1].target.box == (0.6, 0.0, 0.8, 1 / 8)
+  assert found[2].target.box == (0.1, 0.0, 0.3, 1 / 8)
+
+
+@pytest.mark.parametrize(
+  ("row", "reason"),
+  [
+    (_mask_row(dice="0.6999"), "Dice RCA below the gate"),
+    (_mask_row(dice=""), "malformed number or mask"),
+    (_mask_row(dice="nan"), "Dice RCA below the gate"),
+    (_mask_row(heart=""), "a mask is empty"),
+    (_mask_row(heart="24 3 34"), "malformed number or mask"),
+    (_mask_row(heart="80 2"), "malformed number or mask"),
+    (_mask_row(heart="24 3 x 2"), "malformed number or mask"),
+    (_mask_row(heart="24 3 34.5 2"), "malformed number or mask"),
+    (_mask_row(heart="0 2"), "malformed number or mask"),
+    (_mask_row(size="9,10"), "size differs from the metadata's"),
+    (_mask_row(number=9), reading.NOT_FRONTAL),
+  ],
+)
+def test_rejected_masks_are_counted_by_reason(tmp_path, row, reason):
+  _masks(tmp_path, [row])
+  counts = reading.Counts()
+  assert not list(chexmask.read(tmp_path, ONE, counts=counts))
+  assert counts == {reason: 1}
+
+
+def test_the_gate_is_inclusive(tmp_path):
+  _masks(tmp_path, [_mask_row(dice="0.7")])
+  assert len(list(chexmask.read(tmp_path, ONE))) == 6
+
+
+def test_exchanged_height_and_width_decode_with_the_recorded_pair(tmp_path):
+  # Recorded as 10 high and 8 wide, though the image is 8 high and 10 wide.
+  heart = f"{3 * 8 + 2} 4"
+  _masks(tmp_path, [_mask_row(heart=heart, size="10,8")])
+  found = list(chexmask.read(tmp_path, ONE))
+  assert found[0].target.box == (0.1, 3 / 8, 0.5, 4 / 8)
+
+
+def test_cells_longer_than_csvs_default_limit_are_read(tmp_path):
+  size = 400
+  runs = " ".join(f"{start} 1" for start in range(1, size * size, 5))
+  assert len(runs) > 131_072
+  _masks(tmp_path, [_mask_row(heart=runs, size=f"{size},{size}")])
+  radiographs = {_name(1): _radiograph(1, 1, size, size)}
+  found = list(chexmask.read(tmp_path, radiographs))
+  assert found[0].target.box == (0.0, 0.0, 396 / 400, 1.0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_run_length_box_equals_that_of_the_decoded_mask(height, width, data):
+  size = height * width
+  bits = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+  flat = np.array(bits)
+  edges = np.flatnonzero(np.diff(np.concatenate(([0], flat.astype(int), [0]))))
+  runs = zip(edges[0::2], edges[1::2], strict=True)
+  text = " ".join(f"{start + 1} {stop - start}" for start, stop in runs)
+  ys, xs = np.nonzero(flat.reshape(height, width))
+  expected = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if flat.any() else None
+  assert chexmask.run_length_box(text, height, width) == expected
+
+
+# ── Reports ───────────────────────────────────────────────────────────────────────
+
+FINDINGS_TEXT = "The lungs are clear and the heart is of normal size today."
+REPORT = "\n".join(
+  (
+    "                                 FINAL REPORT",
+    " EXAMINATION:  CHEST (PA AND LAT)",
+    " ",
+    " INDICATION:  ___ year old woman with cough  // pneumonia?",
+    " ",
+    " FINDINGS: ",
+    " ",
+    f" {FINDINGS_TEXT}  No",
+    " pleural effusion.",
+    " ",
+    " IMPRESSION: ",
+    " ",
+    " No acute process on ___.",
+    "",
+  )
+)
+
+
+def _zip(path: Path, texts: dict[int, str]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with zipfile.ZipFile(path, "w") as archive:
+    for study, text in texts.items():
+      archive.writestr(f"files/p10/p10000001/s{50_000_000 + study}.txt", text)
+
+
+def test_a_report_is_findings_and_impression_for_every_frontal_image(tmp_path):
+  _zip(tmp_path / mimic_cxr.ZIP, {1: REPORT, 9: REPORT})
+  found = list(mimic_cxr.read(tmp_path, RADIOGRAPHS))
+  assert [a.image_id for a in found] == [_name(1), _name(2)]
+  expected = f"{FINDINGS_TEXT} No pleural effusion. No acute process on ___."
+  assert {a.target.text for a in found} == {expected}
+  assert found[0].origin.file == "files/p10/p10000001/s50000001.txt"
+  (first, _) = mimic_cxr.read(tmp_path, RADIOGRAPHS, keep_blanks=False)
+  assert "_" not in first.target.text
+
+
+def test_unzipped_and_sectioned_reports_read_the_same(tmp_path):
+  _zip(tmp_path / "a" / mimic_cxr.ZIP, {1: REPORT})
+  _write(tmp_path / "b/files/p10/p10000001/s50000001.txt", REPORT)
+  quoted = "\n ".join(FINDINGS_TEXT.split(" ", maxsplit=3))
+  _write(
+    tmp_path / "c" / mimic_cxr.SECTIONED,
+    "study,impression,findings,last_paragraph,comparison\n"
+    f's50000001,No acute process on ___.,"{quoted}  No\n pleural effusion.",,\n'
+    "s50000002,,,,\n",
+  )
+  counts = reading.Counts()
+  texts = {
+    tuple(
+      a.target.text for a in mimic_cxr.read(tmp_path / f, RADIOGRAPHS, counts=counts)
+    )
+    for f in "abc"
+  }
+  assert len(texts) == 1
+  assert len(texts.pop()) == 2
+  assert counts["no findings or no impression"] == 1
+
+
+def test_xraygpts_captions_are_read(tmp_path):
+  items = [{"image_id": _name(2), "caption": "The chest\nis clear."}]
+  path = _write(tmp_path / "filter_cap.json", json.dumps({"annotations": items}))
+  (found,) = mimic_cxr.read(path, RADIOGRAPHS)
+  assert (found.image_id, found.target.text) == (_name(2), "The chest is clear.")
+  _write(path, '{"annotations": [{"image_id": "secret"}]}')
+  with pytest.raises(ValueError, match="expected") as caught:
+    list(mimic_cxr.read(path, RADIOGRAPHS))
+  assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    (REPORT.replace(" FINDINGS", " TECHNIQUE"), "no findings or no impression"),
+    (REPORT.replace(" IMPRESSION", "IMPRESSION"), "no findings or no impression"),
+    (REPORT.replace(FINDINGS_TEXT, "Clear."), "findings too short"),
+    (REPORT.replace("No acute process on ___.", "Normal."), "impression too short"),
+  ],
+)
+def test_short_and_lacking_reports_are_counted(tmp_path, text, reason):
+  _zip(tmp_path / mimic_cxr.ZIP, {2: text})
+  counts = reading.Counts()
+  assert not list(mimic_cxr.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert counts == {reason: 1}
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("no header at all", {"full report": "no header at all"}),
+    ("x\n FINDINGS: a\n b\n", {"preamble": "x", "findings": "a\n b"}),
+    # A space is a header's first; small letters, digits and no white space end one.
+    ("x\nFINDINGS: a", {"full report": "x\nFINDINGS: a"}),
+    ("x\n  FINDINGS: a", {"preamble": "x", "findings": "a"}),
+    ("x\n Findings: a", {"full report": "x\n Findings: a"}),
+    ("x\n VIEW 2: a", {"full report": "x\n VIEW 2: a"}),
+    ("x\n FINDINGS:a", {"full report": "x\n FINDINGS:a"}),
+    # A second header on the line belongs to the text.
+    ("x\n FINDINGS: a IMPRESSION: b\n",
+     {"preamble": "x", "findings": "a IMPRESSION: b"}),
+    # Spellings, then parts of names, then views.
+    ("x\n CONCLUSION: a\n", {"preamble": "x", "impression": "a"}),
+    ("x\n IMPRSSION: a\n", {"preamble": "x", "impression": "a"}),
+    ("x\n FINDINGS AND IMPRESSION: a\n", {"preamble": "x", "impression": "a"}),
+    ("x\n FINAL IMPRESSION: a\n", {"preamble": "x", "impression": "a"}),
+    ("x\n CHEST, PA AND LATERAL: a\n", {"preamble": "x", "findings": "a"}),
+    ("x\n REASON FOR EXAM: a\n", {"preamble": "x", "indication": "a"}),
+    ("x\n OTHER: a\n", {"preamble": "x", "other": "a"}),
+    # An empty title-like header is no section; of two, the last counts.
+    ("x\n CHEST: \n FINDINGS: a\n", {"preamble": "x", "findings": "a"}),
+    ("x\n FINDINGS: a\n FINDINGS: b\n", {"preamble": "x", "findings": "b"}),
+    # Without both sections: what follows the last section's first blank line.
+    (
+      "x\n COMPARISON: none\n \n The chest.\n \n Is clear.\n",
+      {
+        "preamble": "x",
+        "comparison": "none\n \n The chest.\n \n Is clear.",
+        "last_paragraph": "The chest.\n \n Is clear.",
+      },
+    ),
+    ("x\r\n FINDINGS: a\r\n IMPRESSION: b\r\n",
+     {"preamble": "x", "findings": "a", "impression": "b"}),
+  ],
+)  # fmt: skip
+def test_sections_follow_the_official_rules(text, expected):
+  assert sections.last_of_each(text) == expected
+
+
+# ── VQA ───────────────────────────────────────────────────────────────────────────
+
+
+def _question(**changes: object) -> dict[str, object]:
+  base = {
+    "split": "train", "idx": 7, "subject_id": "10000001", "study_id": "50000001",
+    "image_id": _name(1), "image_path": f"p10/p10000001/s50000001/{_name(1)}.jpg",
+    "question": "Is there any sign of pneumonia in the left lung?",
+    "semantic_type": "verify", "content_type": "presence",
+    "template_arguments": {"object": {"0": "left lung"}}, "answer": ["no"],
+  }  # fmt: skip
+  return base | changes
+
+
+def _lists(folder: Path, *train: object) -> None:
+  for split in vqa.SPLITS:
+    items = train if split == "train" else ()
+    _write(folder / f"{split}.json", json.dumps(list(items), indent=4))
+
+
+@pytest.mark.parametrize("folder", vqa.FOLDERS)
+def test_answers_keep_their_lists_and_types(tmp_path, folder):
+  _lists(
+    tmp_path / folder,
+    _question(),
+    _question(semantic_type="query", content_type="gender", answer=["m"]),
+    _question(semantic_type="choose", content_type="attribute", answer=[]),
+    _question(semantic_type="choose", answer=["atelectasis", "pneumonia"]),
+    _question(image_id=_name(9)),
+    _question(semantic_type="other"),
+    _question(answer="no"),
+    _question(subject_id=10000001, study_id=50000001),
+  )
+  counts = reading.Counts()
+  found = list(vqa.read(tmp_path, RADIOGRAPHS, counts=counts))
+  assert [(a.subtask, a.target.answers) for a in found] == [
+    ("verify", ("no",)),
+    ("query", ("m",)),
+    ("choose", ()),
+    ("choose", ("atelectasis", "pneumonia")),
+    ("verify", ("no",)),
+  ]
+  assert [a.origin.row for a in found] == [0, 1, 2, 3, 7]
+  assert found[1].target.content_type == "gender"
+  assert counts.total() == 8
+
+
+def test_answerless_lists_are_refused_without_quoting_the_question(tmp_path):
+  item = _question()
+  del item["answer"]
+  _lists(tmp_path, item)
+  with pytest.raises(
+    ValueError, match=r"train.json: item 0 lacks \['answer'\]"
+  ) as caught:
+    list(vqa.read(tmp_path, RADIOGRAPHS))
+  assert "pneumonia" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "text", ['{"a": 1}', "", '[{"question": "a secret', "[1]", '[{"question": "x"} oops]']
+)
+def test_damaged_json_is_named_and_not_quoted(tmp_path, text):
+  _lists(tmp_path)
+  _write(tmp_path / "train.json", text)
+  with pytest.raises(ValueError, match=r"train.json: ") as caught:
+    list(vqa.read(tmp_path, RADIOGRAPHS))
+  assert "secret" not in str(caught.value)
+  assert caught.value.__cause__ is None
+
+
+# ── All sources ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+  "read",
+  [
+    cardiomegaly.read, chexmask.read, cxr_lt.read, mimic_cxr.read, pe_severity.read,
+    vqa.read,
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_missing_file_is_named_with_its_remedy(tmp_path, read, exists):
+  root = tmp_path if exists else tmp_path / "nowhere"
+  with pytest.raises(FileNotFoundError, match="physionet") as caught:
+    list(read(root, RADIOGRAPHS))
+  message = str(caught.value)
+  assert str(root) in message
+  assert "expected" in message
+  assert "\n" not in message
+
+
+def test_missing_metadata_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"metadata\.csv\.gz.*physionet"):
+    mimic_cxr_jpg.read_radiographs(tmp_path)
+
+
+def test_other_columns_are_an_error_that_names_both_sides(tmp_path):
+  _ratios(tmp_path, [f"{_name(1)},0.5"], [f"{_name(1)},0.5"], key="image")
+  with pytest.raises(
+    ValueError, match=r"CTRs.csv: no column dicom_file or dicom_id; .*'image', 'CTR'"
+  ):
+    list(cardiomegaly.read(tmp_path, RADIOGRAPHS))
+
+
+def test_a_truncated_gzip_is_an_error_that_names_the_file(tmp_path):
+  path = _write(tmp_path / mimic_cxr_jpg.METADATA, METADATA * 50)
+  path.write_bytes(path.read_bytes()[:-40])
+  with pytest.raises(ValueError, match=r"metadata.csv.gz: cannot be read \(EOFError\)"):
+    mimic_cxr_jpg.read_radiographs(tmp_path, require_images=False)
+
+
+def test_a_row_cut_short_is_an_error(tmp_path):
+  _ratios(tmp_path, [f"{_name(1)},0.5", _name(2)], [f"{_name(1)},0.5"])
+  with pytest.raises(ValueError, match=r"CTRs.csv: data row 1 has 1 cells, expected 2"):
+    list(cardiomegaly.read(tmp_path, RADIOGRAPHS))
+
+
+def test_a_broken_zip_is_an_error_that_names_it(tmp_path):
+  _write(tmp_path / mimic_cxr.ZIP, "PK not a zip")
+  with pytest.raises(ValueError, match=r"mimic-cxr-reports.zip: not a complete zip"):
+    list(mimic_cxr.read(tmp_path, RADIOGRAPHS))
+
+
+def test_no_text_of_a_patient_is_logged(tmp_path, caplog):
+  _zip(tmp_path / mimic_cxr.ZIP, {1: REPORT, 2: "x\n FINDINGS: secret\n"})
+  with caplog.at_level(std_logging.DEBUG, logger="absl"):
+    assert len(list(mimic_cxr.read(tmp_path, RADIOGRAPHS))) == 2
+  assert "kept 2" in caplog.text
+  assert "no impression" in caplog.text
+  assert "lungs" not in caplog.text
+  assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("s50000001", "50000001"), ("50000001", "50000001"), ("50000001.0", "50000001"),
+    ("p10000001", "10000001"), (" 10000001 ", "10000001"), ("scan", "scan"),
+  ],
+)  # fmt: skip
+def test_ids_lose_their_prefixes(text, expected):
+  assert reading.plain_id(text) == expected
+
+
+def test_image_ids_are_found_in_paths():
+  for text in (_name(1), f"{_name(1)}.dcm", f"files/p10/{_name(1)}.jpg"):
+    assert reading.image_id_of(text) == _name(1)
+
+
+def test_roots_say_what_is_read(tmp_path):
+  with pytest.raises(ValueError, match="unknown source"):
+    sources.read_radiographs({"mimic": tmp_path})
+  with pytest.raises(ValueError, match="give no images"):
+    sources.read_radiographs({"vqa": tmp_path})
+  with pytest.raises(FileNotFoundError, match=r"mimic-cxr-jpg/2\.1\.0"):
+    sources.roots_of(tmp_path)
+
+
+def test_a_source_without_a_root_is_not_read_and_wget_folders_are_found(tmp_path):
+  place = tmp_path / "physionet.org" / "files"
+  _write(place / "mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-metadata.csv.gz", METADATA)
+  _ratios(place / "cxr-cardiomegaly/1.0.0", [f"{_name(1)},0.5"], [f"{_name(1)},0.4"])
+  roots = sources.roots_of(tmp_path)
+  assert sorted(roots) == ["cardiomegaly", "mimic_cxr_jpg"]
+  found: list[Annotation] = list(sources.read_all(roots, RADIOGRAPHS))
+  assert collections.Counter(a.task for a in found) == {"calculation": 2}
