@@ -29,6 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   c.data.source = "phantom"
   c.data.root = ""
+  c.data.layers = ("native",)
+  c.data.max_report_words = 0  # whole
   c.data.hospital = {"seed": 11, "num_patients": 1150, "image_px": 256}
   c.data.construct = {
     "seed": 0,
@@ -55,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.fisher.runs = ("dmax", "imax")
   c.fisher.phases = (("initial", 0.0), ("early", 0.2), ("mid", 0.6), ("late", 1.0))
   c.fisher.seed = 0
+  c.fisher.rows_at_once = 1  # fastest on a CPU
   c.fisher.group_size = 32
   c.fisher.num_groups = 12
   c.report = {"examples_per_task": 6}

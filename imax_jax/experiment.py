@@ -8,9 +8,12 @@ Every verb leaves stations in the ledger and finds the ones before it there.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +36,9 @@ from imax_jax.fisher import measure
 from imax_jax.ledger import write_json
 from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
+from imax_jax.schema import Annotation
 from imax_jax.schema import ImageRecord
+from imax_jax.schema import Report
 from imax_jax.study import Study
 from imax_jax.study import plain
 
@@ -65,12 +70,18 @@ def build(study: Study) -> None:
   """Raw files -> IMAX and DMAX."""
   d = study.config.data
   roots, origin = _roots(study)
-  inputs = {"origin": origin, "source": d.source, "construct": plain(d.construct)}
+  inputs = {"origin": origin} | {
+    key: plain(d[key]) for key in ("source", "layers", "max_report_words", "construct")
+  }
 
   def make(folder: Path) -> None:
     radiographs = sources.read_radiographs(roots)
-    annotations = sources.read_all(roots, radiographs)
-    made = construct.construct(radiographs, annotations, **_arguments(d.construct))
+    annotations = sources.read_all(roots, radiographs, layers=d.layers)
+    made = construct.construct(
+      radiographs,
+      _cut_reports(annotations, d.max_report_words),
+      **_arguments(d.construct),
+    )
     total = sum(len(split) for split in made.splits.values())
     with progress.bar("writing IMAX and DMAX") as tick:
       done = 0
@@ -90,6 +101,22 @@ def build(study: Study) -> None:
     write_json(folder / "statistics.json", described)
 
   study.ledger.station("data", inputs, make)
+
+
+def _cut_reports(
+  annotations: Iterable[Annotation], max_words: int
+) -> Iterator[Annotation]:
+  """Reports of at most so many words; 0 leaves them whole.
+
+  Uni-Med cuts targets and references at 50 (blip_processors.py); the paper is silent.
+  """
+  for annotation in annotations:
+    target = annotation.target
+    if max_words and isinstance(target, Report):
+      text = " ".join(target.text.split()[:max_words])
+      yield dataclasses.replace(annotation, target=Report(text))
+    else:
+      yield annotation
 
 
 def _arguments(config: ConfigDict) -> dict[str, Any]:
@@ -280,14 +307,7 @@ def fisher(study: Study) -> None:
     }
 
     def make(out: Path, split: str = split, run: Path = folder) -> None:
-      batches = study.batches(
-        study.records(split),
-        study.pixels(split),
-        num_steps=f.num_groups,
-        seed=f.seed,
-        entries_per_step=f.group_size,
-        share_prefix=False,
-      )
+      batches = study.samples(split, f.num_groups, f.group_size, f.seed)
       found = []
       for phase, _ in f.phases:
         trainable = runs.weights_of(study, run, phase)
@@ -298,6 +318,7 @@ def fisher(study: Study) -> None:
             frozen,
             batches,
             scalars=gram.choose_scalars(trainable, seed=f.seed),
+            rows_at_once=f.rows_at_once,
             progress=tick,
           )
         found += [{"phase": phase, **spectrum} for spectrum in spectra]

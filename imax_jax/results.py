@@ -60,7 +60,11 @@ def collect(study: Study) -> dict[str, Any]:
   )
   config = study.config
   return {
-    "about": {"title": config.title, "data": _kind(config.data.source)},
+    "about": {
+      "title": config.title,
+      "data": _kind(config.data.source),
+      "examples": f"IMAX, seed {config.seeds[0]}",
+    },
     "tables": {"constant": constant} | {run: mean for run, (mean, _) in means.items()},
     "spread": {run: deviation for run, (_, deviation) in means.items()},
     "per_seed": per_seed,

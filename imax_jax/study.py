@@ -30,6 +30,7 @@ from imax_jax.data import images
 from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import EntryBatches
 from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
 from imax_jax.models import loss as loss_lib
@@ -50,6 +51,12 @@ def plain(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [plain(item) for item in value]
   return value
+
+
+def _reader(pixels: np.ndarray) -> Callable[[int], np.ndarray]:
+  """Pixels as they are; features, kept in half precision, in the model's own."""
+  dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
+  return lambda i: np.asarray(pixels[i], dtype)
 
 
 class Study:
@@ -194,31 +201,44 @@ class Study:
     *,
     num_steps: int,
     seed: int,
-    entries_per_step: int | None = None,
-    share_prefix: bool | None = None,
   ) -> Batches:
     """The batches of a run over these images, this process's share of them."""
     t = self.config.train
-    tokenized = [
-      records.tokenize_record(
-        record, self.tokenizer, num_slots=self.num_slots, row_tokens=t.row_tokens
-      )
-      for record in found
-    ]
-    dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
     return Batches(
-      tokenized,
-      lambda i: np.asarray(pixels[i], dtype),
+      self._tokenized(found),
+      _reader(pixels),
       num_steps=num_steps,
-      entries_per_step=entries_per_step or t.entries_per_step,
+      entries_per_step=t.entries_per_step,
       row_tokens=t.row_tokens,
       seed=seed,
       weighting=t.weighting,
-      share_prefix=t.share_prefix if share_prefix is None else share_prefix,
+      share_prefix=t.share_prefix,
       num_shards=self.mesh.shape["data"],
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+
+  def samples(self, split: str, num_groups: int, size: int, seed: int) -> EntryBatches:
+    """Random entries of a split, for the Fisher information."""
+    return EntryBatches(
+      self._tokenized(self.records(split)),
+      _reader(self.pixels(split)),
+      num_groups=num_groups,
+      group_size=size,
+      row_tokens=self.config.train.row_tokens,
+      seed=seed,
+    )
+
+  def _tokenized(self, found: Sequence[ImageRecord]) -> list[records.TokenizedImage]:
+    return [
+      records.tokenize_record(
+        found[i],
+        self.tokenizer,
+        num_slots=self.num_slots,
+        row_tokens=self.config.train.row_tokens,
+      )
+      for i in range(len(found))
+    ]
 
   def num_steps(self, num_entries: int, epochs: float) -> int:
     """Optimiser steps of so many passes over the entries, rounded up."""

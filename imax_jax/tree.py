@@ -18,7 +18,7 @@ Rules = Sequence[tuple[str, Any]]
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a/b": 1}, in sorted order of path."""
+  """{"a": {"b": 1}} -> {"a/b": 1}; the keys of each level in sorted order."""
   flat: dict[str, Any] = {}
   for key in sorted(tree):
     value, path = tree[key], f"{prefix}{key}"
@@ -53,9 +53,10 @@ def first_match(rules: Rules, tree: Tree, *, name: str = "rules") -> dict[str, A
     ValueError: a leaf that no rule matches, or a rule that decides no leaf.
   """
   values, used = {}, set()
+  patterns = [_compile(pattern, name) for pattern, _ in rules]
   for path in flatten(tree):
-    for number, (pattern, value) in enumerate(rules):
-      if re.fullmatch(pattern, path):
+    for number, (pattern, (_, value)) in enumerate(zip(patterns, rules, strict=True)):
+      if pattern.fullmatch(path):
         values[path] = value
         used.add(number)
         break
@@ -73,6 +74,15 @@ def first_match(rules: Rules, tree: Tree, *, name: str = "rules") -> dict[str, A
   return values
 
 
+def _compile(pattern: str, name: str) -> re.Pattern[str]:
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f"{name}: {pattern!r} is no regular expression: {error}"
+    ) from error
+
+
 def split(tree: Tree, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
   """(trainable, frozen) by rules whose values are true or false."""
   chosen = first_match(rules, tree, name="trainable")
@@ -87,7 +97,8 @@ def merge(*trees: Tree) -> dict[str, Any]:
   """The inverse of `split`.
 
   Raises:
-    ValueError: a path that two of the trees hold.
+    ValueError: a path that two of the trees hold, or that is a folder in one of them
+      and a leaf in another.
   """
   merged: dict[str, Any] = {}
   for tree in trees:
@@ -96,6 +107,13 @@ def merge(*trees: Tree) -> dict[str, Any]:
     if twice:
       raise ValueError(f"merge: {twice[:3]} stand in more than one tree")
     merged |= flat
+  for path in merged:
+    parts = path.split("/")
+    for end in range(1, len(parts)):
+      if "/".join(parts[:end]) in merged:
+        raise ValueError(
+          f"merge: {'/'.join(parts[:end])!r} is a leaf and holds {path!r}"
+        )
   return unflatten(merged)
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imax_jax.data import builder
+from imax_jax.data import entries
 from imax_jax.data import images
 from imax_jax.data import interchange
 from imax_jax.data import prompts
@@ -231,7 +232,7 @@ STRATEGIES = st.one_of(
 
 @given(STRATEGIES)
 def test_targets_survive_json_exactly(target):
-  assert builder.target_from_json(builder.target_to_json(target)) == target
+  assert entries.target_from_json(entries.target_to_json(target)) == target
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_targets_survive_json_exactly(target):
 )
 def test_json_that_is_no_target_is_refused_unseen(text):
   with pytest.raises(ValueError, match="expected an object") as error:
-    builder.target_from_json(text)
+    entries.target_from_json(text)
   assert "ecret" not in str(error.value)
 
 

@@ -424,3 +424,40 @@ def test_bilateral_effusion_is_one_sentence():
     assert text.lower().count("effusion") == 1
     assert "bilateral" in text.lower() or "both costophrenic angles" in text
     assert "a bilateral" not in text.lower()
+
+
+def test_what_the_film_alone_answers_is_answered_by_it(drawn):
+  checked: collections.Counter[str] = collections.Counter()
+  for facts, (number, text, asked) in drawn:
+    template = questions.TEMPLATES[number]
+    if template.semantic_type != "verify":
+      continue
+    if template.content_type == "size":
+      denied = "at most" in text or "no wider" in text
+      truth = (facts.ctr > 0.5) != denied
+    elif template.content_type == "abnormality":
+      side = "left" if "left lung" in text else "right"
+      healthy = "normal?" in text.replace("abnormal?", "") or "free of" in text
+      truth = bool(facts.within(side)) != healthy
+    elif template.content_type == "plane":
+      truth = f"{facts.case.view} view" in text
+    elif template.content_type == "gender":
+      truth = (" female" in text) == (facts.case.sex == "f")
+    else:
+      continue
+    checked[template.content_type] += 1
+    assert asked.answers == (("yes",) if truth else ("no",)), text
+  assert len(checked) == 4
+  assert min(checked.values()) > 50
+
+
+def test_landmarks_stand_on_their_organs_in_chexmasks_order():
+  film = render.render(anatomy.sample_case(np.random.default_rng(5), view="PA"), PX)
+  text = films.describe("x", film).landmarks
+  points = np.array(text.replace("[", " ").replace("]", " ").split(), int)
+  points = points.reshape(120, 2)
+  start = 0
+  for organ, number in (("right lung", 44), ("left lung", 50), ("heart", 26)):
+    part = points[start : start + number]
+    assert all(film.masks[organ][y, x] for x, y in part), organ
+    start += number

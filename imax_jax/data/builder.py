@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import io
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -32,11 +30,11 @@ import tensorflow_datasets as tfds
 from imax_jax.data import images
 from imax_jax.data.construct import Datasets
 from imax_jax.data.construct import Selected
-from imax_jax.schema import TARGET_OF_TASK
+from imax_jax.data.entries import target_from_json
+from imax_jax.data.entries import target_to_json
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.schema import Origin
-from imax_jax.schema import Target
 
 VERSION = "1.0.0"
 _SPLITS: dict[str, tuple[str, str]] = {  # ours -> TFDS dataset and split
@@ -51,37 +49,6 @@ _THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter's lo
 
 _DESCRIPTION = """One chest radiograph an example, with all its question and answer
 pairs. An entry's `target` is JSON: the structured answer, with the name of its class."""
-_TARGETS: dict[str, type] = {kind.__name__: kind for kind in TARGET_OF_TASK.values()}
-
-
-# ── Targets as JSON ───────────────────────────────────────────────────────────────
-
-
-def target_to_json(target: Target) -> str:
-  """Ratio(0.5) -> '{"kind": "Ratio", "value": 0.5}'; exact."""
-  fields = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
-  return json.dumps({"kind": type(target).__name__} | fields)
-
-
-def target_from_json(text: str | bytes) -> Target:
-  """The inverse of `target_to_json`.
-
-  Raises:
-    ValueError: JSON that is not a target's.
-  """
-  try:
-    fields = json.loads(text)
-    kind = _TARGETS[fields.pop("kind")]
-    # Targets hold tuples, never lists; JSON knows lists only.
-    return kind(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    )
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    # The text may be a report's: it is not shown.
-    raise ValueError(
-      f"target of {len(text)} characters: expected an object with 'kind' among "
-      f"{sorted(_TARGETS)} and its fields ({type(error).__name__}); build the data anew"
-    ) from None
 
 
 # ── Builders ──────────────────────────────────────────────────────────────────────

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imax_jax.data.builder import target_from_json
-from imax_jax.data.builder import target_to_json
+from imax_jax.data.entries import target_from_json
+from imax_jax.data.entries import target_to_json
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.schema import Origin

@@ -9,17 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
+from typing import Protocol
 from typing import cast
 
 import grain
 import numpy as np
 
 from imax_jax.data.packing import Planner
+from imax_jax.data.packing import Shapes
+from imax_jax.data.packing import StepPlan
 from imax_jax.data.packing import Weighting
 from imax_jax.data.packing import assemble
 from imax_jax.data.packing import shapes_of
 from imax_jax.data.records import TokenizedImage
 from imax_jax.schema import Batch
+
+
+class Steps(Protocol):
+  """What a run is fed from: a batch for each step, a pure function of the step."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, step: int, /) -> Any: ...
 
 
 class Batches:
@@ -121,6 +133,57 @@ class Batches:
     return self._planner.entries(step)
 
 
+class EntryBatches:
+  """Groups of entries drawn at random from a whole data set, each alone in its row.
+
+  What the Fisher information is measured on. `Batches` keeps the entries of an image
+  together; a group of its entries would be of fewer images on IMAX than on DMAX, and
+  gradients of one image are alike: that alone would tell the two apart.
+
+  Args:
+    group_size: rows of each batch, an entry each.
+    num_groups: batches; all entries in them differ.
+
+  Raises:
+    ValueError: fewer entries than that.
+  """
+
+  def __init__(
+    self,
+    images: Sequence[TokenizedImage],
+    pixels_of: Callable[[int], np.ndarray],
+    *,
+    num_groups: int,
+    group_size: int,
+    row_tokens: int,
+    seed: int,
+  ) -> None:
+    pairs = [
+      (i, e) for i, image in enumerate(images) for e in range(len(image.entries))
+    ]
+    if len(pairs) < num_groups * group_size:
+      raise ValueError(
+        f"{num_groups} groups of {group_size} different entries: there are {len(pairs)}; "
+        "ask for fewer groups"
+      )
+    order = np.random.default_rng((seed, 0xF1)).permutation(len(pairs))
+    self._pairs = [pairs[i] for i in order[: num_groups * group_size]]
+    self._images, self._pixels_of = images, pixels_of
+    self._shapes = Shapes(1, group_size, group_size, row_tokens)
+
+  def __len__(self) -> int:
+    return len(self._pairs) // self._shapes.rows
+
+  def __getitem__(self, group: int) -> Batch:
+    if not 0 <= group < len(self):
+      raise IndexError(f"group {group} of {len(self)}")
+    rows = self._pairs[group * self._shapes.rows : (group + 1) * self._shapes.rows]
+    plan = StepPlan(tuple(((image, (entry,)),) for image, entry in rows))
+    arrays, index = assemble(plan, self._images, self._shapes)
+    pixels = [self._pixels_of(int(image)) for image in np.maximum(index, 0)]
+    return cast(Batch, {"pixels": np.stack(pixels), **arrays})
+
+
 class BatchIterator:
   """Batches in the order of their steps, read ahead by grain's threads.
 
@@ -128,7 +191,7 @@ class BatchIterator:
   """
 
   def __init__(
-    self, batches: Batches, *, start_step: int, num_threads: int, prefetch: int
+    self, batches: Steps, *, start_step: int, num_threads: int, prefetch: int
   ) -> None:
     self._batches = batches
     self._options = grain.ReadOptions(
@@ -159,7 +222,7 @@ class BatchIterator:
 
 
 def make_iterator(
-  batches: Batches, *, start_step: int = 0, num_threads: int = 2, prefetch: int = 4
+  batches: Steps, *, start_step: int = 0, num_threads: int = 2, prefetch: int = 4
 ) -> BatchIterator:
   """Iterates from `start_step`; `prefetch` batches are kept ready in memory."""
   return BatchIterator(

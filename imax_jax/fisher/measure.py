@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
-
-from absl import logging
+from typing import Protocol
 
 from imax_jax import tree as tree_lib
 from imax_jax.fisher import grads
@@ -16,11 +15,19 @@ from imax_jax.fisher.spectrum import spectrum
 from imax_jax.schema import Batch
 
 
+class Batches(Protocol):
+  """Batches by number."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, number: int, /) -> Batch: ...
+
+
 def measure(
   loss: grads.Loss,
   trainable: tree_lib.Tree,
   frozen: tree_lib.Tree,
-  batches: Sequence[Batch],
+  batches: Batches,
   *,
   kinds: Sequence[gram.Kind] = gram.KINDS,
   scalars: gram.Scalars | None = None,
@@ -42,28 +49,10 @@ def measure(
     ValueError: no batch, batches of different N (their entropies have different
       limits), gradients that all vanish, or what `gram.gram_matrices` raises.
   """
-  num_trainable = sum(
-    math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values()
-  )
-  parameters = {
-    "sampled": gram.num_scalars(scalars or {}),
-    "exact": num_trainable,
-  }
-  results: dict[str, dict[str, Any]] = {
-    kind: {
-      "kind": kind,
-      "parameters": parameters[kind],
-      "entropy_limit": 0.0,
-      "entropy": [],
-      "dominant": [],
-      "rank": [],
-    }
-    for kind in kinds
-    if kind in parameters
-  }
-  sizes: set[int] = set()
   if not len(batches):
     raise ValueError("fisher: no batch to measure; give it at least one of N entries")
+  results = _empty(trainable, kinds, scalars)
+  sizes: set[int] = set()
   for number in range(len(batches)):
     batch = batches[number]
     sizes.add(int(batch["text"].shape[0]))
@@ -73,15 +62,9 @@ def measure(
         "comparable only at one N. Drop the incomplete batch."
       )
     matrices = gram.gram_matrices(
-      loss,
-      trainable,
-      frozen,
-      batch,
-      kinds=kinds,
-      scalars=scalars,
-      normalise=normalise,
-      rows_at_once=rows_at_once,
-    )
+      loss, trainable, frozen, batch,
+      kinds=kinds, scalars=scalars, normalise=normalise, rows_at_once=rows_at_once,
+    )  # fmt: skip
     for kind, matrix in matrices.items():
       found = spectrum(matrix)
       results[kind]["entropy"].append(found.entropy)
@@ -91,5 +74,25 @@ def measure(
       progress(number + 1, len(batches))
   for result in results.values():
     result["entropy_limit"] = math.log(min(*sizes, result["parameters"]))
-  logging.info("fisher: %d spectra of %d examples", len(batches), *sizes)
   return list(results.values())
+
+
+def _empty(
+  trainable: tree_lib.Tree, kinds: Sequence[gram.Kind], scalars: gram.Scalars | None
+) -> dict[str, dict[str, Any]]:
+  leaves = tree_lib.flatten(trainable).values()
+  parameters = {
+    "sampled": gram.num_scalars(scalars or {}),
+    "exact": sum(math.prod(leaf.shape) for leaf in leaves),
+  }
+  return {
+    kind: {
+      "kind": kind,
+      "parameters": parameters[kind],
+      "entropy_limit": 0.0,
+      "entropy": [],
+      "dominant": [],
+      "rank": [],
+    }
+    for kind in kinds
+  }

@@ -16,11 +16,11 @@ _HIDDEN = -1e30
 def batch_mask(image: jax.Array, segment: jax.Array) -> jax.Array:
   """`schema.Batch`'s rule of attention: int32[B, T] twice -> bool[B, T, J].
 
-      image    0 0 0 0 -1        1 . . . .     a prefix token,
-      segment  0 1 1 2  0   ->   1 1 . . .     two tokens of its first entry,
-                                 1 1 1 . .
-                                 1 . . 1 .     one of its second,
-                                 . . . . .     padding
+  image    0 0 0 0 -1        1 . . . .     a prefix token,
+  segment  0 1 1 2  0   ->   1 1 . . .     two tokens of its first entry,
+                             1 1 1 . .
+                             1 . . 1 .     one of its second,
+                             . . . . .     padding
   """
   tokens = jnp.arange(image.shape[-1])
   causal = tokens[:, None] >= tokens[None, :]
@@ -55,7 +55,9 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None
+) -> jax.Array:
   """Scaled dot-product attention with a float32 softmax.
 
   q [B, H, T, d], k and v [B, K, J, d], bias float32[B, 1, T, J] or None for all to all

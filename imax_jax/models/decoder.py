@@ -198,7 +198,9 @@ class Decoder(nn.Module):
       "fold": self.fold,
       "dtype": self.dtype,
     }
-    rotary = attention.rotary_table(position, self.width // self.num_heads, self.rope_base)
+    rotary = attention.rotary_table(
+      position, self.width // self.num_heads, self.rope_base
+    )
     sizes = (self.num_heads, self.num_kv_heads, self.mlp_width, self.norm_eps)
     stack = layers(*sizes, linear, deterministic, name="layers")
     index = jnp.arange(self.depth)

@@ -51,7 +51,9 @@ class Dense(nn.Module):
     # One plain matrix product: with the leading axes kept, XLA's CPU backward pass of a
     # layer with LoRA takes up to 3 times as long.
     x = x.astype(dtype).reshape(-1, width)
-    kernel = self.param("kernel", self.kernel_init, (width, self.features)).astype(dtype)
+    kernel = self.param("kernel", self.kernel_init, (width, self.features)).astype(
+      dtype
+    )
     bias = None
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)

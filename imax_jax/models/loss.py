@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from imax_jax import schema
 
 
-def token_nll(
-  logits: jax.Array, batch: schema.Batch | Mapping[str, Any]
-) -> jax.Array:
+def token_nll(logits: jax.Array, batch: schema.Batch | Mapping[str, Any]) -> jax.Array:
   """-log p of token t + 1 after token t, in nats: float32[B, T].
 
   Zero where `loss_weight` is zero, the last column included: nothing follows it.

@@ -109,7 +109,9 @@ class Encoder(nn.Module):
   def _patches(self, pixels: jax.Array) -> jax.Array:
     """The patch convolution as a matrix product: kernel rows in (row, column, C) order."""
     expected = (self.image_px, self.image_px, self.channels)
-    if pixels.ndim != 4 or pixels.shape[1:] != expected or self.image_px % self.patch_px:
+    if (
+      pixels.ndim != 4 or pixels.shape[1:] != expected or self.image_px % self.patch_px
+    ):
       raise ValueError(
         f"encoder: expected pixels [N, {', '.join(map(str, expected))}] in patches of "
         f"{self.patch_px}, got {pixels.shape}. Resize the images, or set image_px, "

@@ -1,7 +1,7 @@
 """The unified model: encoder, connector and decoder; toy and full size are the same.
 
-    pixels ─encoder─▶ [N, P, D] ─connector─▶ image tokens [N, S, D] ─┐ slot >= 0
-    text ────────────embed──────────────────────────▶ [B, T, D] ─────┴─▶ decoder ─▶ logits
+pixels ─encoder─▶ [N, P, D] ─connector─▶ image tokens [N, S, D] ─┐ slot >= 0
+text ────────────embed──────────────────────────▶ [B, T, D] ─────┴─▶ decoder ─▶ logits
 """
 
 from __future__ import annotations

@@ -128,17 +128,23 @@ def _ranked(value: float, place: int | None) -> str:
 
 def _per_seed(results: Results) -> str:
   rows = []
-  known = tables.section(results, "config").get("seeds") or ()
+  known = tables.section(results, "config").get("seeds")
+  known = known if isinstance(known, list | tuple) else ()
   for run, seeds in tables.section(results, "per_seed").items():
     # Scores stand in the order of the config's seeds unless some are missing.
     names = known if len(known) == len(seeds or []) else range(1, len(seeds or []) + 1)
-    for name, scores in zip(names, seeds or [], strict=True):
+    gains = tables.section(results, "gains", run).get("per_seed") or []
+    gains = gains if len(gains) == len(names) else [None] * len(names)
+    for name, scores, gain in zip(names, seeds or [], gains, strict=True):
       cells = ""
       for column in tables.COLUMNS:
         value = tables.number(scores, column.name)
         cells += f"<td{_first(column)}>{'–' if value is None else f'{value:.2f}'}</td>"
       title = markup.text(f"{tables.RUN_TITLES.get(run, run)}, seed {name}")
-      rows.append(f'<tr><th scope="row">{title}</th>{cells}<td></td></tr>')
+      shown = "–" if gain is None else tables.signed(gain)
+      rows.append(
+        f'<tr><th scope="row">{title}</th>{cells}<td class="gain first">{shown}</td></tr>'
+      )
   if not rows:
     return ""
   return (

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 
 from imax_jax import mesh as mesh_lib
-from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import Steps
 from imax_jax.data.pipeline import make_iterator
 from imax_jax.train.checkpoint import Checkpointer
 from imax_jax.train.metrics import MetricsWriter
@@ -35,7 +35,7 @@ def train(
   trainable: Mapping[str, Any],
   frozen: Mapping[str, Any],
   optimizer: Optimizer,
-  batches: Batches,
+  batches: Steps,
   mesh: Mesh,
   workdir: str | Path,
   seed: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from imax_jax.data.sources import cardiomegaly
@@ -82,9 +83,14 @@ def read_radiographs(roots: Roots) -> dict[str, Radiograph]:
 
 
 def read_all(
-  roots: Roots, radiographs: Mapping[str, Radiograph]
+  roots: Roots,
+  radiographs: Mapping[str, Radiograph],
+  *,
+  layers: Sequence[str] = ("native",),
 ) -> Iterator[Annotation]:
   """Every annotation of every source in `roots`, source after source.
+
+  `layers` are opencxr's: "native", "derived" and "pseudo" annotations are kept apart.
 
   Raises:
     ValueError, FileNotFoundError: as `read_radiographs`, when the source is reached.
@@ -94,7 +100,7 @@ def read_all(
     if name in roots:
       yield from read(roots[name], radiographs)
   if "opencxr" in roots:
-    yield from opencxr.read(roots["opencxr"], radiographs)
+    yield from opencxr.read(roots["opencxr"], radiographs, layers=layers)
 
 
 def _check(roots: Roots) -> None:

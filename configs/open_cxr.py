@@ -1,0 +1,39 @@
+"""The study's stations on 1,438 real, openly licensed radiographs.
+
+Real films, few of them, and not all seven tasks on each: it shows that the protocol runs
+on real images, not how well a model of this size reads them. The folder is not part of
+the project; --config.data.root says where it lies.
+
+  python -m imax_jax.main --config configs/open_cxr.py --workdir runs/open_cxr \\
+    --config.data.root=FOLDER
+
+TIME_AND_EXPECTATION
+
+Differs from configs/phantom.py in: the source; the encoder trains too, for it was
+pre-trained on phantoms; one seed; reports cut at 50 words, as Uni-Med does.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg` is "" or "tiny"."""
+  c = phantom.get_config(arg)
+  c.title = "Open radiographs"
+  c.seeds = (0,)
+  c.data.source = "opencxr"
+  c.data.layers = ("native", "derived")
+  c.data.max_report_words = 50
+  c.data.construct.num_images = 40 if arg == "tiny" else 400
+  # No view is given for many of them; all are frontal (the folder's README).
+  c.data.construct.views = ("PA", "AP", "")
+  # Most images have one organ, or findings, boxed: an image need not have all three.
+  c.data.construct.required_subtasks = {}
+  c.trainable = ((r".*", True),)
+  c.train.peak_lr = 1e-3
+  c.train.final_lr = 1e-4
+  c.train.row_tokens = 384
+  c.evaluate.max_new_tokens = 8 if arg == "tiny" else 160
+  return c
