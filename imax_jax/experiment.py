@@ -33,6 +33,7 @@ from imax_jax.data.phantom import hospital
 from imax_jax.evaluate import run as evaluate_run
 from imax_jax.fisher import gram
 from imax_jax.fisher import measure
+from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
@@ -40,7 +41,6 @@ from imax_jax.schema import Annotation
 from imax_jax.schema import ImageRecord
 from imax_jax.schema import Report
 from imax_jax.study import Study
-from imax_jax.study import plain
 
 
 def run(

@@ -31,11 +31,11 @@ from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.phantom import cohort
 from imax_jax.data.phantom import hospital
 from imax_jax.data.phantom import practice
+from imax_jax.ledger import plain
 from imax_jax.schema import TASKS
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
-from imax_jax.study import plain
 from imax_jax.train import checkpoint
 from imax_jax.train import dense
 from imax_jax.train import loop
@@ -142,7 +142,7 @@ def _train_encoder(config: ConfigDict, study: Study) -> None:
     "probe": dense.init_probe(0, width, practice.NUM_MAPS),
   }
 
-  def encode(params: Any, pixels: jax.Array) -> jax.Array:
+  def encode(params: Any, pixels: jax.Array) -> Any:
     return study.model.apply({"params": {"encoder": params}}, pixels, method="encode")
 
   def make(folder: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 
 _MARK = "station.json"
 
@@ -30,6 +31,15 @@ def fingerprint(value: Any) -> str:
   """SHA-256 of a JSON-able value; equal values give equal digests on any machine."""
   text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+  """A ConfigDict, tuples and all, as JSON would give it back."""
+  if isinstance(value, ConfigDict | dict):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  return value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
 from absl import logging
@@ -80,6 +81,9 @@ def _check_verbs(verbs: list[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
+  file = config_flags.get_config_filename(flags.FLAGS["config"])
+  if file and not Path(file.split(":")[0]).is_file():
+    raise UsageError(f"--config {file}: no such file; see configs/")
   if _CONFIG.value is None or _WORKDIR.value is None:
     raise UsageError(
       "--config FILE and --workdir DIR are needed; --help shows examples"
@@ -102,29 +106,18 @@ def _main(argv: list[str]) -> None:
   experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
 
 
-def _paths(config: object, prefix: str = "config") -> list[str]:
-  items = getattr(config, "items", None)
-  if items is None:
-    return [prefix]
-  return [path for key, value in items() for path in _paths(value, f"{prefix}.{key}")]
-
-
 def _flag_error(error: Exception, argv: list[str]) -> str:
-  """Names near ones for an unknown flag or config key."""
-  text = " ".join(str(error).split())
-  asked = [
-    word.lstrip("-").split("=")[0] for word in argv if word.startswith("--config.")
-  ]
-  known = [name for name in flags.FLAGS if not name.startswith("_")]
-  try:
-    keys = _paths(_CONFIG.value)
-  except flags.UnparsedFlagAccessError:
-    keys = []
-  for key in asked:
-    if keys and key not in keys:
-      return f"unknown config key --{key}: {_near(key, keys)}"
+  """One line that names the flag or config key at fault, and near ones."""
   if isinstance(error, flags.UnrecognizedFlagError):
+    known = [name for name in flags.FLAGS if "." not in name]
     return f"unknown flag --{error.flagname}: {_near(error.flagname, known)}"
+  # A KeyError's text is its argument's repr; ml_collections puts its hint in there.
+  text = str(error.args[0] if error.args else error)
+  text = " ".join(text.replace("\\n", " ").replace("\\", "").replace("'", "").split())
+  for word in argv:
+    key = word.lstrip("-").split("=")[0]
+    if key.startswith("config.") and key.rsplit(".", 1)[1] in text:
+      return f"config key --{key}: {text}"
   return text
 
 
@@ -144,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.write(_USAGE)
     return 0
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # torch is not missed
   logging.use_absl_handler()
   try:
     _main(_parse(argv))

@@ -17,12 +17,12 @@ from absl import logging
 from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
 from imax_jax.evaluate import run as evaluate_run
+from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.report import examples
 from imax_jax.report import page
 from imax_jax.report import tables
 from imax_jax.study import Study
-from imax_jax.study import plain
 
 # dmax_long: DMAX trained for as many steps as the three stages take together.
 RUNS = ("dmax", "imax", "pseudo", "dmax_long")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from imax_jax import progress
+from imax_jax.ledger import plain
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
-from imax_jax.study import plain
 from imax_jax.train import checkpoint
 from imax_jax.train import loop
 from imax_jax.train import optim

@@ -31,8 +31,10 @@ from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
+from imax_jax.data.records import TokenizedImage
 from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
+from imax_jax.ledger import plain
 from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import ImageRecord
@@ -42,15 +44,6 @@ ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("imax_train", "imax_test", "dmax_train")
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _DECAY = ((r".*(kernel|lora_[ab])", True), (r".*", False))
-
-
-def plain(value: Any) -> Any:
-  """A ConfigDict, tuples and all, as JSON would give it back."""
-  if isinstance(value, ConfigDict | dict):
-    return {key: plain(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(item) for item in value]
-  return value
 
 
 def _reader(pixels: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -229,7 +222,7 @@ class Study:
       seed=seed,
     )
 
-  def _tokenized(self, found: Sequence[ImageRecord]) -> list[records.TokenizedImage]:
+  def _tokenized(self, found: Sequence[ImageRecord]) -> list[TokenizedImage]:
     return [
       records.tokenize_record(
         found[i],
@@ -333,8 +326,8 @@ class Study:
 
     def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
       params = tree_lib.merge(trainable, frozen)
-      logits = self.model.apply({"params": params}, batch).logits
-      return loss_lib.example_loss(logits, batch)
+      output: Any = self.model.apply({"params": params}, batch)
+      return loss_lib.example_loss(output.logits, batch)
 
     return loss
 
@@ -343,7 +336,7 @@ class Study:
   ) -> tuple[jax.Array, jax.Array]:
     """The same, summed over the batch; with LoRA's dropout if the config has it."""
     params = tree_lib.merge(trainable, frozen)
-    output = self.model.apply(
+    output: Any = self.model.apply(
       {"params": params}, batch, deterministic=False, rngs={"dropout": rng}
     )
     total, weight = loss_lib.example_loss(output.logits, batch)

@@ -163,7 +163,7 @@ PHANTOM = ("--config", "configs/phantom.py:tiny")
     (
       (*PHANTOM, "--workdir", "W", "--config.train.peek_lr=1"),
       2,
-      "config.train.peak_lr",
+      "you mean",
     ),
     ((*PHANTOM, "--workdr", "W"), 2, "workdir"),
     ((*PHANTOM,), 2, "--workdir"),

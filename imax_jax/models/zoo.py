@@ -27,7 +27,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 DECODERS: dict[str, dict[str, Any]] = {
   "phantom": {
     "width": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 4, "mlp_width": 352,
-    "vocab_size": 640, "rope_base": 1e4, "norm_eps": 1e-5, "unroll": 4,
+    "vocab_size": 1024, "rope_base": 1e4, "norm_eps": 1e-5, "unroll": 4,
   },
   "llama2_7b": {
     "width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 32,
