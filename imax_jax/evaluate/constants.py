@@ -69,7 +69,8 @@ def constant_scores(train: Entries, test: Entries) -> dict[str, float]:
     if not concerned:
       continue
     answers = {
-      kind: _best_answer(metric, kinds.get(kind, [])) for kind in map(_kind, concerned)
+      kind: _best_answer(metric, kinds.get(kind, []))
+      for kind in dict.fromkeys(map(_kind, concerned))
     }
     texts = [answers[_kind(entry)] for entry in concerned]
     scores[metric.name] = score(predict_values(concerned, texts))[metric.name]

@@ -18,7 +18,7 @@ from imax_jax.data.phantom.anatomy import DEVICES
 from imax_jax.data.phantom.render import Film
 
 TASK = "practice"
-NUM_ENTRIES = 8
+NUM_ENTRIES = 9
 NUM_MAPS = len(schema.ORGANS) + len(schema.FINDINGS) + 1
 _NAMES = {"m": "man", "f": "woman"}
 _RATIOS: tuple[tuple[str, str], ...] = (
@@ -40,16 +40,16 @@ class _Item:
 def practice_entries(
   film: Film, rng: np.random.Generator, image_id: str
 ) -> tuple[schema.Entry, ...]:
-  """About eight entries of one film: a caption, then a random choice of exercises.
+  """About nine entries of one film: two captions, then a random choice of exercises.
 
   prompt "[practice] Find the spine."        answer "<441><0><563><1000>"
-  prompt "[practice] Is a pacemaker seen?"   answer "no"
+  prompt "[practice] Is any pacemaker seen?"   answer "no"
   """
   makers: tuple[Callable[[Film, np.random.Generator], _Item | None], ...] = (
-    _box, _box, _box, _name, _name, _ratio, _ratio, _verify, _verify, _choose,
-    _where, _bits, _copy, _compare,
+    _box, _box, _box, _name, _ratio, _ratio, _pair, _pair, _pair, _verify, _verify,
+    _choose, _where, _bits, _copy, _compare,
   )  # fmt: skip
-  items = [_caption(film)]
+  items = [_caption(film), _remark(film, rng)]
   for number in rng.permutation(len(makers)):
     if len(items) == NUM_ENTRIES:
       break
@@ -112,6 +112,23 @@ def _devices(film: Film) -> list[str]:
   return [device for device in film.case.devices if device in film.boxes]
 
 
+def _words(film: Film) -> list[str]:
+  """["left pleural effusion", "right nodule", …]."""
+  words = []
+  for finding in film.case.findings:
+    word = finding.name.lower()
+    words.append(f"{finding.side} {word}" if finding.side else word)
+  return words
+
+
+def _remark(film: Film, rng: np.random.Generator) -> _Item:
+  """A shorter caption: what is seen, in any order."""
+  words = _words(film)
+  shown = [words[number] for number in rng.permutation(len(words))]
+  text = ", ".join(shown) or "nothing of note"
+  return _Item("caption", "In a few words.", text, schema.Report(text))
+
+
 def _caption(film: Film) -> _Item:
   case = film.case
   parts = [f"{_view(film)} of a {_NAMES[case.sex]}"]
@@ -165,10 +182,26 @@ def _ratio(film: Film, rng: np.random.Generator) -> _Item | None:
   return _Item("ratio", prompt, f"{value:.4f}", schema.Ratio(value))
 
 
+def _pair(film: Film, rng: np.random.Generator) -> _Item | None:
+  """One object's extent by another's: a ratio that has to be measured twice."""
+  first, _ = _object(film, rng)
+  second, _ = _object(film, rng)
+  extent = ("width", "height")[int(rng.integers(2))]
+  sizes = []
+  for name in (first, second):
+    x_min, y_min, x_max, y_max = film.boxes[name]
+    sizes.append(x_max - x_min if extent == "width" else y_max - y_min)
+  if not 0 < sizes[0] < sizes[1]:
+    return None
+  value = sizes[0] / sizes[1]
+  prompt = f"The {extent} of the {first} by that of the {second}?"
+  return _Item("ratio", prompt, f"{value:.4f}", schema.Ratio(value))
+
+
 def _facts(film: Film) -> dict[str, bool]:
   """Short statements about the film that are never evaluated."""
   case, shown = film.case, _devices(film)
-  facts = {f"a {device} seen": device in shown for device in DEVICES}
+  facts = {f"any {device} seen": device in shown for device in DEVICES}
   facts["this a side view"] = case.view == "LATERAL"
   facts["this a portable film"] = case.view == "AP"
   facts["this a woman"] = case.sex == "f"
@@ -185,7 +218,7 @@ def _verify(film: Film, rng: np.random.Generator) -> _Item | None:
   if not options:
     return None
   fact = options[int(rng.integers(len(options)))]
-  # "a pacemaker seen" -> "Is a pacemaker seen?"
+  # "any pacemaker seen" -> "Is any pacemaker seen?"
   return _answer("verify", f"Is {fact}?", "yes" if wanted else "no")
 
 
