@@ -173,7 +173,8 @@ class Generator:
       "image": image,
       "segment": jnp.zeros_like(image),
     }
-    return self.model.apply({"params": params}, batch, method="prefill")
+    cache: Any = self.model.apply({"params": params}, batch, method="prefill")
+    return cache
 
   def _decode_rows(
     self,
@@ -194,7 +195,7 @@ class Generator:
     )
     column = jnp.arange(prefix + free)
     padding_end = (prefix + prompt_columns - length)[:, None, None]
-    extend = partial(self.model.apply, {"params": params}, method="extend")
+    extend: Any = partial(self.model.apply, {"params": params}, method="extend")
 
     def run(cache: Cache, text: jax.Array, start: Any) -> tuple[jax.Array, Cache]:
       own = start + jnp.arange(text.shape[1])

@@ -51,7 +51,7 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, Cache | None]:
     """x [B, T, D] -> the same, and the cache with x's keys in this layer's columns."""
     rows, tokens, width = x.shape
-    dense = partial(Dense, **self.linear)
+    dense: Any = partial(Dense, **self.linear)
     head_width = width // self.num_heads
     kv_width = self.num_kv_heads * head_width
     split = (rows, tokens, -1, head_width)
@@ -79,7 +79,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    dense = partial(Dense, **self.linear)
+    dense: Any = partial(Dense, **self.linear)
     gate = dense(self.mlp_width, name="gate")(x, deterministic)
     up = dense(self.mlp_width, name="up")(x, deterministic)
     return dense(x.shape[-1], name="down")(nn.silu(gate) * up, deterministic)
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
     cache: Cache | None = None,
     start: jax.Array | int = 0,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None]:
+  ) -> tuple[jax.Array, Any]:
     """x [B, T, D], position int32[B, T], mask bool[B, T, J] -> [B, T, D] before `head`.
 
     Without a cache, J is T. With one, x's keys and values are written into its columns

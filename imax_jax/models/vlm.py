@@ -20,6 +20,9 @@ from imax_jax.models.decoder import Cache
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 
+# A `schema.Batch` on devices: a mapping of the same names to arrays of jax.
+Batch = Mapping[str, Any]
+
 
 class Vlm(nn.Module):
   """Built from the fields of its three parts: `Vlm(**config.model)`.
@@ -44,9 +47,7 @@ class Vlm(nn.Module):
     self.mlp = Connector(**{**width, **self.connector}, name="connector")
     self.llm = Decoder(**self.decoder, name="decoder")
 
-  def __call__(
-    self, batch: schema.Batch | Mapping[str, Any], deterministic: bool = True
-  ) -> schema.Output:
+  def __call__(self, batch: Batch, deterministic: bool = True) -> schema.Output:
     """A batch of packed rows -> float32 logits[B, T, V] and image tokens [N, S, D].
 
     `pixels` with four axes are encoded; with three they are the encoder's output, which
@@ -73,7 +74,7 @@ class Vlm(nn.Module):
     """Pixels [N, H, W, C] or features [N, P, D] -> [N, S, D]."""
     return self.mlp(pixels if pixels.ndim == 3 else self.encode(pixels))
 
-  def prefill(self, batch: schema.Batch | Mapping[str, Any]) -> Cache:
+  def prefill(self, batch: Batch) -> Cache:
     """Keys and values of the rows of a batch, here the prefix of each image: J = T."""
     image_tokens = self.image_tokens(batch["pixels"])
     rows, tokens = batch["text"].shape
