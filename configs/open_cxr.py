@@ -31,6 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.construct.views = ("PA", "AP", "")
   # Most images have one organ, or findings, boxed: an image need not have all three.
   c.data.construct.required_subtasks = {}
+  if arg != "tiny":
+    c.pseudo.num_images = 250
   c.trainable = ((r".*", True),)
   c.train.peak_lr = 1e-3
   c.train.final_lr = 1e-4

@@ -28,6 +28,7 @@ FLOORS = (
   ("imax_jax.pseudo", 3),
   ("imax_jax.report", 3),
   ("imax_jax.study", 4),
+  ("imax_jax.build", 4),
   ("imax_jax.runs", 4),
   ("imax_jax.results", 4),
   ("imax_jax.predict", 4),

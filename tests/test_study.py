@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ from ml_collections import ConfigDict
 from configs import phantom
 from imax_jax import experiment
 from imax_jax import runs
+from imax_jax.data import builder
 from imax_jax.evaluate.run import METRICS
 from imax_jax.study import Study
 from imax_jax.train import loop
+from imax_jax.tree import flatten
 
 ROOT = Path(__file__).parent.parent
 NO_REQUEST: dict[str, str | None] = {}
@@ -103,7 +107,7 @@ def test_killed_and_resumed_is_the_same_run(
 ) -> None:
   """Bit for bit, from a kill between two checkpoints of the training."""
   study = Study(config(), tmp_path)
-  experiment.build(study)
+  experiment.VERBS["build"](study)
   real, last = loop.train, 3
 
   def killed(**arguments: object) -> None:
@@ -121,8 +125,6 @@ def test_killed_and_resumed_is_the_same_run(
   for name in ("dmax-s0", "imax-s0"):
     straight = runs.weights_of(Study(config(), done), done / "runs" / name)
     resumed = runs.weights_of(study, tmp_path / "runs" / name)
-    from imax_jax.tree import flatten
-
     for path, leaf in flatten(straight).items():
       np.testing.assert_array_equal(leaf, flatten(resumed)[path], err_msg=path)
     lines = [
@@ -132,17 +134,72 @@ def test_killed_and_resumed_is_the_same_run(
 
 
 def test_predict_draws_the_box(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-  image = sorted((done / "hospital").rglob("*.jpg"))[0]
-  request = {
-    "image": str(image),
-    "task": "rec",
-    "question": "heart",
-    "checkpoint": str(done / "runs" / "imax-s0"),
-  }
-  experiment.run(config(), done, ["predict"], request)
+  predict(done, task="rec", question="heart")
   answer = json.loads(capsys.readouterr().out)
   assert answer["prompt"].startswith("[rec] Based on the input image")
   assert ("picture" in answer) == (not answer["reason"])
+
+
+def predict(done: Path, changed: ConfigDict | None = None, **request: str) -> None:
+  """`predict` on the first film of the hospital, unless the request says otherwise."""
+  image = sorted((done / "hospital").rglob("*.jpg"))[0]
+  checkpoint = str(done / "runs" / "imax-s0")
+  asked = {"image": str(image), "task": "report", "question": None} | request
+  asked = {"checkpoint": checkpoint} | asked
+  experiment.run(changed or config(), done, ["predict"], asked)
+
+
+def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:
+  torn = tmp_path / "torn.jpg"
+  torn.write_bytes(b"\xff\xd8\xff no more")
+  with pytest.raises(ValueError, match=r"torn\.jpg.*Copy the file again"):
+    predict(done, image=str(torn))
+  with pytest.raises(FileNotFoundError, match=r"absent\.png.*--image"):
+    predict(done, image="absent.png")
+  with pytest.raises(FileNotFoundError, match="no such snapshot"):
+    predict(done, checkpoint=str(tmp_path))
+  with pytest.raises(ValueError, match="expected one of calculation"):
+    predict(done, task="captoin")
+  with pytest.raises(ValueError, match=r"needs --question"):
+    predict(done, task="vqa")
+  other = config()
+  other.model.decoder.lora_rank = 2
+  with pytest.raises(ValueError, match=r"checkpoint of another model.*lora_a"):
+    predict(done, other)
+
+
+def test_a_missing_source_file_is_named(done: Path, tmp_path: Path) -> None:
+  broken = tmp_path / "files"
+  shutil.copytree(done / "hospital" / "files", broken)
+  (broken / "cxr-cardiomegaly/1.0.0/CTRs.csv").unlink()
+  changed = config()
+  changed.data.source, changed.data.root = "physionet", str(broken)
+  with pytest.raises(FileNotFoundError, match=r"CTRs\.csv"):
+    experiment.run(changed, tmp_path / "w", ["build"], NO_REQUEST)
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  changed.data.root = str(empty)
+  with pytest.raises(FileNotFoundError, match=r"empty: expected a folder"):
+    experiment.run(changed, tmp_path / "w", ["build"], NO_REQUEST)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(
+  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  changed = config()
+  changed.data.source, changed.data.root = "physionet", str(done / "hospital" / "files")
+
+  def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(builder, "_example", full)
+  with pytest.raises(OSError, match="No space left"):
+    experiment.run(changed, tmp_path, ["build"], NO_REQUEST)
+  assert not (tmp_path / "data" / "imax").exists()
+  assert not Study(changed, tmp_path).ledger.is_done("data")
+  monkeypatch.undo()
+  experiment.run(changed, tmp_path, ["build"], NO_REQUEST)
+  assert Study(changed, tmp_path).ledger.is_done("data")
 
 
 def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
