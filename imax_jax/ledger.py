@@ -55,15 +55,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Ledger:
-  """The stations of one work directory."""
+  """The stations of one work directory, which several processes may share.
 
-  def __init__(self, workdir: str | Path) -> None:
-    """Makes the directory, private to the user.
+  Args:
+    workdir: made if it is missing, private to the user.
+    chief: whether this process keeps the ledger and does what one process can do;
+      the others only take part in `together` stations and wait at the rest.
+    barrier: waits for all processes at a name; None: there is one process.
 
-    Raises:
-      ValueError: the directory can not be made or written to.
-    """
+  Raises:
+    ValueError: the directory can not be made or written to.
+  """
+
+  def __init__(
+    self,
+    workdir: str | Path,
+    *,
+    chief: bool = True,
+    barrier: Callable[[str], None] | None = None,
+  ) -> None:
     self.workdir = Path(workdir)
+    self._chief = chief
+    self._barrier = barrier or (lambda name: None)
     try:
       self.workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
       probe = self.workdir / f".writable.{os.getpid()}"
@@ -82,6 +95,7 @@ class Ledger:
     make: Callable[[Path], Any],
     *,
     resumable: bool = False,
+    together: bool = False,
   ) -> Path:
     """Runs `make(folder)` unless that was done from the same inputs; returns the folder.
 
@@ -91,28 +105,38 @@ class Ledger:
       make: does the work. Its return value is not used: results are files.
       resumable: `make` can continue from an interrupted folder with the same inputs;
         otherwise such a folder is emptied first.
+      together: all processes do it; otherwise the chief does, and the others wait.
     """
     folder, digest = self.workdir / name, fingerprint(inputs)
     mark = self._read(folder)
+    # All read before any writes, or they would not agree on what there is to do.
+    self._barrier(f"{name}/read")
     if mark.get("fingerprint") == digest and "finished" in mark:
       return folder
-    if folder.exists() and not (resumable and mark.get("fingerprint") == digest):
-      self._clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    start, before = time.time(), mark.get("seconds", 0.0) if resumable else 0.0
+    before = mark.get("seconds", 0.0) if resumable else 0.0
     record = {"fingerprint": digest, "inputs": dict(inputs)}
-    write_json(folder / _MARK, record)
-    logging.info("%s: begun", name)
+    if self._chief:
+      if folder.exists() and not (resumable and mark.get("fingerprint") == digest):
+        self._clear(folder)
+      folder.mkdir(parents=True, exist_ok=True)
+      write_json(folder / _MARK, record)
+      logging.info("%s: begun", name)
+    self._barrier(f"{name}/begun")
+    start = time.time()
     try:
-      make(folder)
+      if self._chief or together:
+        make(folder)
     except BaseException:
-      spent = {"seconds": before + time.time() - start}
-      with contextlib.suppress(OSError):  # the first error is the one to tell
-        write_json(folder / _MARK, record | spent)
+      if self._chief:
+        spent = {"seconds": before + time.time() - start}
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+          write_json(folder / _MARK, record | spent)
       raise
-    seconds = before + time.time() - start
-    write_json(folder / _MARK, record | {"seconds": seconds, "finished": True})
-    logging.info("%s: done in %.1f s", name, seconds)
+    if self._chief:
+      seconds = before + time.time() - start
+      write_json(folder / _MARK, record | {"seconds": seconds, "finished": True})
+      logging.info("%s: done in %.1f s", name, seconds)
+    self._barrier(f"{name}/done")
     return folder
 
   def is_done(self, name: str) -> bool:

@@ -73,7 +73,7 @@ def fit(
         on_step=lambda step, total, _: tick(step, total),
       )
 
-  study.ledger.station(f"runs/{name}", facts, make, resumable=True)
+  study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
 
 
 def _optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +58,12 @@ class Study:
 
   def __init__(self, config: ConfigDict, workdir: str | Path) -> None:
     self.config = config
-    self.ledger = Ledger(workdir)
+    several = jax.process_count() > 1
+    self.ledger = Ledger(
+      workdir,
+      chief=jax.process_index() == 0,
+      barrier=multihost_utils.sync_global_devices if several else None,
+    )
     self.workdir = self.ledger.workdir
 
   # ── What everything stands on ───────────────────────────────────────────────────

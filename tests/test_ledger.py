@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,20 @@ def test_fingerprint_ignores_order_and_sees_values() -> None:
   assert fingerprint({"a": 1}) != fingerprint({"a": 2})
   with pytest.raises(ValueError, match=r"JSON|compliant"):
     fingerprint({"a": float("nan")})
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_processes_share_a_ledger(tmp_path: Path, together: bool) -> None:
+  """Two processes as threads: the chief alone keeps the books."""
+  gate, done = threading.Barrier(2, timeout=20), []
+
+  def process(chief: bool) -> None:
+    ledger = Ledger(tmp_path, chief=chief, barrier=lambda name: (gate.wait(), None)[1])
+    for _ in range(2):
+      ledger.station("a", {}, lambda folder: done.append(chief), together=together)
+    assert ledger.is_done("a")
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for result in [pool.submit(process, chief) for chief in (True, False)]:
+      result.result()
+  assert sorted(done) == ([False, True] if together else [True])
