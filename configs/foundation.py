@@ -33,6 +33,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.dense = {"seed": 0, "num_steps": 1500, "images_per_step": 48, "peak_lr": 1.5e-3}
   c.decoder = {"seed": 0, "num_steps": 5000}
   c.train = phantom.train()
+  c.train.entries_per_step = 64
+  c.train.row_tokens = 256
+  c.train.beta2 = 0.999
   c.train.peak_lr = 2e-3
   c.train.final_lr = 0.0
   c.train.warmup_fraction = 0.05
@@ -42,5 +45,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.dense = {"seed": 0, "num_steps": 3, "images_per_step": 4, "peak_lr": 1e-3}
     c.decoder = {"seed": 0, "num_steps": 3}
     c.train.entries_per_step = 16
+    c.train.row_tokens = 384
     c.train.save_steps = 2
   return c

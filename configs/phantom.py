@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c = ConfigDict()
   c.title = "Phantom hospital"
   c.verbs = ("build", "train", "pseudo", "evaluate", "fisher", "report")
-  c.seeds = (0, 1, 2)  # LoRA's first values and the order of the entries
+  c.seeds = (0, 1)  # LoRA's first values and the order of the entries
   c.mesh = {"data": -1}
 
   c.data = ConfigDict()
@@ -34,13 +34,13 @@ def get_config(arg: str = "") -> ConfigDict:
   # Fewer masks than films: with them the share of each task comes near the paper's.
   c.data.hospital = {
     "seed": 11,
-    "num_patients": 1150,
+    "num_patients": 1000,
     "image_px": 256,
     "coverage": {"chexmask": 0.45},
   }
   c.data.construct = {
     "seed": 0,
-    "num_images": 500,
+    "num_images": 400,
     "min_tasks": 3,
     "train_fraction": 0.8,
   }
@@ -55,10 +55,10 @@ def get_config(arg: str = "") -> ConfigDict:
   # Epochs are counted in DMAX's entries, so that steps compare. Pre-training sees less
   # than all pseudo labels of all images: as many images are labelled as IMAX has.
   c.pseudo = {
-    "num_images": 400,
+    "num_images": 320,
     "questions_per_image": 3,
-    "pretrain_epochs": 1.5,
-    "finetune_epochs": 1.5,
+    "pretrain_epochs": 0.75,
+    "finetune_epochs": 0.75,
   }
   c.evaluate = {"max_new_tokens": 64, "rows": 128}
   # Paper, section 4.2.2: 1,600 samples in groups of 32 at four phases of both runs.
@@ -82,17 +82,17 @@ def train() -> ConfigDict:
   """The paper's recipe (linear warm-up over 10 %, cosine to a tenth), toy rates."""
   t = ConfigDict()
   t.epochs = 3.0
-  t.entries_per_step = 64
-  t.row_tokens = 256
+  t.entries_per_step = 16
+  t.row_tokens = 384
   t.weighting = "entry"
   t.share_prefix = True
-  t.peak_lr = 5e-3
-  t.final_lr = 5e-4
+  t.peak_lr = 7e-3
+  t.final_lr = 7e-4
   t.warmup_fraction = 0.1
   t.weight_decay = 0.05
-  t.beta2 = 0.999
+  t.beta2 = 0.99
   t.clip_norm = 1.0
-  t.save_steps = 100
+  t.save_steps = 250
   return t
 
 
@@ -106,8 +106,6 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.model.decoder.update({"width": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 2})
   c.model.decoder.update({"mlp_width": 32, "vocab_size": 400})
   c.train.epochs = 1.0
-  c.train.entries_per_step = 16
-  c.train.row_tokens = 384
   c.train.save_steps = 2
   c.pseudo.update({"num_images": 8, "pretrain_epochs": 0.2, "finetune_epochs": 0.5})
   c.evaluate = {"max_new_tokens": 8, "rows": 32}

@@ -224,7 +224,6 @@ class Study:
       _reader(self.pixels(split)),
       num_groups=num_groups,
       group_size=size,
-      row_tokens=self.config.train.row_tokens,
       seed=seed,
     )
 

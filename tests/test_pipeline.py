@@ -9,6 +9,7 @@ import pytest
 
 from imax_jax.data import records
 from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import EntryBatches
 from imax_jax.data.pipeline import make_iterator
 from imax_jax.data.tokenizer import train_tokenizer
 from imax_jax.schema import Answer
@@ -196,3 +197,22 @@ def test_errors():
       row_tokens=64,
       seed=0,
     )
+
+
+def test_random_entries_are_alone_distinct_and_from_all_images():
+  groups = EntryBatches(IMAGES, pixels_of, num_groups=3, group_size=4, seed=5)
+  again = EntryBatches(IMAGES, pixels_of, num_groups=3, group_size=4, seed=5)
+  assert len(groups) == 3
+  seen = []
+  for number in range(len(groups)):
+    batch = groups[number]
+    assert _equal(batch, again[number])
+    for row in range(4):
+      real = batch["image"][row] >= 0
+      image = int(batch["image"][row].max())
+      assert set(batch["image"][row][real]) == {image}
+      assert batch["segment"][row].max() == 1
+      seen.append(batch["text"][row].tobytes() + batch["pixels"][image].tobytes())
+  assert len(set(seen)) == 12
+  with pytest.raises(ValueError, match="ask for fewer"):
+    EntryBatches(IMAGES, pixels_of, num_groups=1000, group_size=4, seed=5)

@@ -155,7 +155,6 @@ class EntryBatches:
     *,
     num_groups: int,
     group_size: int,
-    row_tokens: int,
     seed: int,
   ) -> None:
     pairs = [
@@ -169,7 +168,10 @@ class EntryBatches:
     order = np.random.default_rng((seed, 0xF1)).permutation(len(pairs))
     self._pairs = [pairs[i] for i in order[: num_groups * group_size]]
     self._images, self._pixels_of = images, pixels_of
-    self._shapes = Shapes(1, group_size, group_size, row_tokens)
+    longest = max(
+      len(images[i].prefix_ids) + images[i].entries[e].length for i, e in self._pairs
+    )
+    self._shapes = Shapes(1, group_size, group_size, longest)
 
   def __len__(self) -> int:
     return len(self._pairs) // self._shapes.rows
