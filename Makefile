@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom
 
 test: $(VENV)/.installed-test check
-	$(BIN)/python -m pytest
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

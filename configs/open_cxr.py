@@ -26,16 +26,15 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.source = "opencxr"
   c.data.layers = ("native", "derived")
   c.data.max_report_words = 50
-  c.data.construct.num_images = 40 if arg == "tiny" else 400
+  c.data.construct.num_images = 40 if arg == "tiny" else 320
   # No view is given for many of them; all are frontal (the folder's README).
-  c.data.construct.views = ("PA", "AP", "")
+  c.data.construct.views = ("PA", "AP", "AP Supine", "")
   # Most images have one organ, or findings, boxed: an image need not have all three.
   c.data.construct.required_subtasks = {}
   if arg != "tiny":
-    c.pseudo.num_images = 250
+    c.pseudo.num_images = 200
   c.trainable = ((r".*", True),)
   c.train.peak_lr = 1e-3
   c.train.final_lr = 1e-4
-  c.train.row_tokens = 384
   c.evaluate.max_new_tokens = 8 if arg == "tiny" else 160
   return c
