@@ -22,7 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c = ConfigDict()
   c.title = "Phantom foundation"
   c.verbs = ("foundation",)
-  c.mesh = {"data": -1}
+  c.mesh = study.mesh
+  c.sharding = study.sharding
   c.model = study.model
   # The foundation has no low-rank pairs: they belong to what is trained on top of it.
   c.model.decoder.lora_rank = 0

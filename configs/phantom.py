@@ -25,6 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verbs = ("build", "train", "pseudo", "evaluate", "fisher", "report")
   c.seeds = (0, 1)  # LoRA's first values and the order of the entries
   c.mesh = {"data": -1}
+  # Rules over parameter paths -> mesh axes of the last dimensions; (): on every device.
+  c.sharding = ((r".*", ()),)
 
   c.data = ConfigDict()
   c.data.source = "phantom"

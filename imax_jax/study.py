@@ -141,16 +141,10 @@ class Study:
   def entries(self, split: str) -> list[Any]:
     return [entry for record in self.records(split) for entry in record.entries]
 
-  @property
-  def encoder_is_frozen(self) -> bool:
-    return not any(path.startswith("encoder/") for path in self._trainable_paths)
-
   @cached_property
-  def _trainable_paths(self) -> list[str]:
-    chosen = tree_lib.first_match(
-      self.config.trainable, self.abstract_params, name="trainable"
-    )
-    return [path for path, trains in chosen.items() if trains]
+  def encoder_is_frozen(self) -> bool:
+    trainable, _ = tree_lib.split(self.abstract_params, self.config.trainable)
+    return "encoder" not in trainable
 
   def pixels(self, split: str) -> np.ndarray:
     """uint8[n, H, W, C] of a split's images, or float16[n, P, D] from a frozen encoder.
@@ -249,7 +243,11 @@ class Study:
     """Shapes of all parameters, made without computing any."""
     return jax.eval_shape(lambda: self._init(0))
 
-  def _init(self, seed: int) -> Any:
+  @cached_property
+  def _jitted_init(self) -> Callable[[int], Any]:
+    return jax.jit(self._init)  # once: a second `jit` would compile again
+
+  def _init(self, seed: jax.Array | int) -> Any:
     encoder = self.config.model.encoder
     size = (1, encoder.image_px, encoder.image_px, encoder.channels)
     line = jnp.zeros((1, 4), jnp.int32)
@@ -284,7 +282,7 @@ class Study:
 
   def init_params(self, seed: int) -> dict[str, Any]:
     """Fresh LoRA pairs of this seed, and whatever else the foundation does not give."""
-    fresh = tree_lib.flatten(jax.jit(self._init, static_argnums=0)(seed))
+    fresh = tree_lib.flatten(self._jitted_init(seed))
     given = self.given
     return tree_lib.unflatten(
       {
@@ -299,7 +297,7 @@ class Study:
     return self.init_params(0)
 
   def split_params(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen), placed on the mesh."""
+    """(trainable, frozen), placed on the mesh by the config's sharding rules."""
     trainable, frozen = tree_lib.split(self.init_params(seed), self.config.trainable)
     return mesh_lib.replicate(trainable, self.mesh), mesh_lib.replicate(
       frozen, self.mesh
