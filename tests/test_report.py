@@ -43,7 +43,7 @@ def study() -> dict:
   runs = {"constant": constant, **paper, "dmax_long": dict(paper["pseudo"])}
   fisher = [
     {"run": f"{arm}-s{seed}", "phase": phase, "step": 10 * number, "kind": kind,
-     "entropy": list(rng.normal(2, 0.1, 5)), "dominant": list(rng.uniform(0.3, 0.4, 5))}
+     "entropy": list(rng.normal(2, 0.1, 5)), "dominant": list(rng.uniform(30, 40, 5))}
     for arm in ("dmax", "imax") for seed in range(2) for kind in ("sampled", "exact")
     for number, phase in enumerate(spectra.PHASES)
   ]  # fmt: skip

@@ -32,11 +32,11 @@ def fisher(results: Results) -> str:
     engine.set(hspace=0.09, wspace=0.05)
     grid = figure.subplots(len(kinds), 2, squeeze=False)
     for kind, line in zip(kinds, grid, strict=True):
-      for axes, key, title, scale in (
-        (line[0], "entropy", "spectral entropy", 1.0),
-        (line[1], "dominant", "dominant eigenvalue ratio, %", 100.0),
+      for axes, key, title in (
+        (line[0], "entropy", "spectral entropy"),
+        (line[1], "dominant", "dominant eigenvalue ratio, %"),
       ):
-        _violins(axes, [row for row in rows if row.get("kind") == kind], key, scale)
+        _violins(axes, [row for row in rows if row.get("kind") == kind], key)
         axes.set_title(f"{title} ({titles[kind]})")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
@@ -61,13 +61,11 @@ def samples(
   return array[np.isfinite(array)]
 
 
-def _violins(
-  axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, scale: float
-) -> None:
+def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
   for arm, shift in (("dmax", -0.2), ("imax", 0.2)):
     colour = style.RUN_COLOURS[arm]
     for place, phase in enumerate(PHASES):
-      values = samples(rows, arm, phase, key) * scale
+      values = samples(rows, arm, phase, key)
       if not len(values):
         continue
       at = place + shift

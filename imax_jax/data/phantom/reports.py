@@ -217,9 +217,13 @@ def report_text(visit: Visit, ctr: float, form: str, rng: np.random.Generator) -
 
 def _section(title: str, text: str, *, inline: bool) -> list[str]:
   if inline:
-    body = textwrap.wrap(f"{title}:  {text}", 77, break_long_words=False)
+    body = textwrap.wrap(f"{title}:  {text}", 77, break_on_hyphens=False)
     return [f" {line}" for line in body]
-  return [f" {title}: ", " ", *(f" {line}" for line in textwrap.wrap(text, 77))]
+  return [
+    f" {title}: ",
+    " ",
+    *(f" {line}" for line in textwrap.wrap(text, 77, break_on_hyphens=False)),
+  ]
 
 
 def write_reports(
