@@ -5,7 +5,9 @@ are not the study's, and it never sees one of the seven tasks.
 
   python -m imax_jax.main --config configs/foundation.py --workdir runs/foundation
 
-TIME
+About 32 minutes on 2 busy cores (films 7, encoder 7, decoder 18), 1.6 GiB. On 400 fresh
+films the encoder's probe tells findings from none with AUC .77 (nodule) to .99
+(pneumothorax, effusion); organs' coverage is off by .015 of a patch.
 
 Ends with runs/foundation/foundation/{foundation.safetensors,tokenizer.json}; what ships
 in imax_jax/assets is a copy. Try your own: --config.foundation=runs/foundation/foundation.
