@@ -2,7 +2,8 @@
 
     raw files -> Radiograph, Annotation -> Entry -> ImageRecord -> Batch -> Output -> Prediction
 
-Each is defined here once and nothing else passes between folders. One axis alphabet is
+Each is defined here once. (Two more pass between folders and are defined where they are
+made: `data.records.TokenizedImage` and `data.construct.Datasets`.) One axis alphabet is
 used in every einsum, comment and annotation of the project:
 
     N  images of a batch             B  rows of a batch        T  tokens of a row
@@ -15,16 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
 from typing import TypedDict
 
 import numpy as np
 
-Task = Literal[
-  "calculation", "report", "multi_class", "multi_label", "rec", "reg", "vqa"
-]
-TASKS: tuple[Task, ...] = (
+TASKS: tuple[str, ...] = (
   "calculation", "report", "multi_class", "multi_label", "rec", "reg", "vqa"
 )  # fmt: skip
 
@@ -175,7 +172,8 @@ class ImageRecord:
 
 
 class Batch(TypedDict):
-  """Fixed-shape arrays. A row holds one image's entries, or several images' in turn:
+  """Fixed-shape arrays. A row holds one image's entries, or several images' in turn
+  (the begin token, which opens each image's prefix, is left out of the drawing):
 
       text      [INST] <Img>  0  0  0 </Img> [rec] … [/INST] <1>.. </s> </Img> [reg] …
       slot         -1    -1   0  1  2   -1     -1      -1      -1   -1    -1     -1
