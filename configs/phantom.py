@@ -5,7 +5,7 @@ and 5) at toy size, not its numbers: every patient is synthetic.
 
   python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom
 
-DEMO_TIME on 2 cores, 1.3 GiB. Expect REC, REG, edema grade and the questions above their
+Ten minutes on 2 cores, 1.3 GiB. Expect REC, REG, edema grade and the questions above their
 best constant answers, ratios and reports near them or below: minutes of training are too
 few for those. IMAX and DMAX are expected to differ by no more than seeds do (±5 %). A third
 seed: --config.seeds=0,1,2.
