@@ -43,8 +43,6 @@ from imax_jax.weights import load as weights
 
 ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("imax_train", "imax_test", "dmax_train")
-# Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
-_DECAY = ((r".*(kernel|lora_[ab])", True), (r".*", False))
 
 
 def _reader(pixels: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -281,12 +279,17 @@ class Study:
     return loaded
 
   def init_params(self, seed: int) -> dict[str, Any]:
-    """Fresh LoRA pairs of this seed, and whatever else the foundation does not give."""
+    """Fresh LoRA pairs of this seed on a base that is the same for all seeds.
+
+    The base is the foundation's; what that does not give is drawn from seed 0, since
+    frozen weights are shared by all runs and by what is cached of the encoder.
+    """
     fresh = tree_lib.flatten(self._jitted_init(seed))
-    given = self.given
+    base = fresh if seed == 0 else tree_lib.flatten(self._jitted_init(0))
+    base = base | self.given
     return tree_lib.unflatten(
       {
-        key: jnp.asarray(given[key], leaf.dtype) if key in given else leaf
+        key: leaf if "lora_" in key else jnp.asarray(base[key], leaf.dtype)
         for key, leaf in fresh.items()
       }
     )
@@ -298,10 +301,10 @@ class Study:
 
   def split_params(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen), placed on the mesh by the config's sharding rules."""
-    trainable, frozen = tree_lib.split(self.init_params(seed), self.config.trainable)
-    return mesh_lib.replicate(trainable, self.mesh), mesh_lib.replicate(
-      frozen, self.mesh
+    placed = mesh_lib.shard_params(
+      self.init_params(seed), self.mesh, self.config.sharding
     )
+    return tree_lib.split(placed, self.config.trainable)
 
   @cached_property
   def generator(self) -> generate.Generator:
