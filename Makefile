@@ -29,4 +29,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from imax_jax import progress
 from imax_jax.data import builder
@@ -19,15 +18,13 @@ from imax_jax.ledger import write_json
 from imax_jax.schema import Annotation
 from imax_jax.schema import Report
 from imax_jax.study import Study
+from imax_jax.study import UsageError
 
 
 def build(study: Study) -> None:
   """Raw files -> IMAX and DMAX."""
   d = study.config.data
-  roots, origin = _roots(study)
-  inputs = {"origin": origin} | {
-    key: plain(d[key]) for key in ("source", "layers", "max_report_words", "construct")
-  }
+  roots = _roots(study)
 
   def make(folder: Path) -> None:
     radiographs = sources.read_radiographs(roots)
@@ -55,7 +52,7 @@ def build(study: Study) -> None:
     }
     write_json(folder / "statistics.json", described)
 
-  study.ledger.station("data", inputs, make)
+  study.ledger.station("data", study.data_inputs, make)
 
 
 def _cut_reports(
@@ -74,11 +71,11 @@ def _cut_reports(
       yield annotation
 
 
-def _roots(study: Study) -> tuple[dict[str, Path], Any]:
-  """Where the raw files are, and what the data depends on."""
+def _roots(study: Study) -> dict[str, Path]:
+  """Where the raw files are; a phantom hospital's are drawn first."""
   d = study.config.data
   if d.source == "phantom":
-    settings = {**plain(d.hospital)}
+    settings = plain(d.hospital)
 
     def make(folder: Path) -> None:
       with progress.bar("rendering the phantom hospital") as tick:
@@ -87,9 +84,9 @@ def _roots(study: Study) -> tuple[dict[str, Path], Any]:
         )
 
     folder = study.ledger.station("hospital", settings, make)
-    return sources.roots_of(folder / "files"), study.ledger.digest("hospital")
+    return sources.roots_of(folder / "files")
   if not d.root:
-    raise ValueError(
+    raise UsageError(
       f"data source {d.source!r} needs the folder of its files: --config.data.root=FOLDER"
     )
   root = Path(d.root)
@@ -97,5 +94,4 @@ def _roots(study: Study) -> tuple[dict[str, Path], Any]:
     raise FileNotFoundError(
       f"{root}: no such folder; give the {d.source} files with --config.data.root=FOLDER"
     )
-  roots = {"opencxr": root} if d.source == "opencxr" else sources.roots_of(root)
-  return roots, str(root.resolve())
+  return {"opencxr": root} if d.source == "opencxr" else sources.roots_of(root)

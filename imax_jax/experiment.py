@@ -32,6 +32,7 @@ from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
+from imax_jax.study import UsageError as UsageError
 
 
 def run(
@@ -75,7 +76,7 @@ def train(study: Study) -> None:
   phases = {
     name: round(at * steps["primary"]) for name, at in study.config.fisher.phases
   }
-  inputs = {"data": study.ledger.digest("data")}
+  inputs = {"data": study.data_digest}
   for seed in study.config.seeds:
     for name, split, num_steps, kept in (
       ("dmax", "dmax_train", steps["primary"], phases),
@@ -110,7 +111,7 @@ def pseudo(study: Study) -> None:
     runs.fit(
       study, f"pseudo-s{seed}", records, pixels, seed=seed, num_steps=steps["finetune"],
       start=runs.weights_of(study, study.workdir / "runs" / name),
-      inputs={"pretrain": study.ledger.digest(f"runs/{name}")},
+      inputs={"pretrain": runs.digest(study, name)},
     )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def _pseudo_imax(
   p = study.config.pseudo
   records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
   inputs = {
-    "primary": study.ledger.digest(f"runs/dmax-s{seed}"),
+    "primary": runs.digest(study, f"dmax-s{seed}"),
     "questions_per_image": p.questions_per_image,
     "num_images": p.num_images,
     "max_new_tokens": study.config.evaluate.max_new_tokens,
@@ -178,8 +179,8 @@ def evaluate(study: Study) -> None:
   entries = study.entries("imax_test")
   for name in done:
     inputs = {
-      "run": study.ledger.digest(f"runs/{name}"),
-      "data": study.ledger.digest("data"),
+      "run": runs.digest(study, name),
+      "data": study.data_digest,
       "max_new_tokens": study.config.evaluate.max_new_tokens,
     }
 
@@ -206,11 +207,12 @@ def fisher(study: Study) -> None:
   f = study.config.fisher
   seed = study.config.seeds[0]
   _, frozen = study.split_params(seed)
+  loss = runs.row_loss(study.model)
   for name in f.runs:
     split = f"{name}_train"
     folder = study.workdir / "runs" / f"{name}-s{seed}"
     inputs = {
-      "run": study.ledger.digest(f"runs/{name}-s{seed}"),
+      "run": runs.digest(study, f"{name}-s{seed}"),
       "groups": [f.num_groups, f.group_size],
       "seed": f.seed,
     }
@@ -222,7 +224,7 @@ def fisher(study: Study) -> None:
         trainable = runs.weights_of(study, run, phase)
         with progress.bar(f"fisher {split} {phase}") as tick:
           spectra = measure.measure(
-            study.row_loss,
+            loss,
             trainable,
             frozen,
             batches,

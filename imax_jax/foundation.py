@@ -171,7 +171,7 @@ def _train_encoder(config: ConfigDict, study: Study) -> None:
 
   folder = study.ledger.station("encoder", inputs, make, resumable=True)
   like = mesh_lib.replicate(start, study.mesh)
-  trained = checkpoint.Checkpointer(folder).restore_snapshot("final", like)
+  trained = checkpoint.restore_snapshot(folder, "final", like)
   study.given = tree_lib.flatten({"encoder": trained["encoder"]})
 
 

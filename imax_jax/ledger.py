@@ -11,6 +11,7 @@ no `finished` in its `station.json`, so nothing half-written looks done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 _MARK = "station.json"
+# Which verb makes a station, by the first part of its name.
+_VERBS = {
+  "hospital": "build",
+  "data": "build",
+  "runs": "train",
+  "pseudo": "pseudo",
+  "evaluations": "evaluate",
+  "fisher": "fisher",
+}
 
 
 def fingerprint(value: Any) -> str:
@@ -117,7 +127,7 @@ class Ledger:
     record = {"fingerprint": digest, "inputs": dict(inputs)}
     if self._chief:
       if folder.exists() and not (resumable and mark.get("fingerprint") == digest):
-        self._clear(folder)
+        self._clear(folder, name)
       folder.mkdir(parents=True, exist_ok=True)
       write_json(folder / _MARK, record)
       logging.info("%s: begun", name)
@@ -126,11 +136,15 @@ class Ledger:
     try:
       if self._chief or together:
         make(folder)
-    except BaseException:
+    except BaseException as error:
       if self._chief:
         spent = {"seconds": before + time.time() - start}
         with contextlib.suppress(OSError):  # the first error is the one to tell
           write_json(folder / _MARK, record | spent)
+      if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(
+          error.errno, f"{folder}: no space left; make room and run the same again"
+        ) from error
       raise
     if self._chief:
       seconds = before + time.time() - start
@@ -143,18 +157,34 @@ class Ledger:
     """Whether the station has finished, from whatever inputs."""
     return "finished" in self._read(self.workdir / name)
 
-  def digest(self, name: str) -> str:
-    """The fingerprint of a finished station, to be put into the inputs of the next.
+  def inputs(self, name: str) -> dict[str, Any]:
+    """What a finished station was made from.
 
     Raises:
       ValueError: the station has not finished.
     """
+    return self._finished(name)["inputs"]
+
+  def digest(self, name: str, inputs: Mapping[str, Any] | None = None) -> str:
+    """The fingerprint of a finished station, to be put into the inputs of the next.
+
+    Raises:
+      ValueError: the station has not finished, or was made from other `inputs`.
+    """
+    found = self._finished(name)["fingerprint"]
+    if inputs is not None and found != fingerprint(inputs):
+      raise ValueError(
+        f"{self.workdir / name} was made with another config: run the verb that makes it "
+        "again, or give the config it was made with"
+      )
+    return found
+
+  def _finished(self, name: str) -> dict[str, Any]:
     mark = self._read(self.workdir / name)
     if "finished" not in mark:
-      raise ValueError(
-        f"{self.workdir / name} is not finished: run the verb that makes it"
-      )
-    return mark["fingerprint"]
+      verb = _VERBS.get(name.split("/")[0], "that makes it")
+      raise ValueError(f"{self.workdir / name} is not finished: run the verb {verb}")
+    return mark
 
   def seconds(self) -> dict[str, float]:
     """How long each finished station took, by name."""
@@ -176,10 +206,10 @@ class Ledger:
         f"{folder / _MARK} is damaged: remove {folder} and run again"
       ) from error
 
-  def _clear(self, folder: Path) -> None:
+  def _clear(self, folder: Path, name: str) -> None:
     if not (folder / _MARK).exists() and any(folder.iterdir()):
       raise ValueError(
         f"{folder} holds files that imax_jax did not make: move them, or give another --workdir"
       )
-    logging.info("%s: inputs have changed; doing it again", folder.name)
+    logging.info("%s: inputs have changed; doing it again", name)
     shutil.rmtree(folder)

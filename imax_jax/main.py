@@ -61,7 +61,7 @@ Without a verb the config's own list runs. What is done already is not done agai
 """
 
 
-class UsageError(Exception):
+class _Refused(Exception):
   """The command line is at fault: exit code 2, one line, no traceback."""
 
 
@@ -77,17 +77,15 @@ def _check_verbs(verbs: list[str]) -> None:
 
   for verb in verbs:
     if verb not in experiment.VERBS:
-      raise UsageError(f"unknown verb {verb!r}: {_near(verb, list(experiment.VERBS))}")
+      raise _Refused(f"unknown verb {verb!r}: {_near(verb, list(experiment.VERBS))}")
 
 
 def _main(argv: list[str]) -> None:
   file = config_flags.get_config_filename(flags.FLAGS["config"])
   if file and not Path(file.split(":")[0]).is_file():
-    raise UsageError(f"--config {file}: no such file; see configs/")
+    raise _Refused(f"--config {file}: no such file; see configs/")
   if _CONFIG.value is None or _WORKDIR.value is None:
-    raise UsageError(
-      "--config FILE and --workdir DIR are needed; --help shows examples"
-    )
+    raise _Refused("--config FILE and --workdir DIR are needed; --help shows examples")
   # JAX is imported after the flags are known to be right: a typing error answers at once.
   from imax_jax import experiment
 
@@ -103,7 +101,10 @@ def _main(argv: list[str]) -> None:
     "question": _QUESTION.value,
     "checkpoint": _CHECKPOINT.value,
   }
-  experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
+  try:
+    experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
+  except experiment.UsageError as error:
+    raise _Refused(error) from error
 
 
 def _flag_error(error: Exception, argv: list[str]) -> str:
@@ -111,6 +112,12 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
   if isinstance(error, flags.UnrecognizedFlagError):
     known = [name for name in flags.FLAGS if "." not in name]
     return f"unknown flag --{error.flagname}: {_near(error.flagname, known)}"
+  # ml_collections hands on the whole traceback of a config that refuses its argument.
+  refusals = [
+    line for line in str(error).splitlines() if line.startswith("ValueError: ")
+  ]
+  if refusals:
+    return refusals[-1].removeprefix("ValueError: ")
   # A KeyError's text is its argument's repr; ml_collections puts its hint in there.
   text = str(error.args[0] if error.args else error)
   text = " ".join(text.replace("\\n", " ").replace("\\", "").replace("'", "").split())
@@ -125,9 +132,11 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UsageError(_flag_error(error, argv)) from error
+    raise _Refused(_flag_error(error, argv)) from error
   except (FileNotFoundError, ModuleNotFoundError) as error:
-    raise UsageError(f"--config: {error}") from error
+    raise _Refused(
+      f"--config: {error}; run from the project's folder, which holds configs/"
+    ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,10 +150,10 @@ def main(argv: list[str] | None = None) -> int:
   logging.use_absl_handler()
   try:
     _main(_parse(argv))
-  except UsageError as error:
+  except _Refused as error:
     sys.stderr.write(f"imax_jax: {error}\n")
     return 2
-  except (ValueError, FileNotFoundError, PermissionError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if logging.level_debug():
       raise
     sys.stderr.write(f"imax_jax: {' '.join(str(error).split())}\n")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from imax_jax import runs
 from imax_jax.data import images
@@ -16,6 +17,7 @@ from imax_jax.data import prompts
 from imax_jax.evaluate import run as evaluate_run
 from imax_jax.report import examples
 from imax_jax.schema import FINDINGS
+from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
@@ -27,6 +29,7 @@ from imax_jax.schema import Region
 from imax_jax.schema import Report
 from imax_jax.schema import Target
 from imax_jax.study import Study
+from imax_jax.study import UsageError
 
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -40,12 +43,12 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
       "ctr" or "cpar" (calculation).
 
   Raises:
-    ValueError: something is missing or unknown.
+    UsageError: something is missing or unknown.
     FileNotFoundError: no such image or checkpoint.
   """
   for key in ("image", "task", "checkpoint"):
     if not request[key]:
-      raise ValueError(f"predict needs --{key}; --help shows an example")
+      raise UsageError(f"predict needs --{key}; --help shows an example")
   path, task = Path(str(request["image"])), str(request["task"])
   entry = make_request(path.stem, task, request["question"])
   if not path.is_file():
@@ -81,10 +84,10 @@ def make_request(name: str, task: str, question: str | None) -> Entry:
   '[rec] Based on the input image, could you tell me the location of the heart.'
 
   Raises:
-    ValueError: an unknown task, or a question that the task needs or can not read.
+    UsageError: an unknown task, or a question that the task needs or can not read.
   """
   if task not in TASKS:
-    raise ValueError(f"--task {task!r}: expected one of {', '.join(TASKS)}")
+    raise UsageError(f"--task {task!r}: expected one of {', '.join(TASKS)}")
   needs = {
     "calculation": "ctr or cpar",
     "rec": "an organ, e.g. heart",
@@ -92,7 +95,9 @@ def make_request(name: str, task: str, question: str | None) -> Entry:
     "vqa": "a question",
   }
   if task in needs and not question:
-    raise ValueError(f"--task {task} needs --question: {needs[task]}")
+    raise UsageError(f"--task {task} needs --question: {needs[task]}")
+  if task == "rec" and question not in ORGANS:
+    logging.warning("%r is none of %s: the model was not taught it", question, ORGANS)
   subtask = question if task in ("calculation", "rec") and question else ""
   target = _target(task, question or "")
   entry_id = f"{name}/{task}/{subtask}/0"
@@ -116,7 +121,7 @@ def _target(task: str, question: str) -> Target:
     case "reg":
       numbers = np.array([int(side) for side in re.findall(r"\d+", question)])
       if len(numbers) != 4 or numbers.max() > prompts.BOX_SCALE:
-        raise ValueError(
+        raise UsageError(
           f"--question {question!r}: expected a box of four numbers from 0 to "
           f"{prompts.BOX_SCALE}, e.g. '<300><400><600><800>'"
         )

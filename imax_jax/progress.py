@@ -26,7 +26,7 @@ def bar(title: str) -> Iterator[Tick]:
     desc=f"  {title}",
     total=1,
     file=sys.stderr,
-    leave=False,
+    leave=calm,
     dynamic_ncols=not calm,
     ncols=78 if calm else None,
     mininterval=10.0 if calm else 0.2,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from imax_jax import runs
 from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
 from imax_jax.evaluate import run as evaluate_run
@@ -53,19 +54,26 @@ def write(study: Study) -> None:
 
 def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
+  assert study.data_digest
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  per_seed, unparsed = _evaluations(study)
+  scores, unparsed = _evaluations(study)
+  seeds = study.config.seeds
+  per_seed: dict[str, list[dict[str, float]]] = {}
+  for (run, _), found in scores.items():
+    per_seed.setdefault(run, []).append(found)
   means = {run: gains.mean_scores(rows) for run, rows in per_seed.items()}
-  constant = constants.constant_scores(
-    study.entries("imax_train"), study.entries("imax_test")
-  )
+  known, asked = study.entries("imax_train"), study.entries("imax_test")
+  without_image = {
+    "constant": constants.constant_scores(known, asked),
+    "blind": constants.blind_scores(known, asked),
+  }
   config = study.config
   gained = {
-    name: gains.paired_gains(per_seed[new], per_seed[base])
+    name: gains.paired_gains(
+      [scores[new, s] for s in both], [scores[base, s] for s in both]
+    )
     for name, (new, base) in GAINS.items()
-    if new in per_seed
-    and base in per_seed
-    and len(per_seed[new]) == len(per_seed[base])
+    if (both := [s for s in seeds if (new, s) in scores and (base, s) in scores])
   }
   return {
     "about": {
@@ -73,7 +81,7 @@ def collect(study: Study) -> dict[str, Any]:
       "data": _kind(config.data.source),
       "examples": f"IMAX, seed {config.seeds[0]}",
     },
-    "tables": {"constant": constant} | {run: mean for run, (mean, _) in means.items()},
+    "tables": without_image | {run: mean for run, (mean, _) in means.items()},
     "spread": {run: deviation for run, (_, deviation) in means.items()},
     "per_seed": per_seed,
     "gains": gained,
@@ -93,24 +101,40 @@ def _kind(source: str) -> str:
   return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
 
 
+def _is_current(study: Study, station: str, run: str) -> bool:
+  """Whether the station has measured the run as it is now; False if it has not run.
+
+  Raises:
+    ValueError: it has measured an earlier run of that name, or one of another config.
+  """
+  if not study.ledger.is_done(station):
+    return False
+  if study.ledger.inputs(station)["run"] != runs.digest(study, run):
+    raise ValueError(
+      f"{study.workdir / station} is of an earlier {run}: run the verb "
+      f"{'evaluate' if station.startswith('evaluations') else 'fisher'} again"
+    )
+  return True
+
+
 def _evaluations(
   study: Study,
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
-  """({run: [scores of each seed]}, {run: {task: {reason: count}}} of all seeds)."""
-  per_seed: dict[str, list[dict[str, float]]] = {}
+) -> tuple[dict[tuple[str, int], dict[str, float]], dict[str, Any]]:
+  """({(run, seed): scores}, {run: {task: {reason: count}}} of all seeds)."""
+  scores: dict[tuple[str, int], dict[str, float]] = {}
   unparsed: dict[str, dict[str, dict[str, int]]] = {}
   for run in RUNS:
     for seed in study.config.seeds:
       name = f"evaluations/{run}-s{seed}"
-      if not study.ledger.is_done(name):
+      if not _is_current(study, name, f"{run}-s{seed}"):
         continue
       found = json.loads((study.workdir / name / "scores.json").read_text("utf8"))
-      per_seed.setdefault(run, []).append(found["scores"])
+      scores[run, seed] = found["scores"]
       for task, reasons in found["unparsed"].items():
         counts = unparsed.setdefault(run, {}).setdefault(task, {})
         for reason, count in reasons.items():
           counts[reason] = counts.get(reason, 0) + count
-  return per_seed, unparsed
+  return scores, unparsed
 
 
 def _fisher(study: Study) -> list[dict[str, Any]]:
@@ -118,7 +142,7 @@ def _fisher(study: Study) -> list[dict[str, Any]]:
   for name in study.config.fisher.runs:
     for seed in study.config.seeds:
       station = f"fisher/{name}-s{seed}"
-      if study.ledger.is_done(station):
+      if _is_current(study, station, f"{name}-s{seed}"):
         spectra = json.loads(
           (study.workdir / station / "spectra.json").read_text("utf8")
         )
@@ -153,13 +177,16 @@ def _versions() -> dict[str, str]:
 def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
   seeds = study.config.seeds
   notes = [
-    f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) draw LoRA's first values and the "
-    "order of the entries; images, split and foundation are the same in all. The spread "
+    f"Seeds {', '.join(map(str, seeds))}: a seed draws LoRA's first values and the order "
+    "of the entries; images, split and foundation are the same in all. The spread "
     "therefore leaves out what another draw of images would change.",
     "METEOR counts exact and stemmed matches only: WordNet does not ship with the package.",
   ]
-  for name, count in described["shortfall"].items():
-    notes.append(f"DMAX has {count} entries of {name} fewer than IMAX trains on.")
+  if described["shortfall"]:
+    missing = ", ".join(f"{n} {name}" for name, n in described["shortfall"].items())
+    notes.append(
+      f"DMAX could not match all of IMAX's training entries; it lacks {missing}."
+    )
   if study.config.data.source == "opencxr":
     notes.append(
       "Images with many tasks come from other collections than the rest: here IMAX and "
@@ -167,8 +194,9 @@ def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
     )
   if study.config.foundation == "package":
     notes.append(
-      "The foundation was pre-trained on practice films of other phantom patients; it "
-      "has seen none of the seven tasks' prompts, but its captions name findings."
+      "The foundation was pre-trained on practice films of other phantom patients. It has "
+      "seen none of the seven tasks' prompts and no heart or lung box, but its captions name "
+      "findings, and naming, yes/no and which-of-two are forms it knows from other objects."
     )
   return notes
 

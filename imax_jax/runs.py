@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from imax_jax import progress
+from imax_jax import tree as tree_lib
 from imax_jax.ledger import plain
+from imax_jax.models import loss as loss_lib
+from imax_jax.models.vlm import Vlm
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.train import checkpoint
@@ -20,6 +25,36 @@ from imax_jax.train import optim
 FINAL = "final"
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
+
+
+def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight.
+
+  To be made once and kept: jax compiles anew for each new function.
+  """
+
+  def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    params = tree_lib.merge(trainable, frozen)
+    output: Any = model.apply({"params": params}, batch)
+    return loss_lib.example_loss(output.logits, batch)
+
+  return loss
+
+
+def batch_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(trainable, frozen, batch, rng) -> the same summed over rows, with LoRA's dropout."""
+
+  def loss(
+    trainable: Any, frozen: Any, batch: Any, rng: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    params = tree_lib.merge(trainable, frozen)
+    output: Any = model.apply(
+      {"params": params}, batch, deterministic=False, rngs={"dropout": rng}
+    )
+    total, weight = loss_lib.example_loss(output.logits, batch)
+    return total.sum(), weight.sum()
+
+  return loss
 
 
 def fit(
@@ -44,23 +79,15 @@ def fit(
   """
   t = study.config.train
   kept = {**(snapshots or {}), FINAL: num_steps}
-  facts = {
-    "seed": seed,
-    "num_steps": num_steps,
-    "snapshots": kept,
-    "train": plain({key: t[key] for key in t if key not in ("epochs", "save_steps")}),
-    "model": plain(study.config.model),
-    "trainable": plain(study.config.trainable),
-    "foundation": study.foundation_digest,
-    **inputs,
-  }
+  facts = {"seed": seed, "num_steps": num_steps, "snapshots": kept}
+  facts |= {**_settings(study), **inputs}
 
   def make(folder: Path) -> None:
     initial, frozen = study.split_params(seed)
     trainable = initial if start is None else start
     with progress.bar(f"training {name}") as tick:
       loop.train(
-        model_loss=study.batch_loss,
+        model_loss=batch_loss(study.model),
         trainable=trainable,
         frozen=frozen,
         optimizer=_optimizer(study, trainable, num_steps),
@@ -74,6 +101,37 @@ def fit(
       )
 
   study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
+
+
+def _settings(study: Study) -> dict[str, Any]:
+  """What every run takes from the config."""
+  t = study.config.train
+  return {
+    "train": plain({key: t[key] for key in t if key not in ("epochs", "save_steps")}),
+    "model": plain(study.config.model),
+    "trainable": plain(study.config.trainable),
+    "foundation": study.foundation_digest,
+  }
+
+
+def digest(study: Study, name: str) -> str:
+  """The fingerprint of a finished run of this config.
+
+  Raises:
+    ValueError: it has not finished, or was trained with other settings; names them.
+  """
+  made = tree_lib.flatten(study.ledger.inputs(f"runs/{name}"))
+  wanted = tree_lib.flatten(_settings(study))
+  if "data" in made:
+    wanted["data"] = study.data_digest
+  differ = [key.replace("/", ".") for key in wanted if made.get(key) != wanted[key]]
+  if differ:
+    raise ValueError(
+      f"{study.workdir / 'runs' / name} was trained with another config "
+      f"({', '.join(differ[:4])}): run the verb train again, or give the config it was "
+      "trained with"
+    )
+  return study.ledger.digest(f"runs/{name}")
 
 
 def _optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
@@ -100,7 +158,7 @@ def weights_of(study: Study, folder: Path, snapshot: str = FINAL) -> dict[str, A
 
   Raises:
     FileNotFoundError: no such snapshot.
-    ValueError: the weights are of another model.
+    ValueError: the weights are of another model, or damaged.
   """
   like, _ = study.split_params(0)
-  return checkpoint.Checkpointer(folder).restore_snapshot(snapshot, like)
+  return checkpoint.restore_snapshot(folder, snapshot, like)

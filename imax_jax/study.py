@@ -36,13 +36,16 @@ from imax_jax.data.records import TokenizedImage
 from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
-from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import ImageRecord
 from imax_jax.weights import load as weights
 
 ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("imax_train", "imax_test", "dmax_train")
+
+
+class UsageError(ValueError):
+  """The command line is at fault: exit code 2."""
 
 
 def _reader(pixels: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -125,15 +128,32 @@ class Study:
       )
       tokenizer_lib.save(made, folder / "tokenizer.json")
 
-    inputs = {"vocab_size": size, "data": self.ledger.digest("data")}
+    inputs = {"vocab_size": size, "data": self.data_digest}
     folder = self.ledger.station("tokenizer", inputs, make)
     return tokenizer_lib.load(folder / "tokenizer.json")
 
   # ── Data ────────────────────────────────────────────────────────────────────────
 
-  def records(self, split: str) -> Sequence[ImageRecord]:
-    """Raises a ValueError that names the verb if the data is not built."""
+  @property
+  def data_inputs(self) -> dict[str, Any]:
+    """What the built data depends on: the files' origin and how it is constructed."""
+    d = self.config.data
+    if d.source == "phantom":
+      origin: Any = self.ledger.digest("hospital", plain(d.hospital))
+    else:
+      origin = str(Path(d.root).resolve())
+    keys = ("source", "layers", "max_report_words", "construct")
+    return {"origin": origin} | {key: plain(d[key]) for key in keys}
+
+  @property
+  def data_digest(self) -> str:
+    """Raises a ValueError that names the verb unless this config's data is built."""
     self.ledger.digest("data")
+    return self.ledger.digest("data", self.data_inputs)
+
+  def records(self, split: str) -> Sequence[ImageRecord]:
+    """A split on disk; raises as `data_digest` does."""
+    assert self.data_digest
     return builder.open_split(self.workdir / "data", split)
 
   def entries(self, split: str) -> list[Any]:
@@ -151,7 +171,7 @@ class Study:
     """
     encoder = self.config.model.encoder
     inputs = {
-      "data": self.ledger.digest("data"),
+      "data": self.data_digest,
       "encoder": plain(encoder),
       "foundation": self.foundation_digest,
       "features": self.encoder_is_frozen,
@@ -325,25 +345,3 @@ class Study:
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
       return self.generator(params, pixels, asked, progress=tick)
-
-  @cached_property
-  def row_loss(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight."""
-
-    def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-      params = tree_lib.merge(trainable, frozen)
-      output: Any = self.model.apply({"params": params}, batch)
-      return loss_lib.example_loss(output.logits, batch)
-
-    return loss
-
-  def batch_loss(
-    self, trainable: Any, frozen: Any, batch: Any, rng: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """The same, summed over the batch; with LoRA's dropout if the config has it."""
-    params = tree_lib.merge(trainable, frozen)
-    output: Any = self.model.apply(
-      {"params": params}, batch, deterministic=False, rngs={"dropout": rng}
-    )
-    total, weight = loss_lib.example_loss(output.logits, batch)
-    return total.sum(), weight.sum()

@@ -40,7 +40,8 @@ def study() -> dict:
   rng = np.random.default_rng(0)
   paper = copy.deepcopy(tables.PAPER_TABLE2)
   constant = {column.name: 40.0 for column in tables.COLUMNS}
-  runs = {"constant": constant, **paper, "dmax_long": dict(paper["pseudo"])}
+  without_image = {"constant": constant, "blind": dict(constant)}
+  runs = {**without_image, **paper, "dmax_long": dict(paper["pseudo"])}
   fisher = [
     {"run": f"{arm}-s{seed}", "phase": phase, "step": 10 * number, "kind": kind,
      "entropy": list(rng.normal(2, 0.1, 5)), "dominant": list(rng.uniform(30, 40, 5))}
@@ -209,7 +210,9 @@ def test_any_missing_part_is_said_to_be_not_run(tmp_path, key):
     assert "not run" in text.lower()
 
 
-@pytest.mark.parametrize("run", ["constant", "dmax", "imax", "pseudo", "dmax_long"])
+@pytest.mark.parametrize(
+  "run", ["constant", "blind", "dmax", "imax", "pseudo", "dmax_long"]
+)
 def test_any_missing_run_or_metric_leaves_the_rest(tmp_path, run):
   results = {key: study()[key] for key in ("tables", "spread", "gains")}
   del results["tables"][run]
@@ -314,12 +317,13 @@ def test_ranks_go_by_the_printed_number():
     (3.0, 1.0, [2.0, 3.0, 4.0], "shows no effect"),
     (-3.0, 1.0, [-2.0, -3.0, -4.0], "3.0 % worse"),
     (9.0, 12.0, [-3.0, 9.0, 21.0], "cannot be told from zero"),
-    (29.0, 2.0, [27.0, 29.0, 31.0], "more than twice the standard error"),
+    (29.0, 2.0, [27.0, 29.0, 31.0], "beyond the 95 % interval"),
     (29.0, None, [29.0], "one seed"),
-    (None, None, [], "Not run"),
+    (None, None, [], "No metric can be compared"),
   ],
 )
 def test_the_verdict_whichever_its_sign(mean, std, seeds, says):
+  assert tables.verdict({}) == "Not run."
   assert says in tables.verdict({"mean": mean, "std": std, "per_seed": seeds})
 
 

@@ -307,6 +307,12 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 # ── Constants ─────────────────────────────────────────────────────────────────────
 
 
+def constant_texts(train, test):
+  """Each test entry's constant by the first metric that concerns it."""
+  answer = constants.constant_answers(train)
+  return [answer(next(m for m in run.METRICS if m.concerns(e)), e) for e in test]
+
+
 def test_constants_are_best_by_each_metrics_own_criterion():
   values = (0.4, 0.4, 0.4, 0.8)
   train = [entry("calculation", "ctr", Ratio(v), i) for i, v in enumerate(values)]
@@ -314,8 +320,7 @@ def test_constants_are_best_by_each_metrics_own_criterion():
   scores = constants.constant_scores(train, test)
   assert scores["ctr_mae"] == pytest.approx(5.0)  # the median, 0.4
   assert scores["ctr_rmse"] == pytest.approx(100 * math.sqrt(0.005))  # the mean, 0.5
-  predictions = constants.constant_predictions(train, test)
-  assert [p.value for p in predictions] == [Ratio(0.4), Ratio(0.4)]
+  assert constant_texts(train, test) == ["0.4000", "0.4000"]
 
 
 def test_constant_bits_differ_for_micro_and_macro():
@@ -342,15 +347,14 @@ def test_constants_by_question_and_never_from_the_test_entries():
   assert scores["rec_iou"] > 90  # each organ has its own box
   assert scores["reg_acc"] == 50  # but one name for all: its sub-task is the answer
   assert scores["vqa_verify_acc"] == 0  # the majority of training
-  other = constants.constant_predictions(train, [entry("report", "", Report("Clear."))])
-  assert other[0].reason == "empty"  # training has no report
+  other = constant_texts(train, [entry("report", "", Report("Clear."))])
+  assert other == [""]  # training has no report
 
 
 def test_constant_report_is_the_one_most_like_the_others():
   said = ["no effusion seen today", "no effusion seen", "no effusion", "broken rib"]
   train = [entry("report", "", Report(text), i) for i, text in enumerate(said)]
-  (prediction,) = constants.constant_predictions(train, train[:1])
-  assert prediction.text == "no effusion seen"
+  assert constant_texts(train, train[:1]) == ["no effusion seen"]
   assert set(constants.constant_scores(train, train[:1])) == {
     "report_bleu1", "report_rouge1", "report_meteor"
   }  # fmt: skip
@@ -362,5 +366,21 @@ def test_constants_do_not_depend_on_the_order_of_training_entries():
     entry("vqa", "query", Answer("where?", (f"zone {rng.integers(9)}",)), i)
     for i in range(60)
   ]
-  want = constants.constant_predictions(train, EVERY_ENTRY[-1:])
-  assert constants.constant_predictions(train[::-1], EVERY_ENTRY[-1:]) == want
+  want = constant_texts(train, EVERY_ENTRY[-1:])
+  assert constant_texts(train[::-1], EVERY_ENTRY[-1:]) == want
+
+
+def test_a_prompt_alone_gives_away_organs_and_usual_answers():
+  organs = {"heart": (0.3, 0.4, 0.7, 0.8), "left lung": (0.5, 0.1, 0.9, 0.7)}
+  train = [entry("reg", name, Region(name, box)) for name, box in organs.items()]
+  for i, (question, reply) in enumerate((("A?", "yes"), ("B?", "no"), ("C?", "no"))):
+    train.append(entry("vqa", "verify", Answer(question, (reply,)), i))
+  near = {name: tuple(x + 0.02 for x in box) for name, box in organs.items()}
+  test = [entry("reg", name, Region(name, box), 9) for name, box in near.items()]
+  test += [entry("vqa", "verify", Answer(q, ("yes",)), 9) for q in ("A?", "new?")]
+  constant, blind = (
+    constants.constant_scores(train, test), constants.blind_scores(train, test)
+  )  # fmt: skip
+  assert (constant["reg_acc"], blind["reg_acc"]) == (50, 100)
+  # A question never asked before gets the constant: no.
+  assert (constant["vqa_verify_acc"], blind["vqa_verify_acc"]) == (0, 50)

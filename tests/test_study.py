@@ -105,6 +105,34 @@ def test_a_changed_config_redoes_what_depends_on_it(done: Path) -> None:
   assert redone == {"fisher/dmax-s0", "fisher/imax-s0"}
 
 
+def test_another_config_is_not_reported_as_this_one(done: Path) -> None:
+  """A number must never stand beside settings that did not make it."""
+  before = (done / "results.json").read_bytes()
+  changed = config()
+  changed.train.peak_lr = 0.123
+  for verb in ("evaluate", "fisher", "report"):
+    with pytest.raises(ValueError, match=r"another config \(train.peak_lr\)"):
+      experiment.run(changed, done, [verb], NO_REQUEST)
+  changed = config()
+  changed.data.construct.seed = 5
+  for verb in ("train", "evaluate", "report"):
+    with pytest.raises(ValueError, match=r"data was made with another config"):
+      experiment.run(changed, done, [verb], NO_REQUEST)
+  assert (done / "results.json").read_bytes() == before
+
+
+def test_all_seeds_share_the_frozen_weights(done: Path) -> None:
+  study = Study(config(), done)
+  (one, base), (two, same) = study.split_params(0), study.split_params(7)
+  for path, leaf in flatten(base).items():
+    np.testing.assert_array_equal(leaf, flatten(same)[path], err_msg=path)
+  differ = [
+    p for p, leaf in flatten(one).items() if not np.array_equal(leaf, flatten(two)[p])
+  ]
+  assert differ
+  assert all("lora_a" in path for path in differ)
+
+
 def test_killed_and_resumed_is_the_same_run(
   done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +164,16 @@ def test_killed_and_resumed_is_the_same_run(
     assert lines[0] == lines[1]
 
 
+def test_a_run_that_diverges_says_so_in_one_line(done: Path, tmp_path: Path) -> None:
+  workdir = tmp_path / "w"
+  shutil.copytree(done, workdir)
+  rate = "--config.train.peak_lr=1e30"
+  answer = command(*PHANTOM, "--workdir", str(workdir), rate, "train")
+  assert answer.returncode == 1, answer.stderr
+  assert "lower the learning rate" in answer.stderr
+  assert "Traceback" not in answer.stderr
+
+
 def test_predict_draws_the_box(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
   predict(done, task="rec", question="heart")
   answer = json.loads(capsys.readouterr().out)
@@ -159,8 +197,14 @@ def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:
     predict(done, image=str(torn))
   with pytest.raises(FileNotFoundError, match=r"absent\.png.*--image"):
     predict(done, image="absent.png")
-  with pytest.raises(FileNotFoundError, match="no such snapshot"):
-    predict(done, checkpoint=str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="no trained weights here"):
+    predict(done, checkpoint=str(tmp_path / "runs" / "imax-s9"))
+  assert not (tmp_path / "runs").exists()
+  cut = tmp_path / "cut"
+  shutil.copytree(done / "runs" / "imax-s0", cut)
+  (cut / "snapshots" / "final" / "_METADATA").write_text("{")
+  with pytest.raises(ValueError, match=r"cut/snapshots/final: damaged checkpoint"):
+    predict(done, checkpoint=str(cut))
   with pytest.raises(ValueError, match="expected one of calculation"):
     predict(done, task="captoin")
   with pytest.raises(ValueError, match=r"needs --question"):
@@ -196,7 +240,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr(builder, "_example", full)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(OSError, match=r"data: no space left; make room"):
     experiment.run(changed, tmp_path, ["build"], NO_REQUEST)
   assert not (tmp_path / "data" / "imax").exists()
   assert not Study(changed, tmp_path).ledger.is_done("data")
@@ -231,10 +275,12 @@ PHANTOM = ("--config", "configs/phantom.py:tiny")
     ((*PHANTOM, "--workdir", "W", "train"), 1, "not finished"),
     (
       (*PHANTOM, "--workdir", "W", "--config.data.source=opencxr", "build"),
-      1,
+      2,
       "data.root",
     ),
     (("--help",), 0, "pseudo"),
+    (("--config", "configs/phantom.py:foo", "--workdir", "W"), 2, "nothing or 'tiny'"),
+    ((*PHANTOM, "--workdir", "W", "predict"), 2, "predict needs --image"),
   ],
 )
 def test_the_door_answers_in_one_line(

@@ -291,7 +291,7 @@ def test_snapshots_hold_the_phases(tmp_path):
   assert checkpointer.snapshots() == ("initial", "late")
   assert_same_bits(checkpointer.restore_snapshot("initial", trainable), trainable)
   assert_same_bits(checkpointer.restore_snapshot("late", trainable), final)
-  with pytest.raises(FileNotFoundError, match="no such snapshot"):
+  with pytest.raises(FileNotFoundError, match="no trained weights here"):
     checkpointer.restore_snapshot("middle", trainable)
   other = {"kernel": jnp.zeros((8, 5)), "bias": jnp.zeros(VOCAB)}
   with pytest.raises(ValueError, match=r"kernel is float32\[8, 24\], expected"):

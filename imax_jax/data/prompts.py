@@ -2,7 +2,8 @@
 
     Annotation("a1", "rec", "heart", Region("heart", (.25, .31, .52, .7)), …)
       -> Entry(id="a1/rec/heart/0",
-               prompt="[rec] Based on the input image, where can I locate the heart.",
+               prompt="[rec] Based on the input image, could you tell me the location of the "
+               "heart.",
                answer="<250><310><520><700>", …)
     parse(entry, "<250><310><520><700>") -> Region("heart", (.25, .31, .52, .7))
 

@@ -1,14 +1,21 @@
-"""What a model that never looks at the image could score: the best constant answers.
+"""What can be scored without the image: two baselines to stand beside every metric.
 
-For each kind of question (a ratio, an organ to find, a type of VQA question, …) one
-answer is chosen on the TRAINING entries, by the very metric it will stand beside, and
-given to every test entry of that kind. A trained model that does not beat this number
-has learnt the answers' distribution, not the image.
+    constant   one answer for each kind of question (a ratio, an organ to find, a type of
+               VQA question, …)
+    blind      one answer for each prompt: REG names the organ whose mean box is nearest
+               to the box asked about, a question gets the best answer to that very
+               question
+
+Answers are chosen on the TRAINING entries, by the very metric they will stand beside. A
+trained model that does not beat both has learnt how answers are distributed, or what
+questions give away, and need not have looked at the image.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import TypeVar
@@ -24,7 +31,6 @@ from imax_jax.evaluate.scores import text as text_scores
 from imax_jax.schema import Bits
 from imax_jax.schema import Box
 from imax_jax.schema import Entry
-from imax_jax.schema import Prediction
 from imax_jax.schema import Ratio
 from imax_jax.schema import Region
 
@@ -39,42 +45,61 @@ _MAX_REPORTS = 400
 _MAX_CANDIDATES = 12
 
 
-def constant_predictions(train: Entries, test: Entries) -> list[Prediction]:
-  """One prediction a test entry: the constant that is best by its task's first metric.
-
-  A kind of question that training does not hold is answered by the empty text.
-  """
-  first = {metric.task: metric for metric in reversed(METRICS)}
-  first_of_subtask = {(m.task, m.subtask): m for m in reversed(METRICS)}
-  kinds = _by_kind(train)
-  answers: dict[Kind, str] = {}
-  for entry in test:
-    kind = _kind(entry)
-    if kind not in answers:
-      metric = first_of_subtask.get((entry.task, entry.subtask), first[entry.task])
-      answers[kind] = _best_answer(metric, kinds.get(kind, []))
-  return predict_values(test, [answers[_kind(entry)] for entry in test])
-
-
 def constant_scores(train: Entries, test: Entries) -> dict[str, float]:
   """{metric: value × 100}, each by the constants that are best for that metric.
 
   So MAE stands beside the median ratio and RMSE beside the mean one. Metrics without
-  test entries are absent, as in `score`.
+  test entries are absent, as in `score`. A kind of question that training does not hold
+  is answered by the empty text.
   """
+  return _scores(test, constant_answers(train))
+
+
+def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
+  """The same of the best answers to the prompt alone."""
+  constant = constant_answers(train)
+  by_prompt: dict[str, list[Entry]] = {}
+  for entry in sorted(train, key=lambda e: e.id):
+    if entry.task == "vqa":
+      by_prompt.setdefault(entry.prompt, []).append(entry)
+  best = functools.cache(lambda m, prompt: _best_answer(METRICS[m], by_prompt[prompt]))
+  centres = _mean_boxes(train)
+
+  def answer(metric: Metric, entry: Entry) -> str:
+    if entry.task == "reg" and centres and isinstance(entry.target, Region):
+      asked = np.array(entry.target.box)
+      return min(centres, key=lambda name: float(np.abs(centres[name] - asked).sum()))
+    if entry.prompt in by_prompt:
+      return best(METRICS.index(metric), entry.prompt)
+    return constant(metric, entry)
+
+  return _scores(test, answer)
+
+
+def constant_answers(train: Entries) -> Callable[[Metric, Entry], str]:
+  """(metric, test entry) -> the constant that is best for the metric."""
   kinds = _by_kind(train)
+  best = functools.cache(lambda m, kind: _best_answer(METRICS[m], kinds.get(kind, [])))
+  return lambda metric, entry: best(METRICS.index(metric), _kind(entry))
+
+
+def _scores(test: Entries, answer: Callable[[Metric, Entry], str]) -> dict[str, float]:
   scores = {}
   for metric in METRICS:
     concerned = [entry for entry in test if metric.concerns(entry)]
-    if not concerned:
-      continue
-    answers = {
-      kind: _best_answer(metric, kinds.get(kind, []))
-      for kind in dict.fromkeys(map(_kind, concerned))
-    }
-    texts = [answers[_kind(entry)] for entry in concerned]
-    scores[metric.name] = score(predict_values(concerned, texts))[metric.name]
+    if concerned:
+      texts = [answer(metric, entry) for entry in concerned]
+      scores[metric.name] = score(predict_values(concerned, texts))[metric.name]
   return scores
+
+
+def _mean_boxes(train: Entries) -> dict[str, np.ndarray]:
+  """{organ: its mean box among the REG entries}."""
+  boxes: dict[str, list[Box]] = {}
+  for entry in train:
+    if entry.task == "reg" and isinstance(entry.target, Region):
+      boxes.setdefault(entry.target.name, []).append(entry.target.box)
+  return {name: np.mean(found, axis=0) for name, found in sorted(boxes.items())}
 
 
 def _kind(entry: Entry) -> Kind:

@@ -30,7 +30,7 @@ def gain(new: Scores, base: Scores, metrics: Sequence[Metric] = METRICS) -> Gain
   """Eq. 1: the mean over metrics of (new - base) / base × 100 %.
 
   The sign of the four error metrics is turned, so that a fall counts as a gain; with
-  that the paper's own Table 2 gives its 29.07 % and 16.25 % to the rounding of its
+  that the paper's own Table 2 gives 29.09 % and 16.26 %, its 29.07 and 16.25 but for the rounding of its
   entries. A metric that either run lacks, or whose base is 0 (which has no relative
   gain), is left out of the mean and named in `excluded`.
   """

@@ -16,8 +16,10 @@ def table2(results: Results) -> str:
   num_columns = len(tables.COLUMNS) + 2
   legend = (
     "Values × 100. ↓ lower is better, ↑ higher is better. <b>Bold</b>: best trained run, "
-    "<u>underlined</u>: second. † no better than the best constant answer, which is chosen "
-    "on the training entries by each metric’s own criterion and never sees an image. "
+    "<u>underlined</u>: second. † no better than an answer given without the image: the best "
+    "constant, or the best to the prompt alone (a question’s most rewarding answer, the organ "
+    "whose mean box is nearest), both chosen on the training entries by each metric’s own "
+    "criterion. "
     "± sample standard deviation over seeds. “DMAX, step-matched” trains on DMAX for as "
     "many steps as the three stages take together. The paper’s third REG value is printed "
     "as 3.41; its average gain requires 83.41. BLEU here is BLEU-1."
@@ -87,11 +89,13 @@ def _table_row(results: Results, run: str) -> str:
     if value is None:
       cells.append(f"<td{_first(column, 'absent')}>–</td>")
       continue
-    std = tables.std_of(results, run, column.name) if run != "constant" else None
-    behind = run != "constant" and tables.beats_constant(results, run, column) is False
+    std = None
+    if run not in tables.BLIND_RUNS:
+      std = tables.std_of(results, run, column.name)
+    behind = tables.is_behind(results, run, column)
     shown = _ranked(value, tables.ranks(trained, column).get(run))
     if behind:
-      shown += '<sup title="no better than the best constant answer">†</sup>'
+      shown += '<sup title="no better than an answer given without the image">†</sup>'
     kind = _first(column, *(["behind"] if behind else []))
     cells.append(f"<td{kind}>{shown}{_deviation(std)}</td>")
   gain = tables.section(results, "gains", run)

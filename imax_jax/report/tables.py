@@ -90,11 +90,14 @@ PAPER_GAINS: dict[str, float] = {"imax": 29.07, "pseudo": 16.25}
 # The runs in the table's order; the last is the control of the one before it.
 RUN_TITLES: dict[str, str] = {
   "constant": "Best constant answer",
+  "blind": "Best answer to the prompt alone",
   "dmax": "DMAX",
   "imax": "IMAX",
   "pseudo": "DMAX & Pseudo IMAX",
   "dmax_long": "DMAX, step-matched",
 }
+# What never looks at the image (evaluate/constants.py).
+BLIND_RUNS: tuple[str, ...] = ("constant", "blind")
 TRAINED_RUNS: tuple[str, ...] = ("dmax", "imax", "pseudo", "dmax_long")
 GAIN_TITLES: dict[str, str] = {
   "imax": "IMAX over DMAX",
@@ -103,7 +106,8 @@ GAIN_TITLES: dict[str, str] = {
   "pseudo_vs_dmax_long": "DMAX & Pseudo IMAX over DMAX, step-matched",
 }
 _SHORT: dict[str, str] = {
-  "constant": "constant",
+  "constant": "const.",
+  "blind": "blind",
   "dmax": "DMAX",
   "imax": "IMAX",
   "pseudo": "pseudo",
@@ -111,6 +115,8 @@ _SHORT: dict[str, str] = {
 }
 # Between two seeds of one and the same run at phantom scale (prototype, ± Eq. 1).
 NOISE_PERCENT = 5.0
+# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom.
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 # ── Reading results ───────────────────────────────────────────────────────────────
@@ -160,13 +166,14 @@ def ranks(rows: Mapping[str, Mapping[str, Any]], column: Column) -> dict[str, in
   return {row: place for row, place in places.items() if place <= 2 and len(order) > 1}
 
 
-def beats_constant(results: Results, run: str, column: Column) -> bool | None:
-  """Whether a run's mean is better than the best constant answer's; None: unknown."""
+def is_behind(results: Results, run: str, column: Column) -> bool:
+  """Whether a trained run's mean is no better than what is scored without the image."""
   got = value_of(results, run, column.name)
-  constant = value_of(results, "constant", column.name)
-  if got is None or constant is None:
-    return None
-  return got < constant if column.lower_is_better else got > constant
+  if got is None or run in BLIND_RUNS:
+    return False
+  blind = [value_of(results, name, column.name) for name in BLIND_RUNS]
+  sign = -1.0 if column.lower_is_better else 1.0
+  return any(sign * got <= sign * value for value in blind if value is not None)
 
 
 # ── Sentences about an effect ─────────────────────────────────────────────────────
@@ -195,12 +202,15 @@ def num_seeds(gain: Mapping[str, Any]) -> int:
 def verdict(gain: Mapping[str, Any]) -> str:
   """One plain sentence on what a gain shows, whichever its sign.
 
-  With n seeds the mean's standard error is std / √n; an effect is told from zero when
-  it is twice that and also outside ± `NOISE_PERCENT`.
+  With n seeds an effect is told from zero when zero lies outside the mean's 95 %
+  interval by Student's t of n - 1 degrees of freedom, and the mean outside
+  ± `NOISE_PERCENT`.
   """
   mean, std, seeds = number(gain, "mean"), number(gain, "std"), num_seeds(gain)
-  if mean is None:
+  if not gain:
     return "Not run."
+  if mean is None:
+    return "No metric can be compared: the base scores zero on all."
   direction = "better" if mean > 0 else "worse"
   noise = f"differences of ±{NOISE_PERCENT:.0f} % are noise at this scale"
   if std is None or seeds < 2:
@@ -208,20 +218,20 @@ def verdict(gain: Mapping[str, Any]) -> str:
       f"{abs(mean):.1f} % {direction} on average in one seed, which cannot tell an "
       f"effect from chance: {noise}."
     )
-  error = std / math.sqrt(seeds)
+  half = _T_95[min(seeds - 1, len(_T_95)) - 1] * std / math.sqrt(seeds)
   if abs(mean) <= NOISE_PERCENT:
     return (
       f"{abs(mean):.1f} % {direction} on average over {seeds} seeds; {noise}, so this "
       "shows no effect in either direction."
     )
-  if abs(mean) <= 2 * error:
+  if abs(mean) <= half:
     return (
-      f"{abs(mean):.1f} % {direction} on average, but the {seeds} seeds differ by so "
-      f"much (standard error {error:.1f}) that it cannot be told from zero."
+      f"{abs(mean):.1f} % {direction} on average, but {seeds} seeds leave ±{half:.1f} % "
+      "of doubt (95 % interval): it cannot be told from zero."
     )
   return (
-    f"{abs(mean):.1f} % {direction} on average, more than twice the standard error of "
-    f"its {seeds} seeds ({error:.1f})."
+    f"{abs(mean):.1f} % {direction} on average, beyond the 95 % interval of its {seeds} "
+    f"seeds (±{half:.1f} %)."
   )
 
 
@@ -232,7 +242,7 @@ def text_table(results: Results) -> str:
   """Table 2 as measured, for a terminal at most 120 columns wide.
 
   A metric a line, a run a column; "*" marks the best trained run of a line and "<" one
-  that does not beat the best constant answer.
+  that does not beat both answers given without the image.
   """
   runs = measured_runs(results)
   if not runs:
@@ -269,9 +279,11 @@ def _text_cell(results: Results, run: str, column: Column, place: int | None) ->
   if value is None:
     return "–  "
   text = f"{value:.2f}"
-  if std is not None and run != "constant":
+  if run in BLIND_RUNS:
+    return text
+  if std is not None:
     text += f"±{std:.2f}"
-  behind = run != "constant" and beats_constant(results, run, column) is False
+  behind = is_behind(results, run, column)
   return text + ("*" if place == 1 else " ") + ("<" if behind else " ")
 
 
@@ -291,11 +303,12 @@ def _text_legend(results: Results) -> list[str]:
   seeds = max(
     (len(rows) for rows in section(results, "per_seed").values() if rows), default=0
   )
-  lines = ["* best trained run  < no better than the best constant answer"]
+  lines = ["* best trained run  < no better than an answer given without the image"]
   if seeds > 1:
     lines[0] += f"  ± over {seeds} seeds"
   lines.append(
-    "pseudo: DMAX & Pseudo IMAX, three stages; DMAX long: DMAX for as many steps"
+    "const.: the best constant answer; blind: the best to the prompt alone; pseudo: three "
+    "stages; DMAX long: as many steps"
   )
   imax = section(results, "gains", "imax")
   if imax:

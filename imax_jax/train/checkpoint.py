@@ -113,10 +113,7 @@ class Checkpointer:
 
   def snapshots(self) -> tuple[str, ...]:
     """Names, sorted."""
-    folder = self.directory / "snapshots"
-    # Orbax writes beside the final name, with a suffix of its own, before it renames.
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return tuple(sorted(name for name in names if "orbax-checkpoint-tmp" not in name))
+    return snapshots(self.directory)
 
   def restore_snapshot(self, name: str, like: tree_lib.Tree) -> dict[str, Any]:
     """The trainable weights kept under a name.
@@ -125,19 +122,52 @@ class Checkpointer:
       FileNotFoundError: no such snapshot.
       ValueError: it has other arrays than `like`.
     """
-    where = self.directory / "snapshots" / name
-    if name not in self.snapshots():
-      raise FileNotFoundError(
-        f"{where}: no such snapshot; there are {list(self.snapshots())}. Train with "
-        "this name among its snapshots"
-      )
-    with ocp.StandardCheckpointer() as reader:
-      found = reader.metadata(where).item_metadata.tree
-      _check_shapes(_describe(found), _describe(like), where)
-      return reader.restore(where, _abstract(like))
+    return restore_snapshot(self.directory, name, like)
 
   def close(self) -> None:
     self._latest.close()
+
+
+def snapshots(directory: str | Path) -> tuple[str, ...]:
+  """Names of the weights kept under a run's folder, sorted; nothing is made."""
+  folder = Path(directory).absolute() / "snapshots"
+  # Orbax writes beside the final name, with a suffix of its own, before it renames.
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return tuple(sorted(name for name in names if "orbax-checkpoint-tmp" not in name))
+
+
+def restore_snapshot(
+  directory: str | Path, name: str, like: tree_lib.Tree
+) -> dict[str, Any]:
+  """The trainable weights that a run's folder keeps under a name; nothing is made.
+
+  Raises:
+    FileNotFoundError: no such snapshot.
+    ValueError: it has other arrays than `like`, or is damaged.
+  """
+  where = Path(directory).absolute() / "snapshots" / name
+  if name not in snapshots(directory):
+    raise FileNotFoundError(
+      f"{where}: no trained weights here (the folder keeps {list(snapshots(directory))}); "
+      "give the folder of a finished run, e.g. WORKDIR/runs/imax-s0"
+    )
+  with ocp.StandardCheckpointer() as reader:
+    try:
+      found = _describe(reader.metadata(where).item_metadata.tree)
+    except Exception as error:  # orbax raises whatever its parsers do
+      raise _damaged(where, error) from error
+    _check_shapes(found, _describe(like), where)
+    try:
+      return reader.restore(where, _abstract(like))
+    except Exception as error:
+      raise _damaged(where, error) from error
+
+
+def _damaged(where: Path, error: Exception) -> ValueError:
+  return ValueError(
+    f"{where}: damaged checkpoint ({type(error).__name__}); delete the run's folder and "
+    "train it again"
+  )
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
