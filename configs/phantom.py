@@ -64,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     "questions_per_image": 3,
     "pretrain_epochs": 0.75,
     "finetune_epochs": 0.75,
+    "pretrain_from": "primary",  # or "foundation": the other reading of the paper
   }
   c.evaluate = {"max_new_tokens": 112, "rows": 128}  # the longest report has 102
   # Paper, section 4.2.2: 1,600 samples in groups of 32 at four phases of both runs.

@@ -51,7 +51,8 @@ def run(
   for verb in verbs:
     if verb == "predict":
       predict_lib.run(study, request)
-    else:
+      continue
+    with study.ledger.lock():
       VERBS[verb](study)
 
 
@@ -69,10 +70,21 @@ def _epochs_to_steps(study: Study) -> dict[str, int]:
   }
 
 
+def _stages(study: Study) -> tuple[stages.Stage, ...]:
+  """The paper's stages in the reading that the config's `pretrain_from` names."""
+  readings = {stages.FOUNDATION: stages.from_foundation(), "primary": stages.STAGES}
+  named = study.config.pseudo.pretrain_from
+  if named not in readings:
+    raise ValueError(
+      f"pseudo.pretrain_from {named!r}: expected one of {list(readings)}"
+    )
+  return readings[named]
+
+
 def train(study: Study) -> None:
   """DMAX, IMAX and the step-matched control, once a seed."""
   steps = _epochs_to_steps(study)
-  control = stages.control_steps(stages.STAGES, steps)
+  control = stages.control_steps(_stages(study), steps)
   phases = {
     name: round(at * steps["primary"]) for name, at in study.config.fisher.phases
   }
@@ -102,11 +114,13 @@ def pseudo(study: Study) -> None:
   for seed in study.config.seeds:
     primary = runs.weights_of(study, study.workdir / "runs" / f"dmax-s{seed}")
     found = _pseudo_imax(study, seed, primary)
+    [pretrain] = [stage for stage in _stages(study) if stage.name == "pretrain"]
     inputs = {"labels": study.ledger.digest(f"pseudo/labels-s{seed}")}
     name = f"pseudo_pretrain-s{seed}"
     runs.fit(
       study, name, found, pixels, seed=seed, num_steps=steps["pretrain"],
-      start=primary, inputs=inputs,
+      start=None if pretrain.start == stages.FOUNDATION else primary,
+      inputs=inputs | {"start": pretrain.start},
     )  # fmt: skip
     runs.fit(
       study, f"pseudo-s{seed}", records, pixels, seed=seed, num_steps=steps["finetune"],

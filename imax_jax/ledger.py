@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,8 @@ class Ledger:
     barrier: Callable[[str], None] | None = None,
   ) -> None:
     self.workdir = Path(workdir)
+    if self.workdir.exists() and self.workdir.stat().st_mode & 0o077:
+      logging.warning("%s can be read by other users: chmod 700 it", self.workdir)
     self._chief = chief
     self._barrier = barrier or (lambda name: None)
     try:
@@ -97,6 +101,24 @@ class Ledger:
         f"work directory {self.workdir} can not be written ({error.strerror}): "
         "give another with --workdir"
       ) from error
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """Holds the work directory for this process's writing (one host's processes only).
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    with (self.workdir / ".lock").open("w") as file:
+      try:
+        if self._chief:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise ValueError(
+          f"{self.workdir} is in use by another imax_jax: wait for it, or give another "
+          "--workdir"
+        ) from error
+      yield
 
   def station(
     self,

@@ -252,7 +252,8 @@ class Study:
 
   def num_steps(self, num_entries: int, epochs: float) -> int:
     """Optimiser steps of so many passes over the entries, rounded up."""
-    return max(1, math.ceil(num_entries * epochs / self.config.train.entries_per_step))
+    exact = num_entries * epochs / self.config.train.entries_per_step
+    return max(1, math.ceil(exact - 1e-9))  # 1.1 epochs of 50 are 55, not 56
 
   # ── Parameters ──────────────────────────────────────────────────────────────────
 

@@ -102,3 +102,11 @@ def test_processes_share_a_ledger(tmp_path: Path, together: bool) -> None:
     for result in [pool.submit(process, chief) for chief in (True, False)]:
       result.result()
   assert sorted(done) == ([False, True] if together else [True])
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+  refused = pytest.raises(ValueError, match="in use by another")
+  with Ledger(tmp_path).lock(), refused, Ledger(tmp_path).lock():
+    pass
+  with Ledger(tmp_path).lock():
+    pass

@@ -174,18 +174,6 @@ def test_an_image_is_cut_where_that_saves_a_row():
   assert [len(row) for row in three.rows] == [1, 1, 1]
 
 
-def test_plan_epoch_partitions_the_run():
-  lengths = [[4, 5], [6], [7, 3, 3]]
-  kwargs = {"entries_per_step": 4, "row_tokens": ROW, "seed": 3}
-  planner = packing.Planner(lengths, PREFIX, **kwargs)
-  plans = [
-    plan
-    for epoch in range(4)
-    for plan in packing.plan_epoch(lengths, PREFIX, epoch=epoch, **kwargs)
-  ]
-  assert plans == [planner.plan(step) for step in range(6)]
-
-
 def test_seeds_and_epochs_differ():
   lengths = [[4]] * 50
   kwargs = {"entries_per_step": 50, "row_tokens": ROW}

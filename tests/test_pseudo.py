@@ -349,38 +349,14 @@ def test_the_paper_s_stages():
   assert [stage.name for stage in afresh] == ["pretrain", "finetune"]
 
 
-def test_steps_and_the_step_matched_control():
-  steps = stages.num_steps(
-    stages.STAGES,
-    num_entries={"dmax_train": 3000, "pseudo_imax": 11673},
-    epochs={"primary": 3, "pretrain": 1, "finetune": 0.5},
-    entries_per_step=64,
-  )
-  # 140.6, 182.4 and 23.4 steps, rounded up.
-  assert steps == {"primary": 141, "pretrain": 183, "finetune": 24}
+def test_the_step_matched_control():
+  steps = {"primary": 141, "pretrain": 183, "finetune": 24}
   assert stages.control_steps(stages.STAGES, steps) == 348
   assert stages.control_steps(stages.STAGES, steps, "primary") == 141
   assert stages.control_steps(stages.from_foundation(), steps) == 207
 
 
-def test_steps_do_not_gain_one_by_rounding():
-  steps = stages.num_steps(
-    stages.STAGES[:1],
-    num_entries={"dmax_train": 50},
-    epochs={"primary": 1.1},
-    entries_per_step=1,
-  )
-  assert steps == {"primary": 55}
-
-
 def test_stage_errors_name_the_stage():
-  size, epochs = {"dmax_train": 10}, {"primary": 1.0, "pretrain": 1.0, "finetune": 1.0}
-  with pytest.raises(ValueError, match=r"'pretrain' needs .*'pseudo_imax'"):
-    stages.num_steps(stages.STAGES, num_entries=size, epochs=epochs, entries_per_step=2)
-  with pytest.raises(ValueError, match="'primary' has no step"):
-    stages.num_steps(
-      stages.STAGES[:1], num_entries=size, epochs={"primary": 0.0}, entries_per_step=2
-    )
   with pytest.raises(ValueError, match="no stage 'finetun'"):
     stages.lineage(stages.STAGES, "finetun")
   with pytest.raises(ValueError, match="trains nothing"):

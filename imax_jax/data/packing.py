@@ -190,30 +190,6 @@ class Planner:
     return taken, rest
 
 
-def plan_epoch(
-  entry_lengths: Sequence[Sequence[int]],
-  prefix_length: int,
-  *,
-  entries_per_step: int,
-  row_tokens: int,
-  seed: int,
-  epoch: int,
-  share_prefix: bool = True,
-) -> list[StepPlan]:
-  """The steps that begin in `epoch` (0, 1, …); arguments as for `Planner`."""
-  planner = Planner(
-    entry_lengths,
-    prefix_length,
-    entries_per_step=entries_per_step,
-    row_tokens=row_tokens,
-    seed=seed,
-    share_prefix=share_prefix,
-  )
-  first = -(-epoch * planner.num_entries // entries_per_step)
-  last = -(-(epoch + 1) * planner.num_entries // entries_per_step)
-  return [planner.plan(step) for step in range(first, last)]
-
-
 def shard_rows(plan: StepPlan, num_shards: int) -> list[tuple[Row, ...]]:
   """Deals the rows to the shards in turn: their numbers differ by one at most."""
   return [plan.rows[shard::num_shards] for shard in range(num_shards)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -99,8 +98,3 @@ def merge(params: tree_lib.Tree, alpha: float) -> dict[str, Any]:
       leaf = (leaf.astype(update.dtype) + update).astype(leaf.dtype)
     merged[path] = leaf
   return tree_lib.unflatten(merged)
-
-
-def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of the same model without low-rank pairs, for `merge`d parameters."""
-  return {**fields, "lora_rank": 0}

@@ -13,7 +13,6 @@ finetune   train on DMAX again
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Literal
@@ -72,43 +71,6 @@ def lineage(stages: Sequence[Stage], name: str = "finetune") -> tuple[Stage, ...
     chain.append(stages[end])
     name = stages[end].start
   return tuple(reversed(chain))
-
-
-def num_steps(
-  stages: Sequence[Stage],
-  *,
-  num_entries: Mapping[str, int],
-  epochs: Mapping[str, float],
-  entries_per_step: int,
-) -> dict[str, int]:
-  """{training stage: optimizer steps}: its epochs over its dataset, rounded up.
-
-  Args:
-    num_entries: {dataset: training entries}; every dataset that a stage trains on.
-    epochs: {training stage: passes}; the paper trains 3 epochs and gives no number for
-      the stages.
-
-  Raises:
-    ValueError: a dataset or stage without a number, or a stage without a step.
-  """
-  steps: dict[str, int] = {}
-  for stage in stages:
-    if stage.action != "train":
-      continue
-    if stage.data not in num_entries or stage.name not in epochs:
-      raise ValueError(
-        f"pseudo: stage {stage.name!r} needs its epochs and the size of {stage.data!r}; "
-        f"got epochs of {sorted(epochs)} and sizes of {sorted(num_entries)}"
-      )
-    # 50 * 1.1 is 55.00000000000001: 55 steps, not 56.
-    exact = num_entries[stage.data] * epochs[stage.name] / entries_per_step
-    steps[stage.name] = math.ceil(exact - 1e-9)
-    if steps[stage.name] < 1:
-      raise ValueError(
-        f"pseudo: stage {stage.name!r} has no step with {epochs[stage.name]} epochs of "
-        f"{num_entries[stage.data]} entries; raise its epochs"
-      )
-  return steps
 
 
 def control_steps(

@@ -256,7 +256,8 @@ def text_table(results: Results) -> str:
   for column in COLUMNS:
     places = ranks(trained, column)
     cells = [f"{column.arrow} {column.label}"]
-    cells += [_text_cell(results, run, column, places.get(run)) for run in runs]
+    best = [run for run, place in places.items() if place == 1]
+    cells += [_text_cell(results, run, column, best == [run]) for run in runs]
     cells += [f"{PAPER_TABLE2[run][column.name]:.2f}" for run in paper]
     lines.append(cells)
   widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
@@ -274,7 +275,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
   )
 
 
-def _text_cell(results: Results, run: str, column: Column, place: int | None) -> str:
+def _text_cell(results: Results, run: str, column: Column, best: bool) -> str:
   value, std = value_of(results, run, column.name), std_of(results, run, column.name)
   if value is None:
     return "–  "
@@ -284,7 +285,7 @@ def _text_cell(results: Results, run: str, column: Column, place: int | None) ->
   if std is not None:
     text += f"±{std:.2f}"
   behind = is_behind(results, run, column)
-  return text + ("*" if place == 1 else " ") + ("<" if behind else " ")
+  return text + ("*" if best else " ") + ("<" if behind else " ")
 
 
 def _text_gains(results: Results) -> list[str]:
