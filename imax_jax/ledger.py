@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -93,9 +94,10 @@ class Ledger:
     self._barrier = barrier or (lambda name: None)
     try:
       self.workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
-      probe = self.workdir / f".writable.{os.getpid()}"
-      probe.write_bytes(b"")
-      probe.unlink()
+      # Nameless, since processes of several hosts may open the directory at once, and in
+      # containers they all have the same process id.
+      with tempfile.TemporaryFile(dir=self.workdir):
+        pass
     except OSError as error:
       raise ValueError(
         f"work directory {self.workdir} can not be written ({error.strerror}): "

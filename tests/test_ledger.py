@@ -104,6 +104,20 @@ def test_processes_share_a_ledger(tmp_path: Path, together: bool) -> None:
   assert sorted(done) == ([False, True] if together else [True])
 
 
+def test_many_open_a_work_directory_at_once(tmp_path: Path) -> None:
+  """Also with equal process ids, as threads have and processes in containers."""
+  gate = threading.Barrier(8, timeout=20)
+
+  def open_often(_: int) -> None:
+    gate.wait()
+    for _ in range(100):
+      Ledger(tmp_path / "work")
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(open_often, range(8)))
+  assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
   refused = pytest.raises(ValueError, match="in use by another")
   with Ledger(tmp_path).lock(), refused, Ledger(tmp_path).lock():
