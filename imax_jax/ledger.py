@@ -15,7 +15,7 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -55,16 +55,28 @@ def plain(value: Any) -> Any:
   return value
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes the file whole or not at all."""
-  temporary = path.with_name(f".{path.name}.part")
-  temporary.write_text(text, encoding="utf8")
-  os.replace(temporary, path)
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+  """Yields a path to write to, which replaces `path` if the block ends without an error.
+
+  A reader sees the old file or the new one, never a part. Missing folders are made.
+  """
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Not the process id: in containers, all have the same.
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+  try:
+    yield part
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-  """`write_text` of indented JSON. NaN and infinity are refused."""
-  write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: str | Path, value: Any) -> None:
+  """Indented JSON, `whole`. NaN and infinity are refused."""
+  text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+  with whole(path) as part:
+    part.write_text(text, encoding="utf8")
 
 
 class Ledger:

@@ -15,6 +15,7 @@ from imax_jax import runs
 from imax_jax.data import images
 from imax_jax.data import prompts
 from imax_jax.evaluate import run as evaluate_run
+from imax_jax.ledger import whole
 from imax_jax.report import examples
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
@@ -69,10 +70,10 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   }
   if task == "rec" and isinstance(prediction.value, Region):
     out = study.workdir / "predict" / f"{path.stem}-rec.png"
-    out.parent.mkdir(exist_ok=True)
     mark = examples.Mark(prediction.value.box, "predicted", entry.subtask)
     grey = images.encode_png(images.decode(data, name=str(path)))
-    out.write_bytes(examples.draw_boxes(grey, [mark]))
+    with whole(out) as part:
+      part.write_bytes(examples.draw_boxes(grey, [mark]))
     shown["picture"] = str(out)
   sys.stdout.write(json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
 

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import time
 
 import numpy as np
 import pytest
@@ -230,17 +229,6 @@ def test_unknown_image_is_an_error():
   with pytest.raises(ValueError, match=r"r\.csv row 7.*nobody") as error:
     construct_lib.construct(RADIOGRAPHS, [lost], seed=0)
   assert "secret" not in str(error.value)
-
-
-def test_time_grows_in_line_with_the_images():
-  seconds = []
-  for size in (3000, 12000):
-    data = hospital(size)
-    start = time.process_time()
-    construct_lib.construct(*data, seed=0, num_images=size // 8)
-    seconds.append(time.process_time() - start)
-  # Quadratic would be 16 times.
-  assert seconds[1] < 9 * seconds[0]
 
 
 def test_describe_counts_what_figure_2_shows():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from imax_jax.evaluate.scores import boxes
 from imax_jax.evaluate.scores import labels
 from imax_jax.evaluate.scores import ratios
 from imax_jax.evaluate.scores import text as text_scores
+from imax_jax.ledger import whole
 from imax_jax.schema import TARGET_OF_TASK
 from imax_jax.schema import Bits
 from imax_jax.schema import Entry
@@ -273,16 +273,9 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
   Keys: id, task, subtask, prompt, answer, text, value (what was parsed, or null),
   reason (why it could not be, or "").
   """
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("w", encoding="utf-8") as file:
-      for prediction in predictions:
-        file.write(json.dumps(_as_json(prediction), ensure_ascii=False) + "\n")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with whole(path) as part, part.open("w", encoding="utf-8") as file:
+    for prediction in predictions:
+      file.write(json.dumps(_as_json(prediction), ensure_ascii=False) + "\n")
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

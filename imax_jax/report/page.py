@@ -7,13 +7,13 @@ stand in the page. It shows what `results` holds and says "not run" of the rest.
 from __future__ import annotations
 
 import importlib.resources
-import os
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imax_jax import tree as tree_lib
+from imax_jax.ledger import whole
 from imax_jax.report import figures
 from imax_jax.report import films
 from imax_jax.report import markup
@@ -61,14 +61,8 @@ def write_report(
   "examples": whose answers the examples show, as in "IMAX, seed 0"}. Examples appear in
   the order given, by task.
   """
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    partial.write_text(_page(results, examples), encoding="utf-8")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with whole(path) as part:
+    part.write_text(_page(results, examples), encoding="utf-8")
 
 
 def _page(results: Results, examples: Sequence[Example]) -> str:

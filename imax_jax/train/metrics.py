@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+
+from imax_jax.ledger import whole
 
 
 class MetricsWriter:
@@ -20,11 +21,9 @@ class MetricsWriter:
 
   def __init__(self, path: str | Path, *, step: int = 0) -> None:
     self.path = Path(path)
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     kept = read_metrics(self.path) if step and self.path.exists() else []
-    part = self.path.with_name(f"{self.path.name}.part")
-    part.write_text("".join(_line(row) for row in kept if row["step"] <= step))
-    os.replace(part, self.path)
+    with whole(self.path) as part:
+      part.write_text("".join(_line(row) for row in kept if row["step"] <= step))
     self._file = self.path.open("a")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:

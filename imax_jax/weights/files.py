@@ -6,7 +6,6 @@ pickle (`.pth`, `.bin`) does. Those are refused.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from imax_jax.ledger import whole
 
 
 class TensorFile:
@@ -59,13 +60,7 @@ def open_tensors(path: str | Path) -> Iterator[TensorFile]:
 
 def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes {name: array}; a reader sees the old file or the new one, never a part."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # One writer a process: the number keeps two of them apart.
-  partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    # The format stores bytes in C order and does not look at strides.
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  # The format stores bytes in C order and does not look at strides.
+  ordered = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+  with whole(path) as part:
+    save_file(ordered, part)
