@@ -74,7 +74,7 @@ def _planner(images, per_step, seed, **kwargs):
   )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**settings_of_runs)
 def test_every_entry_once_an_epoch_and_exactly_so_many_a_step(data, per_step, seed):
   images = make_images(data)
@@ -92,7 +92,7 @@ def test_every_entry_once_an_epoch_and_exactly_so_many_a_step(data, per_step, se
     assert set(part) == everything
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**settings_of_runs, num_shards=st.integers(1, 3))
 def test_rows_hold_what_they_can(data, per_step, seed, num_shards):
   images = make_images(data)
@@ -127,7 +127,7 @@ def _separate(batch, index):
   return Counter(views)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**settings_of_runs, weighting=st.sampled_from(["token", "entry"]))
 def test_packed_rows_mean_what_separate_rows_mean(data, per_step, seed, weighting):
   images = make_images(data)

@@ -118,7 +118,7 @@ def test_no_is_not_found_in_normal():
 
 # nltk counts an empty text as one wrong word in a corpus; pycocoevalcap and we do not.
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of higher orders that count 0
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   st.lists(st.tuples(WORDS, WORDS.filter(bool)), min_size=1, max_size=5),
 )

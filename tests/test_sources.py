@@ -316,7 +316,7 @@ def test_cells_longer_than_csvs_default_limit_are_read(tmp_path):
   assert found[0].target.box == (0.0, 0.0, 396 / 400, 1.0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
 def test_run_length_box_equals_that_of_the_decoded_mask(height, width, data):
   size = height * width
