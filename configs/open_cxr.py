@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
   """`arg` is "" or "tiny"."""
   c = phantom.get_config(arg)
   c.title = "Open radiographs"
-  c.seeds = (0,)
   c.data.source = "opencxr"
   c.data.layers = ("native", "derived")
   c.data.max_report_words = 50
@@ -35,8 +34,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.construct.required_subtasks = {}
   if arg != "tiny":
     c.pseudo.num_images = 200
-  c.trainable = ((r".*", True),)
-  c.train.peak_lr = 1e-3
-  c.train.final_lr = 1e-4
   c.evaluate.max_new_tokens = 8 if arg == "tiny" else 160
   return c

@@ -78,6 +78,14 @@ def test_gains_are_paired_seed_by_seed():
     gains.paired_gains(new, base[:1])
 
 
+def test_a_base_near_zero_carries_the_mean_and_not_the_median():
+  base = {"report_bleu1": 0.01, "rec_iou": 50.0, "reg_acc": 80.0}
+  value = gains.paired_gains([{**base, "report_bleu1": 1.0, "rec_iou": 51.0}], [base])
+  assert value["mean"] > 3000
+  assert value["median"] == pytest.approx(2.0)
+  assert gains.paired_gains([{}], [{}])["median"] is None
+
+
 def test_mean_scores_over_the_seeds_that_measured():
   means, deviations = gains.mean_scores([{"rec_iou": 50.0}, {"rec_iou": 60.0}, {}])
   assert means == {"rec_iou": 55.0}

@@ -86,10 +86,11 @@ def paired_gains(
 ) -> dict[str, Any]:
   """One run's gain over another, seed by seed, as `results.json` holds it.
 
-  {"mean", "std", "per_seed", "improved", "total", "per_metric", "excluded"}: the mean
-  and the sample standard deviation of the seeds' own gains; "improved" of "total"
-  counts the metrics whose gain, averaged over seeds, is above 0. A number that does not
-  exist is None, never NaN or infinite.
+  {"mean", "std", "per_seed", "median", "improved", "total", "per_metric", "excluded"}:
+  the mean and the sample standard deviation of the seeds' own gains; "median" of the
+  metrics' gains averaged over seeds (a metric whose base is nearly 0 can carry the mean,
+  but not the median), and "improved" of "total" counts those above 0. A number that
+  does not exist is None, never NaN or infinite.
 
   Raises:
     ValueError: the runs have different numbers of seeds.
@@ -111,6 +112,7 @@ def paired_gains(
     "mean": mean,
     "std": deviation,
     "per_seed": per_seed,
+    "median": statistics.median(per_metric.values()) if per_metric else None,
     "improved": sum(value > 0 for value in per_metric.values()),
     "total": len(per_metric),
     "per_metric": per_metric,

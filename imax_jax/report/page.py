@@ -119,12 +119,11 @@ def _effect(results: Results) -> str:
   for name, title in tables.GAIN_TITLES.items():
     gain = tables.section(results, "gains", name)
     swatch = _SWATCHES.get(name, name).replace("_", "-")
-    said = (
-      "not run."
-      if tables.number(gain, "mean") is None
-      else tables.gain_text(gain) + "."
-    )
-    more = "" if said == "not run." else tables.verdict(gain)
+    if tables.number(gain, "mean") is None:
+      said, more = "not run.", ""
+    else:
+      said = f"{tables.gain_text(gain)}; {tables.metrics_text(gain)}."
+      more = tables.verdict(gain)
     lines.append(
       f'<li style="--swatch:var(--{swatch})"><strong>{markup.text(title)}: '
       f"{markup.text(said)}</strong> {markup.text(more)}</li>"
@@ -133,8 +132,10 @@ def _effect(results: Results) -> str:
     "<p>Δ is the average gain of Eq. 1: the mean of the metrics’ relative changes, with "
     "errors counted as gains when they fall. Each seed trains anew and is "
     "compared with the same seed of the other arm; ± is the standard deviation over "
-    f"seeds. Differences of ±{tables.NOISE_PERCENT:.0f} % are noise at this scale: that is "
-    "what two seeds of one and the same arm differ by.</p>"
+    f"seeds. Differences of ±{tables.NOISE_PERCENT:.0f} % are taken as noise at this "
+    "scale: on the phantom hospital two seeds of one and the same arm differ by as much. "
+    "A metric whose base is nearly zero can carry the mean; the median metric can not be "
+    "carried.</p>"
   )
   caption = (
     "Dots are seeds, the upright bar their mean, the pale bar one standard deviation "

@@ -187,6 +187,15 @@ def gain_text(gain: Mapping[str, Any]) -> str:
   return signed(mean) + (f" ± {std:.2f}" if std is not None else "") + " %"
 
 
+def metrics_text(gain: Mapping[str, Any]) -> str:
+  """ "median metric +1.02 %, 9 of 16 better"; "" where no metric was compared."""
+  median = number(gain, "median")
+  if median is None:
+    return ""
+  better = f"{gain.get('improved')} of {gain.get('total')} better"
+  return f"median metric {signed(median)} %, {better}"
+
+
 def signed(value: float) -> str:
   """-3.214 -> "−3.21", with a minus sign and not a hyphen."""
   return f"{value:+.2f}".replace("-", "−")
@@ -294,9 +303,8 @@ def _text_gains(results: Results) -> list[str]:
     gain = section(results, "gains", name)
     if not gain:
       continue
-    better = f"{gain.get('improved')} of {gain.get('total')} metrics better"
     printed = f"; paper {signed(PAPER_GAINS[name])} %" if name in PAPER_GAINS else ""
-    lines.append(f"Δ {title:<42}{gain_text(gain):>18}   {better}{printed}")
+    lines.append(f"Δ {title:<42}{gain_text(gain):>18}   {metrics_text(gain)}{printed}")
   return lines or ["Δ no two runs to compare"]
 
 
