@@ -93,7 +93,8 @@ def collect(study: Study) -> dict[str, Any]:
     "versions": _versions(),
     "timings": study.ledger.seconds(),
     "config": plain(config),
-    "notes": _notes(study, described) + _warnings(gained),
+    "caveats": _caveats(study, gained),
+    "notes": _notes(study, described),
   }
 
 
@@ -187,11 +188,6 @@ def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
     notes.append(
       f"DMAX could not match all of IMAX's training entries; it lacks {missing}."
     )
-  if study.config.data.source == "opencxr":
-    notes.append(
-      "Images with many tasks come from other collections than the rest: here IMAX and "
-      "DMAX differ in their patients too, so a gain is not one of image-centricity alone."
-    )
   if study.config.foundation == "package":
     notes.append(
       "The foundation was pre-trained on practice films of other phantom patients. It has "
@@ -201,15 +197,26 @@ def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
   return notes
 
 
-def _warnings(gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it."""
-  return [
-    f"{name}: the average gain is carried by {metric} ({change:+.0f} %), whose base is "
-    "near zero; read the metrics, not the mean."
+def _caveats(study: Study, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """What must be known before any gain is read; shown wherever a gain is."""
+  caveats = []
+  if study.config.data.source == "opencxr":
+    caveats.append(
+      "Images with many tasks come from other collections than the rest: here IMAX and "
+      "DMAX differ in their patients and questions too, so no gain of IMAX is one of "
+      "image-centricity alone."
+    )
+  # Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it.
+  titles = {column.name: column.label for column in tables.COLUMNS}
+  caveats += [
+    f"{tables.GAIN_TITLES[name]}: {titles[metric]} alone changes by "
+    f"{tables.signed(change)} %, from a base near zero, and carries the mean: read the "
+    "median."
     for name, gain in gained.items()
     for metric, change in gain["per_metric"].items()
     if abs(change) > _CARRIES_THE_MEAN
   ]
+  return caveats
 
 
 def _examples(study: Study) -> list[examples.Example]:

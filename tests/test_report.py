@@ -75,6 +75,7 @@ def study() -> dict:
     "versions": {"jax": "0.10.2"},
     "timings": {"train imax": 102.3, "build": 4.0},
     "config": {"seeds": [0, 1], "train": {"peak_lr": 1e-6}},
+    "caveats": ["An <invented> caveat."],
     "notes": ["a <b>note</b> & more"],
     "about": {
       "title": "A study of <phantoms>",
@@ -300,6 +301,7 @@ def test_the_terminals_table_is_aligned_and_fits():
   assert "26.97±1.50 <" in next(line for line in metrics if "Multi-class" in line)
   assert "paper +29.07 %" in text
   assert "over 2 seeds" in text
+  assert "! An <invented> caveat." in text
   assert "no tables" in tables.text_table({})
 
 

@@ -137,6 +137,11 @@ def _effect(results: Results) -> str:
     "A metric whose base is nearly zero can carry the mean; the median metric can not be "
     "carried.</p>"
   )
+  caveats = "".join(
+    f"<li>{markup.text(caveat)}</li>" for caveat in results.get("caveats") or []
+  )
+  if caveats:
+    intro += f'<ul class="caveats">{caveats}</ul>'
   caption = (
     "Dots are seeds, the upright bar their mean, the pale bar one standard deviation "
     "either way. The grey band is ±5 %. Open diamonds are the paper’s gains."

@@ -304,7 +304,7 @@ def _text_gains(results: Results) -> list[str]:
     if not gain:
       continue
     printed = f"; paper {signed(PAPER_GAINS[name])} %" if name in PAPER_GAINS else ""
-    lines.append(f"Δ {title:<42}{gain_text(gain):>18}   {metrics_text(gain)}{printed}")
+    lines.append(f"Δ {title:<43}{gain_text(gain):>18}  {metrics_text(gain)}{printed}")
   return lines or ["Δ no two runs to compare"]
 
 
@@ -322,4 +322,6 @@ def _text_legend(results: Results) -> list[str]:
   imax = section(results, "gains", "imax")
   if imax:
     lines += textwrap.wrap(f"IMAX over DMAX: {verdict(imax)}", 118)
+  for caveat in results.get("caveats") or []:
+    lines += textwrap.wrap(f"! {caveat}", 118, subsequent_indent="  ")
   return lines
