@@ -8,6 +8,7 @@ Every verb leaves stations in the ledger and finds the ones before it there.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -112,7 +113,9 @@ def pseudo(study: Study) -> None:
   steps = _epochs_to_steps(study)
   records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
   for seed in study.config.seeds:
-    primary = runs.weights_of(study, study.workdir / "runs" / f"dmax-s{seed}")
+    primary = functools.partial(
+      runs.weights_of, study, study.workdir / "runs" / f"dmax-s{seed}"
+    )
     found = _pseudo_imax(study, seed, primary)
     [pretrain] = [stage for stage in _stages(study) if stage.name == "pretrain"]
     inputs = {"labels": study.ledger.digest(f"pseudo/labels-s{seed}")}
@@ -124,13 +127,13 @@ def pseudo(study: Study) -> None:
     )  # fmt: skip
     runs.fit(
       study, f"pseudo-s{seed}", records, pixels, seed=seed, num_steps=steps["finetune"],
-      start=runs.weights_of(study, study.workdir / "runs" / name),
+      start=functools.partial(runs.weights_of, study, study.workdir / "runs" / name),
       inputs={"pretrain": runs.digest(study, name)},
     )  # fmt: skip
 
 
 def _pseudo_imax(
-  study: Study, seed: int, primary: Mapping[str, Any]
+  study: Study, seed: int, primary: Callable[[], Mapping[str, Any]]
 ) -> Sequence[ImageRecord]:
   p = study.config.pseudo
   records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
@@ -142,13 +145,14 @@ def _pseudo_imax(
   }
 
   def make(folder: Path) -> None:
+    trained = primary()
     order = np.random.default_rng(seed).permutation(len(records))
     chosen = sorted(order[: p.num_images or None].tolist())
     subset = [records[i] for i in chosen]
 
     def generate(requests: Sequence[label.Request]) -> list[str]:
       asked = [(chosen[request.index], request.entry.prompt) for request in requests]
-      return study.answer(primary, pixels, asked, f"pseudo labels s{seed}")
+      return study.answer(trained, pixels, asked, f"pseudo labels s{seed}")
 
     made, dropped = label.label(
       subset,

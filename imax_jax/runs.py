@@ -66,14 +66,15 @@ def fit(
   seed: int,
   num_steps: int,
   inputs: Mapping[str, Any],
-  start: Mapping[str, Any] | None = None,
+  start: Callable[[], Mapping[str, Any]] | None = None,
   snapshots: Mapping[str, int] | None = None,
 ) -> None:
   """Trains the run, or goes on with it, or finds it done.
 
   Args:
     found: the images and entries; `pixels` has theirs, in the same order.
-    start: trainable weights to begin with; the study's initial ones unless given.
+    start: gives the trainable weights to begin with, and is not called for a finished
+      run; the study's initial ones unless given.
     inputs: what the run depends on beside the config's model and training.
     snapshots: {phase: step} to keep for the Fisher; `FINAL` is always kept.
   """
@@ -84,7 +85,7 @@ def fit(
 
   def make(folder: Path) -> None:
     initial, frozen = study.split_params(seed)
-    trainable = initial if start is None else start
+    trainable = initial if start is None else start()
     with progress.bar(f"training {name}") as tick:
       loop.train(
         model_loss=batch_loss(study.model),
