@@ -85,6 +85,10 @@ def _roots(study: Study) -> dict[str, Path]:
 
     folder = study.ledger.station("hospital", settings, make)
     return sources.roots_of(folder / "files")
+  if d.source not in ("opencxr", "physionet"):
+    raise UsageError(
+      f"--config.data.source={d.source}: expected phantom, opencxr or physionet"
+    )
   if not d.root:
     raise UsageError(
       f"data source {d.source!r} needs the folder of its files: --config.data.root=FOLDER"

@@ -50,6 +50,8 @@ def run(
   progress.calm_logging()
   study = Study(config, workdir)
   for verb in verbs:
+    if "films" in config and verb != "foundation":
+      raise UsageError(f"this config has the verb foundation only, not {verb}")
     if verb == "predict":
       predict_lib.run(study, request)
       continue
@@ -60,89 +62,44 @@ def run(
 # ── train ─────────────────────────────────────────────────────────────────────────
 
 
-def _epochs_to_steps(study: Study) -> dict[str, int]:
-  """{stage of the three-stage strategy: steps}, and "primary" for every plain run."""
-  t, p = study.config.train, study.config.pseudo
-  entries = len(study.entries("dmax_train"))
-  return {
-    "primary": study.num_steps(entries, t.epochs),
-    "pretrain": study.num_steps(entries, p.pretrain_epochs),
-    "finetune": study.num_steps(entries, p.finetune_epochs),
-  }
-
-
-def _stages(study: Study) -> tuple[stages.Stage, ...]:
-  """The paper's stages in the reading that the config's `pretrain_from` names."""
-  readings = {stages.FOUNDATION: stages.from_foundation(), "primary": stages.STAGES}
-  named = study.config.pseudo.pretrain_from
-  if named not in readings:
-    raise ValueError(
-      f"pseudo.pretrain_from {named!r}: expected one of {list(readings)}"
-    )
-  return readings[named]
-
-
 def train(study: Study) -> None:
   """DMAX, IMAX and the step-matched control, once a seed."""
-  steps = _epochs_to_steps(study)
-  control = stages.control_steps(_stages(study), steps)
-  phases = {
-    name: round(at * steps["primary"]) for name, at in study.config.fisher.phases
-  }
-  inputs = {"data": study.data_digest}
   for seed in study.config.seeds:
-    for name, split, num_steps, kept in (
-      ("dmax", "dmax_train", steps["primary"], phases),
-      ("imax", "imax_train", steps["primary"], phases),
-      ("dmax_long", "dmax_train", control, {}),
-    ):
-      runs.fit(
-        study,
-        f"{name}-s{seed}",
-        study.records(split),
-        study.pixels(split),
-        seed=seed,
-        num_steps=num_steps,
-        snapshots=kept,
-        inputs=inputs | {"split": split},
-      )
+    for name in ("dmax", "imax", "dmax_long"):
+      run = f"{name}-s{seed}"
+      records, pixels = _split(study, runs.split_of(run))
+      runs.fit(study, run, records, pixels, **runs.plan(study, run))
+
+
+def _split(study: Study, split: str) -> tuple[Sequence[ImageRecord], np.ndarray]:
+  return study.records(split), study.pixels(split)
 
 
 def pseudo(study: Study) -> None:
   """The three stages: label DMAX's missing tasks, pre-train on them, fine-tune."""
-  steps = _epochs_to_steps(study)
-  records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
+  records, pixels = _split(study, "dmax_train")
   for seed in study.config.seeds:
     primary = functools.partial(
       runs.weights_of, study, study.workdir / "runs" / f"dmax-s{seed}"
     )
     found = _pseudo_imax(study, seed, primary)
-    [pretrain] = [stage for stage in _stages(study) if stage.name == "pretrain"]
-    inputs = {"labels": study.ledger.digest(f"pseudo/labels-s{seed}")}
     name = f"pseudo_pretrain-s{seed}"
-    runs.fit(
-      study, name, found, pixels, seed=seed, num_steps=steps["pretrain"],
-      start=None if pretrain.start == stages.FOUNDATION else primary,
-      inputs=inputs | {"start": pretrain.start},
-    )  # fmt: skip
-    runs.fit(
-      study, f"pseudo-s{seed}", records, pixels, seed=seed, num_steps=steps["finetune"],
-      start=functools.partial(runs.weights_of, study, study.workdir / "runs" / name),
-      inputs={"pretrain": runs.digest(study, name)},
-    )  # fmt: skip
+    planned = runs.plan(study, name)
+    from_foundation = planned["inputs"]["start"] == stages.FOUNDATION
+    start = None if from_foundation else primary
+    runs.fit(study, name, found, pixels, start=start, **planned)
+    pretrained = functools.partial(
+      runs.weights_of, study, study.workdir / "runs" / name
+    )
+    name = f"pseudo-s{seed}"
+    runs.fit(study, name, records, pixels, start=pretrained, **runs.plan(study, name))
 
 
 def _pseudo_imax(
   study: Study, seed: int, primary: Callable[[], Mapping[str, Any]]
 ) -> Sequence[ImageRecord]:
   p = study.config.pseudo
-  records, pixels = study.records("dmax_train"), study.pixels("dmax_train")
-  inputs = {
-    "primary": runs.digest(study, f"dmax-s{seed}"),
-    "questions_per_image": p.questions_per_image,
-    "num_images": p.num_images,
-    "max_new_tokens": study.config.evaluate.max_new_tokens,
-  }
+  records, pixels = _split(study, "dmax_train")
 
   def make(folder: Path) -> None:
     trained = primary()
@@ -170,7 +127,9 @@ def _pseudo_imax(
     entries_lib.write_entries(folder / "labels.jsonl", labels)
     write_json(folder / "dropped.json", dropped)
 
-  folder = study.ledger.station(f"pseudo/labels-s{seed}", inputs, make)
+  folder = study.ledger.station(
+    f"pseudo/labels-s{seed}", runs.labels_inputs(study, seed), make
+  )
   place = {records[i].image_id: i for i in range(len(records))}
   added: dict[int, tuple[Any, ...]] = {}
   for entry in entries_lib.read_entries(folder / "labels.jsonl"):
@@ -195,12 +154,9 @@ def evaluate(study: Study) -> None:
     (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
   ]
   entries = study.entries("imax_test")
-  for name in done:
-    inputs = {
-      "run": runs.digest(study, name),
-      "data": study.data_digest,
-      "max_new_tokens": study.config.evaluate.max_new_tokens,
-    }
+  # All are looked at before any is answered.
+  wanted = {name: runs.evaluation_inputs(study, name) for name in done}
+  for name, inputs in wanted.items():
 
     def make(folder: Path, name: str = name) -> None:
       trained = runs.weights_of(study, study.workdir / "runs" / name)
@@ -229,11 +185,7 @@ def fisher(study: Study) -> None:
   for name in f.runs:
     split = f"{name}_train"
     folder = study.workdir / "runs" / f"{name}-s{seed}"
-    inputs = {
-      "run": runs.digest(study, f"{name}-s{seed}"),
-      "groups": [f.num_groups, f.group_size],
-      "seed": f.seed,
-    }
+    inputs = runs.fisher_inputs(study, f"{name}-s{seed}")
 
     def make(out: Path, split: str = split, run: Path = folder) -> None:
       batches = study.samples(split, f.num_groups, f.group_size, f.seed)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import tempfile
@@ -38,6 +39,21 @@ _VERBS = {
   "evaluations": "evaluate",
   "fisher": "fisher",
 }
+
+
+def _verb(station: str) -> str:
+  """The verb that makes a station."""
+  if station.startswith("runs/pseudo"):
+    return "pseudo"
+  return _VERBS.get(station.split("/")[0], "that makes it")
+
+
+def _is_full(error: BaseException) -> bool:
+  """Whether the disk is; array_record and tensorstore say so in words only."""
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return True
+  words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+  return isinstance(error, Exception) and any(word in str(error) for word in words)
 
 
 def fingerprint(value: Any) -> str:
@@ -177,9 +193,9 @@ class Ledger:
         spent = {"seconds": before + time.time() - start}
         with contextlib.suppress(OSError):  # the first error is the one to tell
           write_json(folder / _MARK, record | spent)
-      if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      if _is_full(error):
         raise OSError(
-          error.errno, f"{folder}: no space left; make room and run the same again"
+          errno.ENOSPC, f"{folder}: no space left; make room and run the same again"
         ) from error
       raise
     if self._chief:
@@ -210,7 +226,7 @@ class Ledger:
     found = self._finished(name)["fingerprint"]
     if inputs is not None and found != fingerprint(inputs):
       raise ValueError(
-        f"{self.workdir / name} was made with another config: run the verb that makes it "
+        f"{self.workdir / name} was made with another config: run the verb {_verb(name)} "
         "again, or give the config it was made with"
       )
     return found
@@ -218,8 +234,9 @@ class Ledger:
   def _finished(self, name: str) -> dict[str, Any]:
     mark = self._read(self.workdir / name)
     if "finished" not in mark:
-      verb = _VERBS.get(name.split("/")[0], "that makes it")
-      raise ValueError(f"{self.workdir / name} is not finished: run the verb {verb}")
+      raise ValueError(
+        f"{self.workdir / name} is not finished: run the verb {_verb(name)}"
+      )
     return mark
 
   def seconds(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "A Python file with get_config(), e.g. configs/phantom.py or configs/phantom.py:quick. "
+  "A Python file with get_config(), e.g. configs/phantom.py or configs/phantom.py:tiny. "
   "Override its values with --config.train.peak_lr=2e-3.",
   lock_config=True,
 )
@@ -50,7 +50,7 @@ Without a verb the config's own list runs. What is done already is not done agai
   evaluate  greedy answers on the IMAX test split, the 16 metrics, Eq. 1 gains
               … evaluate
   fisher    spectra of the Fisher information at four phases of both runs
-              … fisher --config.fisher.groups=50
+              … fisher --config.fisher.num_groups=50
   report    results.json and report/index.html
               … report
   predict   one image, one task
@@ -81,11 +81,11 @@ def _check_verbs(verbs: list[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
-  file = config_flags.get_config_filename(flags.FLAGS["config"])
-  if file and not Path(file.split(":")[0]).is_file():
-    raise _Refused(f"--config {file}: no such file; see configs/")
-  if _CONFIG.value is None or _WORKDIR.value is None:
+  if not flags.FLAGS["config"].present or _WORKDIR.value is None:
     raise _Refused("--config FILE and --workdir DIR are needed; --help shows examples")
+  file = config_flags.get_config_filename(flags.FLAGS["config"])
+  if not Path(file.split(":")[0]).is_file():
+    raise _Refused(f"--config {file}: no such file; see configs/")
   # JAX is imported after the flags are known to be right: a typing error answers at once.
   from imax_jax import experiment
 

@@ -41,6 +41,8 @@ def bar(title: str) -> Iterator[Tick]:
     yield tick
     if meter.n:
       meter.refresh()
+    if calm and meter.n:
+      sys.stderr.write("\n")  # tqdm leaves a short bar's line open
 
 
 class _Line(python_logging.Formatter):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,19 +103,17 @@ def _kind(source: str) -> str:
   return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
 
 
-def _is_current(study: Study, station: str, run: str) -> bool:
+def _is_current(
+  study: Study, station: str, inputs: Callable[[Study, str], dict[str, Any]], run: str
+) -> bool:
   """Whether the station has measured the run as it is now; False if it has not run.
 
   Raises:
-    ValueError: it has measured an earlier run of that name, or one of another config.
+    ValueError: it has measured an earlier run of that name, or by another config.
   """
   if not study.ledger.is_done(station):
     return False
-  if study.ledger.inputs(station)["run"] != runs.digest(study, run):
-    raise ValueError(
-      f"{study.workdir / station} is of an earlier {run}: run the verb "
-      f"{'evaluate' if station.startswith('evaluations') else 'fisher'} again"
-    )
+  study.ledger.digest(station, inputs(study, run))
   return True
 
 
@@ -127,7 +126,7 @@ def _evaluations(
   for run in RUNS:
     for seed in study.config.seeds:
       name = f"evaluations/{run}-s{seed}"
-      if not _is_current(study, name, f"{run}-s{seed}"):
+      if not _is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
         continue
       found = json.loads((study.workdir / name / "scores.json").read_text("utf8"))
       scores[run, seed] = found["scores"]
@@ -143,7 +142,7 @@ def _fisher(study: Study) -> list[dict[str, Any]]:
   for name in study.config.fisher.runs:
     for seed in study.config.seeds:
       station = f"fisher/{name}-s{seed}"
-      if _is_current(study, station, f"{name}-s{seed}"):
+      if _is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
         spectra = json.loads(
           (study.workdir / station / "spectra.json").read_text("utf8")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from imax_jax import tree as tree_lib
 from imax_jax.ledger import plain
 from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
+from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.train import checkpoint
@@ -79,9 +81,8 @@ def fit(
     snapshots: {phase: step} to keep for the Fisher; `FINAL` is always kept.
   """
   t = study.config.train
-  kept = {**(snapshots or {}), FINAL: num_steps}
-  facts = {"seed": seed, "num_steps": num_steps, "snapshots": kept}
-  facts |= {**_settings(study), **inputs}
+  facts = _facts(study, seed, num_steps, inputs, snapshots)
+  kept = facts["snapshots"]
 
   def make(folder: Path) -> None:
     initial, frozen = study.split_params(seed)
@@ -104,14 +105,107 @@ def fit(
   study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
 
 
-def _settings(study: Study) -> dict[str, Any]:
-  """What every run takes from the config."""
+def _facts(
+  study: Study,
+  seed: int,
+  num_steps: int,
+  inputs: Mapping[str, Any],
+  snapshots: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+  """All that decides a run's weights."""
   t = study.config.train
   return {
+    "seed": seed,
+    "num_steps": num_steps,
+    "snapshots": {**(snapshots or {}), FINAL: num_steps},
     "train": plain({key: t[key] for key in t if key not in ("epochs", "save_steps")}),
     "model": plain(study.config.model),
     "trainable": plain(study.config.trainable),
     "foundation": study.foundation_digest,
+    **inputs,
+  }
+
+
+def stages_of(study: Study) -> tuple[stages.Stage, ...]:
+  """The paper's stages in the reading that the config's `pretrain_from` names."""
+  readings = {stages.FOUNDATION: stages.from_foundation(), "primary": stages.STAGES}
+  named = study.config.pseudo.pretrain_from
+  if named not in readings:
+    raise ValueError(
+      f"pseudo.pretrain_from {named!r}: expected one of {list(readings)}"
+    )
+  return readings[named]
+
+
+def split_of(name: str) -> str:
+  """The split that a run without pseudo labels trains on."""
+  return "imax_train" if name.startswith("imax-") else "dmax_train"
+
+
+def plan(study: Study, name: str) -> dict[str, Any]:
+  """`fit`'s seed, num_steps, snapshots and inputs of one of the study's runs.
+
+  Raises:
+    ValueError: what it is made from is not there, or of another config.
+  """
+  run, seed = name.rsplit("-s", 1)
+  t, p = study.config.train, study.config.pseudo
+  assert study.data_digest
+  built = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
+  entries = built["splits"]["dmax_train"]["entries"]
+  steps = {
+    "primary": study.num_steps(entries, t.epochs),
+    "pretrain": study.num_steps(entries, p.pretrain_epochs),
+    "finetune": study.num_steps(entries, p.finetune_epochs),
+  }
+  snapshots, num_steps = {}, steps["primary"]
+  inputs: dict[str, Any] = {"data": study.data_digest, "split": split_of(name)}
+  if run in ("dmax", "imax"):
+    phases = study.config.fisher.phases
+    snapshots = {phase: round(at * num_steps) for phase, at in phases}
+  elif run == "dmax_long":
+    num_steps = stages.control_steps(stages_of(study), steps)
+  elif run == "pseudo_pretrain":
+    [stage] = [stage for stage in stages_of(study) if stage.name == "pretrain"]
+    labels = study.ledger.digest(f"pseudo/labels-s{seed}", labels_inputs(study, seed))
+    num_steps, inputs = steps["pretrain"], {"labels": labels, "start": stage.start}
+  elif run == "pseudo":
+    num_steps = steps["finetune"]
+    inputs = {"pretrain": digest(study, f"pseudo_pretrain-s{seed}")}
+  else:
+    raise ValueError(f"{name}: not a run of the study")
+  return {
+    "seed": int(seed), "num_steps": num_steps, "snapshots": snapshots, "inputs": inputs
+  }  # fmt: skip
+
+
+def labels_inputs(study: Study, seed: int | str) -> dict[str, Any]:
+  """What the pseudo labels of a seed are made from."""
+  p = study.config.pseudo
+  return {
+    "primary": digest(study, f"dmax-s{seed}"),
+    "questions_per_image": p.questions_per_image,
+    "num_images": p.num_images,
+    "max_new_tokens": study.config.evaluate.max_new_tokens,
+  }
+
+
+def evaluation_inputs(study: Study, name: str) -> dict[str, Any]:
+  """What the evaluation of a run is made from."""
+  return {
+    "run": digest(study, name),
+    "data": study.data_digest,
+    "max_new_tokens": study.config.evaluate.max_new_tokens,
+  }
+
+
+def fisher_inputs(study: Study, name: str) -> dict[str, Any]:
+  """What the spectra of a run are made from."""
+  f = study.config.fisher
+  return {
+    "run": digest(study, name),
+    "groups": [f.num_groups, f.group_size],
+    "seed": f.seed,
   }
 
 
@@ -122,14 +216,13 @@ def digest(study: Study, name: str) -> str:
     ValueError: it has not finished, or was trained with other settings; names them.
   """
   made = tree_lib.flatten(study.ledger.inputs(f"runs/{name}"))
-  wanted = tree_lib.flatten(_settings(study))
-  if "data" in made:
-    wanted["data"] = study.data_digest
+  wanted = tree_lib.flatten(plain(_facts(study, **plan(study, name))))
   differ = [key.replace("/", ".") for key in wanted if made.get(key) != wanted[key]]
   if differ:
+    verb = "pseudo" if name.startswith("pseudo") else "train"
     raise ValueError(
       f"{study.workdir / 'runs' / name} was trained with another config "
-      f"({', '.join(differ[:4])}): run the verb train again, or give the config it was "
+      f"({', '.join(differ[:4])}): run the verb {verb} again, or give the config it was "
       "trained with"
     )
   return study.ledger.digest(f"runs/{name}")

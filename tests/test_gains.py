@@ -78,6 +78,18 @@ def test_gains_are_paired_seed_by_seed():
     gains.paired_gains(new, base[:1])
 
 
+def test_seeds_are_averaged_over_the_same_metrics():
+  base = [
+    {"rec_iou": 50.0, "report_bleu1": 1.0},
+    {"rec_iou": 50.0, "report_bleu1": 0.0},
+  ]
+  new = [{"rec_iou": 60.0, "report_bleu1": 9.0}, {"rec_iou": 60.0, "report_bleu1": 9.0}]
+  value = gains.paired_gains(new, base)
+  assert value["per_seed"] == [pytest.approx(20.0), pytest.approx(20.0)]
+  assert value["total"] == 1
+  assert value["excluded"]["report_bleu1"] == "the base run scores 0"
+
+
 def test_a_base_near_zero_carries_the_mean_and_not_the_median():
   base = {"report_bleu1": 0.01, "rec_iou": 50.0, "reg_acc": 80.0}
   value = gains.paired_gains([{**base, "report_bleu1": 1.0, "rec_iou": 51.0}], [base])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import phantom
 from imax_jax import experiment
+from imax_jax import main
 from imax_jax import runs
 from imax_jax.data import builder
 from imax_jax.evaluate.run import METRICS
@@ -113,12 +115,37 @@ def test_another_config_is_not_reported_as_this_one(done: Path) -> None:
   for verb in ("evaluate", "fisher", "report"):
     with pytest.raises(ValueError, match=r"another config \(train.peak_lr\)"):
       experiment.run(changed, done, [verb], NO_REQUEST)
+  for key, value, verb in (
+    ("train.epochs", 2.0, "train"),
+    ("evaluate.max_new_tokens", 9, "evaluate"),
+    ("fisher.seed", 7, "fisher"),
+    ("pseudo.num_images", 3, "pseudo"),
+    ("pseudo.pretrain_from", "foundation", "pseudo"),
+  ):
+    changed = config()
+    changed.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=rf"another config.*the verb {verb} again"):
+      experiment.run(changed, done, ["report"], NO_REQUEST)
   changed = config()
   changed.data.construct.seed = 5
   for verb in ("train", "evaluate", "report"):
     with pytest.raises(ValueError, match=r"data was made with another config"):
       experiment.run(changed, done, [verb], NO_REQUEST)
   assert (done / "results.json").read_bytes() == before
+
+
+def test_three_stages_of_an_earlier_primary_are_refused(
+  done: Path, tmp_path: Path
+) -> None:
+  """They would not have as many steps as the control that stands beside them."""
+  workdir = tmp_path / "study"
+  shutil.copytree(done, workdir)
+  changed = config()
+  changed.train.epochs = 1.5
+  experiment.run(changed, workdir, ["train"], NO_REQUEST)
+  for verb, remedy in (("report", "evaluate"), ("evaluate", "pseudo")):
+    with pytest.raises(ValueError, match=rf"another config.*the verb {remedy} again"):
+      experiment.run(changed, workdir, [verb], NO_REQUEST)
 
 
 def test_all_seeds_share_the_frozen_weights(done: Path) -> None:
@@ -230,14 +257,21 @@ def test_a_missing_source_file_is_named(done: Path, tmp_path: Path) -> None:
     experiment.run(changed, tmp_path / "w", ["build"], NO_REQUEST)
 
 
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("write() failed: No space left on device"),  # array_record's
+  ],
+)
 def test_a_full_disk_leaves_nothing_that_looks_finished(
-  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
   changed = config()
   changed.data.source, changed.data.root = "physionet", str(done / "hospital" / "files")
 
   def full(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+    raise error
 
   monkeypatch.setattr(builder, "_example", full)
   with pytest.raises(OSError, match=r"data: no space left; make room"):
@@ -271,6 +305,14 @@ PHANTOM = ("--config", "configs/phantom.py:tiny")
     ),
     ((*PHANTOM, "--workdr", "W"), 2, "workdir"),
     ((*PHANTOM,), 2, "--workdir"),
+    (("--workdir", "W"), 2, "--config FILE and --workdir DIR"),
+    ((), 2, "--help shows examples"),
+    (("--config", "configs/foundation.py", "--workdir", "W", "train"), 2, "foundation"),
+    (
+      (*PHANTOM, "--workdir", "W", "--config.data.source=mimic", "build"),
+      2,
+      "opencxr or physionet",
+    ),
     (("--config", "configs/none.py", "--workdir", "W"), 2, "configs/none.py"),
     ((*PHANTOM, "--workdir", "W", "train"), 1, "not finished"),
     (
@@ -294,3 +336,9 @@ def test_the_door_answers_in_one_line(
   assert "Traceback" not in text
   if code:
     assert len(answer.stderr.strip().splitlines()) <= 2, answer.stderr
+
+
+def test_the_flags_that_help_shows_exist() -> None:
+  keys = re.findall(r"--config\.([a-z_.]+)", main._USAGE)
+  assert keys
+  assert set(keys) <= {key.replace("/", ".") for key in flatten(config().to_dict())}

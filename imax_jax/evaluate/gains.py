@@ -86,8 +86,8 @@ def paired_gains(
 ) -> dict[str, Any]:
   """One run's gain over another, seed by seed, as `results.json` holds it.
 
-  {"mean", "std", "per_seed", "median", "improved", "total", "per_metric", "excluded"}:
-  the mean and the sample standard deviation of the seeds' own gains; "median" of the
+  {"mean", "std", "per_seed", "median", "improved", "total", "per_metric", "excluded"},
+  all over the metrics that can be compared in every seed, so that seeds are alike: the mean and the sample standard deviation of the seeds' own gains; "median" of the
   metrics' gains averaged over seeds (a metric whose base is nearly 0 can carry the mean,
   but not the median), and "improved" of "total" counts those above 0. A number that
   does not exist is None, never NaN or infinite.
@@ -100,14 +100,15 @@ def paired_gains(
       f"paired gains: expected the same seeds in both runs, got {len(new)} and "
       f"{len(base)}; train the missing seeds or leave the pair out"
     )
-  gains = [gain(a, b, metrics) for a, b in zip(new, base, strict=True)]
+  excluded: dict[str, str] = {}
+  for a, b in zip(new, base, strict=True):
+    excluded |= gain(a, b, metrics).excluded
+  shared = [metric for metric in metrics if metric.name not in excluded]
+  gains = [gain(a, b, shared) for a, b in zip(new, base, strict=True)]
   per_seed = [g.mean_percent for g in gains]
   known = [value for value in per_seed if value is not None]
   mean, deviation = spread(known) if known else (None, None)
   per_metric, _ = mean_scores([g.per_metric for g in gains], metrics)
-  excluded: dict[str, str] = {}
-  for g in gains:
-    excluded |= g.excluded
   return {
     "mean": mean,
     "std": deviation,

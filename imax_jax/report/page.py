@@ -155,13 +155,13 @@ def _effect(results: Results) -> str:
 
 def _excluded(results: Results) -> str:
   titles = {column.name: column.label for column in tables.COLUMNS}
-  reasons: dict[str, str] = {}
-  for name in tables.GAIN_TITLES:
-    reasons |= tables.section(results, "gains", name, "excluded")
-  if not reasons:
-    return ""
-  listed = "; ".join(f"{titles.get(m, m)} ({why})" for m, why in reasons.items())
-  return f'<p class="small">Left out of a gain: {markup.text(listed)}.</p>'
+  said = []
+  for name, title in tables.GAIN_TITLES.items():
+    reasons = tables.section(results, "gains", name, "excluded")
+    listed = "; ".join(f"{titles.get(m, m)} ({why})" for m, why in reasons.items())
+    if listed:
+      said.append(f"Left out of {title}, in some seed at least: {listed}.")
+  return "".join(f'<p class="small">{markup.text(text)}</p>' for text in said)
 
 
 def _radar(results: Results) -> str:
