@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def collect(study: Study) -> dict[str, Any]:
     "timings": study.ledger.seconds(),
     "config": plain(config),
     "caveats": _caveats(study, gained),
-    "notes": _notes(study, described),
+    "notes": _notes(study, described, sorted({seed for _, seed in scores})),
   }
 
 
@@ -174,8 +175,9 @@ def _versions() -> dict[str, str]:
   }
 
 
-def _notes(study: Study, described: Mapping[str, Any]) -> list[str]:
-  seeds = study.config.seeds
+def _notes(
+  study: Study, described: Mapping[str, Any], seeds: Sequence[int]
+) -> list[str]:
   notes = [
     f"Seeds {', '.join(map(str, seeds))}: a seed draws LoRA's first values and the order "
     "of the entries; images, split and foundation are the same in all. The spread "

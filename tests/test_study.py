@@ -240,6 +240,10 @@ def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:
   other.model.decoder.lora_rank = 2
   with pytest.raises(ValueError, match=r"checkpoint of another model.*lora_a"):
     predict(done, other)
+  other = config()
+  other.foundation = "package"
+  with pytest.raises(ValueError, match="trained on another foundation"):
+    predict(done, other)
 
 
 def test_a_missing_source_file_is_named(done: Path, tmp_path: Path) -> None:
