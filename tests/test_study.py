@@ -346,3 +346,10 @@ def test_the_flags_that_help_shows_exist() -> None:
   keys = re.findall(r"--config\.([a-z_.]+)", main._USAGE)
   assert keys
   assert set(keys) <= {key.replace("/", ".") for key in flatten(config().to_dict())}
+
+
+def test_the_control_has_the_steps_of_the_three_stages(done: Path) -> None:
+  made = Study(config(), done).ledger.inputs
+  names = ("dmax-s0", "pseudo_pretrain-s0", "pseudo-s0")
+  together = sum(made(f"runs/{name}")["num_steps"] for name in names)
+  assert made("runs/dmax_long-s0")["num_steps"] == together
