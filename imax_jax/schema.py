@@ -59,10 +59,16 @@ class Radiograph:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Origin:
-  """Where an annotation was read: the file's name and its data row, from 0."""
+  """Where an annotation was read, and by which rule it became one.
 
+  `file` is relative to the source's root; `row` counts its data rows (items, lines) from
+  0; `rule` is a key of `data.sources.RULES`, which says it in words.
+  """
+
+  source: str
   file: str
   row: int
+  rule: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

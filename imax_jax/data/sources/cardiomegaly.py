@@ -3,7 +3,9 @@
     CTRs.csv    dicom_file,CTR      CPARs.csv    dicom_file,CPAR
 
 A value of 2, 3 or 4 is an error mark (heart, lungs or both not found), in the column
-of the values; the authors drop everything from 1 up.
+of the values; the authors drop everything from 1 up. Whether the marks print as "2" or
+"2.0", and which name the id column has, is not known before the files are seen: both
+are read, and the log says which they were.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Annotation
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 from imax_jax.schema import Ratio
 
@@ -27,6 +29,11 @@ REMEDY = (
   "Point cardiomegaly at the folder of https://physionet.org/content/"
   "cxr-cardiomegaly/1.0.0/ (open access: CTRs.csv and CPARs.csv)."
 )
+RULE = "cardiomegaly/ratio"
+RULES: dict[str, str] = {
+  RULE: "A CTR or CPAR strictly between 0 and 1; 2, 3 and 4 are the authors' error "
+  "marks and are left out. An image must have both unless told otherwise."
+}
 _ERROR_MARKS = {2.0: "heart", 3.0: "lungs", 4.0: "heart and lungs"}
 
 
@@ -35,7 +42,7 @@ def read(
   radiographs: Mapping[str, Radiograph],
   *,
   require_both: bool = True,
-  counts: Counts | None = None,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields a "ctr" and a "cpar" of each image, values in (0, 1).
 
@@ -44,42 +51,55 @@ def read(
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: other columns, or a damaged file.
+    DamagedFile: other columns, or it can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
-  found: dict[str, dict[str, Annotation]] = {}
+  tally = Tally("cardiomegaly") if tally is None else tally
+  found: dict[str, list[Annotation]] = {}
   for file, column in (("CTRs.csv", "CTR"), ("CPARs.csv", "CPAR")):
-    path = find_file(root, [file], remedy=REMEDY)
-    columns = (("dicom_file", "dicom_id"), column)
-    for row, (dicom, cell) in table_rows(path, columns):
-      name = image_id_of(dicom)
-      value = _ratio(column, cell, counts)
+    path = find_file(root, [file], remedy=REMEDY, tally=tally)
+    for name, value, _, row in _ratios(path, column, tally).items():
       if name not in radiographs:
-        counts[NOT_FRONTAL] += 1
-      elif value is not None:
-        found.setdefault(name, {}).setdefault(
-          column,
-          Annotation(
-            name, "calculation", column.lower(), Ratio(value), Origin(path.name, row)
-          ),
-        )
+        tally.absent(name)
+      elif value in _ERROR_MARKS:
+        tally.leave_out(f"{column}: {_ERROR_MARKS[value]} not found")
+      else:
+        annotation = Annotation(
+          name, "calculation", column.lower(), Ratio(value),
+          tally.origin(path, row, RULE),
+        )  # fmt: skip
+        found.setdefault(name, []).append(annotation)
   for pair in found.values():
     if require_both and len(pair) < 2:
-      counts["only one of CTR and CPAR"] += 1
+      tally.leave_out("only one of CTR and CPAR")
       continue
-    counts["kept"] += len(pair)
-    yield from pair.values()
-  log_counts("cardiomegaly", counts)
+    tally.keep(len(pair))
+    yield from pair
+  tally.log()
 
 
-def _ratio(column: str, cell: str, counts: Counts) -> float | None:
-  try:
-    value = float(cell)
-  except ValueError:
-    counts[f"{column} not a number"] += 1
-    return None
-  if 0 < value < 1:
-    return value
-  mark = _ERROR_MARKS.get(value)
-  counts[f"{column}: {mark} not found" if mark else f"{column} outside (0, 1)"] += 1
-  return None
+def _ratios(path: Path, column: str, tally: Tally) -> Distinct[str, float]:
+  """The well-formed values by image: ratios, and error marks."""
+  ratios: Distinct[str, float] = Distinct(tally)
+  file = tally.name(path)
+  tally.met(
+    f"{path.name} id column",
+    "dicom_file" if "dicom_file" in table_header(path) else "dicom_id",
+  )
+  columns = (("dicom_file", "dicom_id"), column)
+  for row, (dicom, cell) in table_rows(path, columns, tally):
+    name = image_id_of(dicom)
+    if not is_dicom_id(name):
+      tally.reject(file, row, "image id of the wrong form", RULE)
+      continue
+    try:
+      value = float(cell)
+    except ValueError:
+      tally.reject(file, row, f"{column} not a number", RULE)
+      continue
+    if 0 < value < 1 or value in _ERROR_MARKS:
+      if value in _ERROR_MARKS:
+        tally.met("error marks print as", "2" if cell.strip().isdigit() else "2.0")
+      ratios.add(name, value, path, row)
+    else:
+      tally.reject(file, row, f"{column} neither in (0, 1) nor an error mark", RULE)
+  return ratios

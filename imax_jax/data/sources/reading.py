@@ -1,116 +1,301 @@
-"""What the readers share: finding a file, its rows by column name, ids, counts.
+"""What the readers share: finding a file, its rows by column name, ids.
 
 The releases differ in small ways (gunzipped files, "s50000001" against 50000001,
-columns in another order), and these differences are met here once.
+columns in another order), and these differences are met here once. So is damage: a bad
+row is rejected and the next is read; a bad file raises `DamagedFile`.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import csv
 import gzip
 import io
-import sys
+import json
+import re
 import zlib
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from typing import BinaryIO
+from typing import cast
 
-from absl import logging
-
+from imax_jax.data.sources.intake import ROW_RULE
+from imax_jax.data.sources.intake import DamagedFile
+from imax_jax.data.sources.intake import Tally
 from imax_jax.schema import Radiograph
 
-# Rejected rows by reason, and "kept". Never holds a patient's text.
-Counts = collections.Counter[str]
 # A column by name, or by any of several names that releases have used for it.
 Column = str | tuple[str, ...]
 
-NOT_FRONTAL = "image absent or not frontal"
-_READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error)
+AGAIN = "download it again and compare it with SHA256SUMS.txt"
+_READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
+# The longest row of the releases has some 100 kB (CheXmask); a table's row is a line.
+MAX_ROW_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 4 * 2**30
+# gzip reaches 1000 : 1 on a bomb, some 10 : 1 on these tables.
+_MAX_RATIO = 200
+_RATIO_FREE_BYTES = 64 * 2**20
+
+_DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
+_NUMBER = re.compile(r"\d{8}")
 
 
-def find_file(root: str | Path, names: Sequence[str], *, remedy: str) -> Path:
-  """The first of `names` that exists under `root`; "x.csv.gz" also finds "x.csv".
+# ── Files ─────────────────────────────────────────────────────────────────────────
+
+
+def find_file(
+  root: str | Path, names: Sequence[str], *, remedy: str, tally: Tally | None = None
+) -> Path:
+  """The first of `names` under `root`; "x.csv.gz" also finds "x.csv" and the reverse.
 
   Raises:
     FileNotFoundError: no name exists; says which were looked for, where, and `remedy`.
+    DamagedFile: it is a link to outside of `root`.
   """
   for name in names:
-    for path in (Path(root, name), Path(root, name.removesuffix(".gz"))):
-      if path.exists():
-        return path
+    other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
+    for candidate in (name, other):
+      if Path(root, candidate).exists():
+        path = inside(root, candidate)
+        return path if tally is None else tally.opened(path)
   raise FileNotFoundError(
     f"{root}: expected {' or '.join(names)}, which is not there. {remedy}"
   )
 
 
-def open_text(path: Path) -> io.TextIOBase:
-  """A gzipped or plain text file, newlines as they are (csv needs that)."""
+def inside(root: str | Path, name: str) -> Path:
+  """`root/name`, for a name that was read from a file.
+
+  Raises:
+    DamagedFile: an absolute name, one that climbs with "..", one with a NUL or a
+      backslash, or a link that leads out of `root`.
+  """
+  if "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+    raise DamagedFile(root, "names a file outside its own folder")
+  path = Path(root, name)
+  if path.is_symlink() and not path.resolve().is_relative_to(Path(root).resolve()):
+    raise DamagedFile(path, "is a link that leads out of its folder")
+  return path
+
+
+class _Bounded(io.RawIOBase):
+  """A gzip file's content, refused once it is out of all proportion to the file."""
+
+  def __init__(self, path: Path) -> None:
+    self._path, self._size = path, path.stat().st_size
+    self._file = gzip.open(path, "rb")
+    self._given = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+    self._given += count
+    if self._given > _RATIO_FREE_BYTES and self._given > _MAX_RATIO * self._size:
+      raise DamagedFile(self._path, f"unpacks to over {_MAX_RATIO} times its size")
+    return int(count)
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
+
+
+def open_bytes(path: Path) -> BinaryIO:
+  """A gzipped or plain file's content; a gzip bomb raises `DamagedFile` as it is read."""
   if path.suffix == ".gz":
-    return gzip.open(path, "rt", encoding="utf-8", newline="")
-  return path.open(encoding="utf-8", newline="")
+    return cast(BinaryIO, io.BufferedReader(_Bounded(path), 2**20))
+  return path.open("rb", buffering=2**20)
 
 
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-  """Turns a damaged file's many exceptions into one ValueError that names it."""
-  try:
-    yield
-  except _READ_ERRORS as error:
-    raise ValueError(
-      f"{path}: cannot be read ({type(error).__name__}): truncated or damaged; "
-      "download it again and compare it with SHA256SUMS.txt"
-    ) from None
+# ── Tables ────────────────────────────────────────────────────────────────────────
 
 
 def table_header(path: Path) -> list[str]:
   """The names of a csv file's columns."""
-  with readable(path), open_text(path) as file:
-    return next(csv.reader(file), [])
+  try:
+    with open_bytes(path) as file:
+      line = file.readline(MAX_ROW_BYTES)
+    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]), [])
+  except (*_READ_ERRORS, UnicodeDecodeError, csv.Error):
+    raise DamagedFile(path, "has no readable first line", AGAIN) from None
 
 
 def table_rows(
-  path: Path, columns: Sequence[Column]
+  path: Path,
+  columns: Sequence[Column],
+  tally: Tally,
+  *,
+  row_start: re.Pattern[bytes] | None = None,
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-  """Yields (data row from 0, the cells of `columns`), streaming.
+  """Yields (data row from 0, the cells of `columns`) of the good rows, streaming.
 
-  Cells may hold newlines and be of any length (CheXmask's have both).
+  A row is a line. Where cells may hold newlines, `row_start` matches the beginning of
+  the lines that begin a row, so that one missing quote costs one row, not the rest.
+
+  Rejected are rows with more or fewer cells than the header, with a NUL byte, that are
+  not UTF-8 or not csv.
 
   Raises:
-    ValueError: a column is missing, a row is short, or the file is damaged.
+    DamagedFile: a column is missing, the file is cut short, or a row has no end.
   """
-  csv.field_size_limit(sys.maxsize)
-  with readable(path), open_text(path) as file:
-    reader = csv.reader(file)
-    names = [name.removeprefix("\ufeff") for name in next(reader, [])]
-    places = _places(path, names, columns)
-    needed = max(places) + 1
-    for number, cells in enumerate(reader):
-      if not cells:
-        continue
-      if len(cells) < needed:
-        raise ValueError(
-          f"{path}: data row {number} has {len(cells)} cells, expected {len(names)}: "
-          "the file is cut short; download it again"
-        )
-      yield number, tuple(cells[place] for place in places)
+  names = table_header(path)
+  places = column_places(path, names, columns)
+  file = tally.name(path)
+  try:
+    with open_bytes(path) as lines:
+      lines.readline(MAX_ROW_BYTES)
+      for number, line in enumerate(_rows(path, lines, row_start)):
+        tally.rows += 1
+        cells = split_row(line, len(names))
+        if isinstance(cells, str):
+          tally.reject(file, number, cells, ROW_RULE)
+        else:
+          yield number, tuple([cells[place] for place in places])
+  except DamagedFile:
+    raise
+  except _READ_ERRORS as error:
+    raise DamagedFile(
+      path, f"cannot be read to its end ({type(error).__name__})", AGAIN
+    ) from None
 
 
-def _places(path: Path, names: list[str], columns: Sequence[Column]) -> list[int]:
+def _rows(
+  path: Path, lines: BinaryIO, row_start: re.Pattern[bytes] | None
+) -> Iterator[bytes]:
+  row = b""
+  while line := lines.readline(MAX_ROW_BYTES):
+    if row and (row_start is None or row_start.match(line)):
+      yield row
+      row = b""
+    row = row + line if row else (line if line.strip() else b"")
+    if len(row) >= MAX_ROW_BYTES:
+      raise DamagedFile(path, f"has a row of over {MAX_ROW_BYTES} bytes", AGAIN)
+  if row:
+    yield row
+
+
+def split_row(row: bytes, expected: int) -> list[str] | str:
+  """The cells of a csv row, or the reason why it is none."""
+  if b"\0" in row:
+    return "has a NUL byte"
+  try:
+    text = row.rstrip(b"\r\n").decode("utf-8")
+  except UnicodeDecodeError:
+    return "is not UTF-8"
+  if '"' not in text:
+    cells = text.split(",")
+  else:
+    try:
+      found = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error:
+      return "is not csv (a quote is missing, or a cell is too long)"
+    if len(found) != 1:
+      return "is not one csv row"
+    cells = found[0]
+  if len(cells) != expected:
+    return "has more or fewer cells than the header"
+  return cells
+
+
+def column_places(
+  path: Path, names: Sequence[str], columns: Sequence[Column]
+) -> list[int]:
+  """Where `columns` stand among `names`.
+
+  Raises:
+    DamagedFile: one is not there.
+  """
   places = []
   for column in columns:
     accepted = (column,) if isinstance(column, str) else column
     found = [names.index(name) for name in accepted if name in names]
     if not found:
       wanted = [c if isinstance(c, str) else " or ".join(c) for c in columns]
-      raise ValueError(
-        f"{path}: no column {' or '.join(accepted)}; expected {wanted}, found "
-        f"{names[:60]}. Is this the file it is named after?"
+      raise DamagedFile(
+        path,
+        f"has no column {' or '.join(accepted)}; expected {wanted}, found {len(names)} "
+        "others",
+        "Is this the file it is named after?",
       )
     places.append(found[0])
   return places
+
+
+# ── JSON ──────────────────────────────────────────────────────────────────────────
+
+
+def json_list(path: Path) -> Iterator[tuple[int, Any]]:
+  """Yields (number, item) of a file that is one JSON list, decoding an item at a time.
+
+  Only the text is held whole (260 MB for the largest release file), not its hundreds
+  of thousands of dictionaries.
+
+  Raises:
+    DamagedFile: not JSON, not a list, not UTF-8, nested beyond reason, or cut short.
+  """
+  text = json_text(path)
+  decoder = json.JSONDecoder()
+  place = _skip(text, 0, " \t\r\n")
+  if text[place : place + 1] != "[":
+    raise DamagedFile(path, "expected a JSON list, found something else")
+  place, number = _skip(text, place + 1, " \t\r\n,"), 0
+  while text[place : place + 1] != "]":
+    try:
+      item, place = decoder.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+      # The decoder's own message is safe, but the exception carries the whole text.
+      raise DamagedFile(path, f"is not JSON from line {error.lineno} on", AGAIN) from None
+    except RecursionError:
+      raise DamagedFile(path, f"item {number} is nested beyond reason") from None
+    yield number, item
+    place, number = _skip(text, place, " \t\r\n,"), number + 1
+
+
+def json_whole(path: Path) -> Any:
+  """A JSON file's content.
+
+  Raises:
+    DamagedFile: as `json_list`.
+  """
+  try:
+    return json.loads(json_text(path))
+  except json.JSONDecodeError as error:
+    raise DamagedFile(path, f"is not JSON from line {error.lineno} on", AGAIN) from None
+  except RecursionError:
+    raise DamagedFile(path, "is nested beyond reason") from None
+
+
+def json_text(path: Path) -> str:
+  """A text file of bounded size, without a byte order mark."""
+  if path.stat().st_size > MAX_JSON_BYTES:
+    raise DamagedFile(path, f"has over {MAX_JSON_BYTES} bytes")
+  try:
+    with open_bytes(path) as file:
+      text = file.read().decode("utf-8-sig")
+  except UnicodeDecodeError:
+    raise DamagedFile(path, "is not UTF-8", AGAIN) from None
+  except DamagedFile:
+    raise
+  except _READ_ERRORS as error:
+    raise DamagedFile(
+      path, f"cannot be read to its end ({type(error).__name__})", AGAIN
+    ) from None
+  if "\0" in text:
+    raise DamagedFile(path, "has a NUL byte", AGAIN)
+  return text
+
+
+def _skip(text: str, place: int, characters: str) -> int:
+  while place < len(text) and text[place] in characters:
+    place += 1
+  return place
+
+
+# ── Ids ───────────────────────────────────────────────────────────────────────────
 
 
 def plain_id(text: str) -> str:
@@ -119,10 +304,20 @@ def plain_id(text: str) -> str:
   return text[1:] if text[:1] in ("s", "p") and text[1:].isdigit() else text
 
 
+def is_mimic_number(text: str) -> bool:
+  """Whether `text` has the form of MIMIC's patient and study ids, eight digits."""
+  return _NUMBER.fullmatch(text) is not None
+
+
 def image_id_of(text: str) -> str:
   """An image's id from itself, a file name or a path."""
   name = text.strip().rsplit("/", 1)[-1]
   return name.removesuffix(".dcm").removesuffix(".jpg")
+
+
+def is_dicom_id(text: str) -> bool:
+  """Whether `text` has the form of MIMIC's image ids, five groups of eight hex digits."""
+  return _DICOM.fullmatch(text) is not None
 
 
 def images_by_study(radiographs: Mapping[str, Radiograph]) -> dict[str, list[str]]:
@@ -133,7 +328,6 @@ def images_by_study(radiographs: Mapping[str, Radiograph]) -> dict[str, list[str
   return studies
 
 
-def log_counts(source: str, counts: Counts) -> None:
-  """One line: what was kept, and what was rejected for which reason."""
-  rejected = {key: counts[key] for key in sorted(counts) if key != "kept"}
-  logging.info("%s: kept %d; rejected %s", source, counts["kept"], rejected)
+def one_line(words: Iterable[str] | str) -> str:
+  """White space collapsed."""
+  return " ".join(words.split() if isinstance(words, str) else words)

@@ -1,0 +1,254 @@
+"""What became of every row that was read: kept, left out by a rule, or rejected.
+
+    intake = Intake(quarantine=Path("quarantine.jsonl"))
+    tally = intake.tally("cardiomegaly")
+    tally.keep(); tally.leave_out("heart not found"); tally.reject("CTRs.csv", 7, …)
+    intake.finish()      # a count by reason; an error if too much was rejected
+
+A row is *left out* where a documented rule of the method does not want it (a lateral
+view, a mask below the quality gate): it is counted. A row or file is *rejected* where it
+is not what its format says: it is counted and listed in the quarantine, a JSON line each:
+
+    {"source": "cardiomegaly", "file": "CTRs.csv", "row": 7, "reason": "not a number",
+     "rule": "cardiomegaly/ratio"}
+
+`row` counts data rows from 0 and is null where the file as a whole is meant. No line
+holds a cell of the file: it may be a patient's.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+from collections.abc import Hashable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from typing import Generic
+from typing import TextIO
+from typing import TypeVar
+
+from absl import logging
+
+from imax_jax.schema import Origin
+
+KEPT = "kept"
+# What a damaged or misnamed file is listed by, whichever its source.
+FILE_RULE = "reading/whole file"
+ROW_RULE = "reading/row"
+TWICE_RULE = "reading/twice"
+RULES: dict[str, str] = {
+  FILE_RULE: "A file must be readable to its end and have the columns of its release.",
+  ROW_RULE: "A row must be UTF-8 without NUL bytes, with a cell for each column.",
+  TWICE_RULE: "Of rows that contradict each other about the same thing none is used.",
+}
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class DamagedFile(ValueError):
+  """A file that can not be read to its end, or is not what its name says."""
+
+  def __init__(self, path: str | Path, reason: str, remedy: str = "") -> None:
+    super().__init__(f"{path}: {reason}" + (f". {remedy}" if remedy else ""))
+    self.path, self.reason = Path(path), reason
+
+
+class Tally:
+  """The rows of one source. Used alone (in a test, at a prompt) it lists nothing.
+
+  Attributes:
+    source: whose rows these are.
+    root: its folder, which the file names of the quarantine are relative to.
+    counts: "kept", and every other row by the reason why it was not.
+    rejected: the reasons among those of `counts` that are rejections.
+    rows: data rows read, of all files.
+    cases: what an unverified point of the format turned out to be,
+      {"Height and Width": "as the metadata's Rows and Columns"}.
+    inputs: the files that were opened.
+  """
+
+  def __init__(self, source: str, intake: Intake | None = None) -> None:
+    self.source = source
+    self.root = Path()
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.rejected: collections.Counter[str] = collections.Counter()
+    self.rows = 0
+    self.damaged_files = 0
+    self.cases: dict[str, str] = {}
+    self.inputs: list[Path] = []
+    self._intake = intake
+
+  def keep(self, count: int = 1) -> None:
+    self.counts[KEPT] += count
+
+  def leave_out(self, reason: str, count: int = 1) -> None:
+    if count:
+      self.counts[reason] += count
+
+  def reject(self, file: str, row: int | None, reason: str, rule: str) -> None:
+    self.counts[reason] += 1
+    self.rejected[reason] += 1
+    if self._intake is not None:
+      self._intake.list_rejected(self.source, file, row, reason, rule)
+
+  def reject_file(self, error: DamagedFile) -> None:
+    self.damaged_files += 1
+    self.reject(self.name(error.path), None, error.reason, FILE_RULE)
+
+  def met(self, question: str, case: str) -> None:
+    """Records which case of an unverified point these files are; `case` has no cell."""
+    self.cases[question] = case
+
+  def opened(self, path: Path) -> Path:
+    if path not in self.inputs:
+      self.inputs.append(path)
+    return path
+
+  def name(self, path: str | Path) -> str:
+    """A file's name as the quarantine and an `Origin` give it: relative to the root."""
+    path = Path(path)
+    if path.is_relative_to(self.root):
+      return path.relative_to(self.root).as_posix()
+    return path.name
+
+  def origin(self, path: str | Path, row: int, rule: str) -> Origin:
+    return Origin(self.source, self.name(path), row, rule)
+
+  def absent(self, image_id: str) -> None:
+    """Counts a row about an image that is not among the radiographs, by the reason."""
+    known = self._intake.absent if self._intake is not None else {}
+    self.leave_out(f"image {known.get(image_id, 'not among the radiographs')}")
+
+  def share_rejected(self) -> float:
+    if self.damaged_files:
+      return 1.0
+    return self.rejected.total() / self.rows if self.rows else 0.0
+
+  def log(self) -> None:
+    """One line: what was kept, left out, rejected, for which reasons."""
+    left_out = self.counts - self.rejected
+    logging.info(
+      "%s: %d rows read, %d annotations kept; left out %s; rejected %s",
+      self.source, self.rows, left_out.pop(KEPT, 0),
+      dict(sorted(left_out.items())), dict(sorted(self.rejected.items())),
+    )  # fmt: skip
+    for question, case in self.cases.items():
+      logging.info("%s: %s: %s", self.source, question, case)
+
+
+class Intake:
+  """The tallies of a build, and its quarantine file, written line by line.
+
+  Args:
+    quarantine: where to list what is rejected; None: nowhere.
+    max_quarantined: the share of a source's rows that may be rejected. A damaged file
+      counts as all of its source's rows.
+
+  Attributes:
+    absent: image id -> why it is not among the radiographs, for those that the
+      metadata does name.
+  """
+
+  def __init__(
+    self, quarantine: Path | None = None, *, max_quarantined: float = 0.01
+  ) -> None:
+    if not 0 <= max_quarantined <= 1:
+      raise ValueError(
+        f"max_quarantined {max_quarantined}: expected a share of rows, 0 to 1"
+      )
+    self.tallies: dict[str, Tally] = {}
+    self.absent: dict[str, str] = {}
+    self._max = max_quarantined
+    self._path = quarantine
+    self._file: TextIO | None = None
+    if quarantine is not None:
+      descriptor = os.open(quarantine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+      self._file = open(descriptor, "w", encoding="utf-8")
+
+  def tally(self, source: str, root: str | Path = ".") -> Tally:
+    tally = self.tallies.setdefault(source, Tally(source, self))
+    tally.root = Path(root)
+    return tally
+
+  def list_rejected(
+    self, source: str, file: str, row: int | None, reason: str, rule: str
+  ) -> None:
+    if self._file is not None:
+      line = {"source": source, "file": file, "row": row, "reason": reason}
+      self._file.write(json.dumps(line | {"rule": rule}) + "\n")
+      self._file.flush()  # a killed build leaves what it had found
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+  def summary(self) -> dict[str, dict[str, Any]]:
+    """{source: {"rows", "kept", "left_out": {…}, "rejected": {…}, "cases": {…}}}."""
+    return {
+      name: {
+        "rows": tally.rows,
+        KEPT: tally.counts[KEPT],
+        "left_out": {
+          reason: count
+          for reason, count in sorted((tally.counts - tally.rejected).items())
+          if reason != KEPT
+        },
+        "rejected": dict(sorted(tally.rejected.items())),
+        "cases": dict(tally.cases),
+      }
+      for name, tally in self.tallies.items()
+    }
+
+  def finish(self) -> None:
+    """Closes the quarantine.
+
+    Raises:
+      ValueError: a source has more rejected than `max_quarantined`; names the reasons,
+        their counts and the quarantine.
+    """
+    self.close()
+    bad = [t for t in self.tallies.values() if t.share_rejected() > self._max]
+    if bad:
+      lines = [
+        f"{t.source}: {t.rejected.total()} rejected of {t.rows} rows "
+        f"({', '.join(f'{count} × {reason}' for reason, count in t.rejected.items())})"
+        for t in bad
+      ]
+      where = f"Each is listed in {self._path}. " if self._path else ""
+      raise ValueError(
+        f"more than {self._max:.2%} of a source was rejected: {'; '.join(lines)}. {where}"
+        "Mend or fetch the files again, or allow it: --config.data.max_quarantined=SHARE"
+      )
+
+
+class Distinct(Generic[K, V]):
+  """What rows say by key: two that agree count once, two that contradict not at all."""
+
+  def __init__(self, tally: Tally) -> None:
+    self._tally = tally
+    self._said: dict[K, tuple[V, str, int]] = {}
+    self._disputed: set[K] = set()
+
+  def add(self, key: K, value: V, path: str | Path, row: int) -> None:
+    file = self._tally.name(path)
+    reason = "contradicts another row about the same thing"
+    if key in self._disputed:
+      self._tally.reject(file, row, reason, TWICE_RULE)
+    elif key not in self._said:
+      self._said[key] = (value, file, row)
+    elif self._said[key][0] == value:
+      self._tally.leave_out("says again what another row says")
+    else:
+      _, first_file, first_row = self._said.pop(key)
+      self._disputed.add(key)
+      self._tally.reject(first_file, first_row, reason, TWICE_RULE)
+      self._tally.reject(file, row, reason, TWICE_RULE)
+
+  def items(self) -> Iterator[tuple[K, V, str, int]]:
+    """(key, value, file, row) of the undisputed, in the order of the rows."""
+    for key, (value, file, row) in self._said.items():
+      yield key, value, file, row
