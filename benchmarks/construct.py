@@ -47,7 +47,7 @@ def hospital(images: int) -> tuple[dict[str, Radiograph], list[Annotation]]:
     for n in range(images)
   }
   annotations = [
-    Annotation(image, task, subtask, target, Origin(f"{task}.csv", row))
+    Annotation(image, task, subtask, target, Origin("made", f"{task}.csv", row, "made"))
     for task, (share, targets) in _TARGETS.items()
     for row, (image, draw) in enumerate(
       zip(radiographs, rng.random(images), strict=True)

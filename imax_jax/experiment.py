@@ -122,7 +122,7 @@ def _pseudo_imax(
       entry
       for i in range(len(made))
       for entry in made[i].entries
-      if entry.origin.file == label.ORIGIN
+      if entry.origin.source == label.ORIGIN
     ]
     entries_lib.write_entries(folder / "labels.jsonl", labels)
     write_json(folder / "dropped.json", dropped)

@@ -33,7 +33,7 @@ def hospital(num_images, seed=0, patients_per_image=0.3):
   radiographs, annotations = {}, []
 
   def add(image, task, subtask, target):
-    origin = Origin(f"{task}.csv", len(annotations))
+    origin = Origin("made", f"{task}.csv", len(annotations), "made")
     annotations.append(Annotation(image, task, subtask, target, origin))
 
   for number in range(num_images):
@@ -225,7 +225,7 @@ def test_mistakes_are_named(options, message):
 
 
 def test_unknown_image_is_an_error():
-  lost = Annotation("nobody", "report", "", Report("secret"), Origin("r.csv", 7))
+  lost = Annotation("nobody", "report", "", Report("secret"), Origin("made", "r.csv", 7, "made"))
   with pytest.raises(ValueError, match=r"r\.csv row 7.*nobody") as error:
     construct_lib.construct(RADIOGRAPHS, [lost], seed=0)
   assert "secret" not in str(error.value)

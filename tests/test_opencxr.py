@@ -13,7 +13,7 @@ import pytest
 
 from imax_jax.data import sources
 from imax_jax.data.sources import opencxr
-from imax_jax.data.sources import reading
+from imax_jax.data.sources.intake import Tally
 from imax_jax.schema import TARGET_OF_TASK
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
@@ -90,11 +90,11 @@ def root(tmp_path: Path) -> Path:
   return tmp_path
 
 
-def _read(root: Path, *layers: str, **options: float) -> tuple[list, reading.Counts]:
-  counts = reading.Counts()
+def _read(root: Path, *layers: str, **options: float) -> tuple[list, Tally]:
+  tally = Tally("opencxr")
   radiographs = opencxr.read_radiographs(root)
-  found = opencxr.read(root, radiographs, layers=layers, counts=counts, **options)
-  return list(found), counts
+  found = opencxr.read(root, radiographs, layers=layers, tally=tally, **options)
+  return list(found), tally.counts
 
 
 def _said(found: list, name: str) -> list[tuple]:
@@ -176,7 +176,7 @@ def test_a_bad_image_is_named(root):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("{", "not JSON at line 1"),
+    ("{", "is not JSON from line 1"),
     ("[]", "expected"),
     ('{"images": [{"id": "x"}]}', "image 0 lacks"),
   ],

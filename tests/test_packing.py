@@ -29,7 +29,7 @@ def make_images(lengths: list[list[tuple[int, int]]]) -> list[TokenizedImage]:
     return np.array([next(ids) for _ in range(count)], np.int32)
 
   def entry(image: int, number: int, sizes: tuple[int, int]) -> TokenizedEntry:
-    origin, target = Origin("made", number), Answer("", ())
+    origin, target = Origin("made", "made", number, "made"), Answer("", ())
     noun = Entry(
       f"{image}/vqa//{number}", str(image), "vqa", "", "", "", target, origin
     )

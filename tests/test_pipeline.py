@@ -22,7 +22,7 @@ NUM_SLOTS = 4
 
 def make_record(number: int) -> ImageRecord:
   image_id = f"image{number}"
-  target, origin = Answer("", ()), Origin("made", number)
+  target, origin = Answer("", ()), Origin("made", "made", number, "made")
   entries = tuple(
     Entry(
       f"{image_id}/vqa/verify/{i}",

@@ -22,7 +22,7 @@ from imax_jax.schema import Report
 
 
 def entry_of(task, subtask, target, image_id="a1", number=0):
-  annotation = Annotation(image_id, task, subtask, target, Origin("x.csv", 3))
+  annotation = Annotation(image_id, task, subtask, target, Origin("made", "x.csv", 3, "made"))
   return prompts.make_entry(annotation, number)
 
 

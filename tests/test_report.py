@@ -337,7 +337,7 @@ def prediction(task="rec", subtask="heart", image="i0", number=0, **changes):
   target = changes.pop("target", Region("heart", (0.3, 0.4, 0.7, 0.8)))
   entry = Entry(
     f"{image}/{task}/{subtask}/{number}", image, task, subtask, "[x] where?",
-    "<300><400><700><800>", target, Origin("invented.csv", 0),
+    "<300><400><700><800>", target, Origin("made", "invented.csv", 0, "made"),
   )  # fmt: skip
   return Prediction(entry, **{"text": "?", "value": None, "reason": "no box"} | changes)
 

@@ -43,7 +43,7 @@ WORDS = st.lists(
 
 
 def entry(task: str, subtask: str, target: Target, number: int = 0) -> Entry:
-  origin = Origin("invented.csv", number)
+  origin = Origin("made", "invented.csv", number, "made")
   return prompts.make_entry(Annotation(f"i{number}", task, subtask, target, origin), 0)
 
 

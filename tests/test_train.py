@@ -57,7 +57,7 @@ def make_images(count: int = 9) -> list[TokenizedImage]:
         "",
         "",
         Answer("", ()),
-        Origin("made", 0),
+        Origin("made", "made", 0, "made"),
       )
       entries.append(TokenizedEntry(prompt, answer, noun))
     images.append(TokenizedImage(str(image), prefix, slot, tuple(entries)))

@@ -46,7 +46,7 @@ def entry_to_json(entry: Entry) -> str:
   """One line: the entry's fields, its target as an object."""
   fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
   fields["target"] = json.loads(target_to_json(entry.target))
-  fields["origin"] = [entry.origin.file, entry.origin.row]
+  fields["origin"] = list(dataclasses.astuple(entry.origin))
   return json.dumps(fields, ensure_ascii=False)
 
 

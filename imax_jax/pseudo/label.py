@@ -42,7 +42,7 @@ from imax_jax.schema import Region
 from imax_jax.schema import Report
 from imax_jax.schema import Target
 
-ORIGIN = "pseudo"
+ORIGIN = "pseudo"  # source, file and rule of what a model said
 # What a request's target says where an answer would stand. `parse` reads none of it.
 _ANYWHERE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -202,7 +202,7 @@ def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
   """Answered requests as training entries, in the words that real ones have.
 
   An entry's id is the request's with ".pseudo" behind it and its origin is
-  Origin("pseudo", place among the requests). A text that cannot be read is dropped and
+  Origin("pseudo", …, place among the requests). A text that cannot be read is dropped and
   counted by task and reason; the text itself is nowhere kept.
   """
   _check_lengths(requests, texts)
@@ -217,7 +217,7 @@ def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
       continue
     number = int(asked.id.rsplit("/", 1)[1])
     annotation = Annotation(
-      asked.image_id, asked.task, asked.subtask, target, Origin(ORIGIN, row)
+      asked.image_id, asked.task, asked.subtask, target, Origin(ORIGIN, ORIGIN, row, ORIGIN)
     )
     try:
       entry = prompts.make_entry(annotation, number)
@@ -315,7 +315,7 @@ def _ask(image_id: str, task: str, subtask: str, target: Target, number: int) ->
     prompt=prompts.prompt_of(task, subtask, target, entry_id=entry_id),
     answer="",
     target=target,
-    origin=Origin(ORIGIN, 0),
+    origin=Origin(ORIGIN, ORIGIN, 0, ORIGIN),
   )
 
 

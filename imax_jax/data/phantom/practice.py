@@ -65,7 +65,7 @@ def practice_entries(
       prompt=f"[practice] {item.prompt}",
       answer=item.answer,
       target=item.target,
-      origin=schema.Origin(TASK, number),
+      origin=schema.Origin(TASK, TASK, number, TASK),
     )
     for number, item in enumerate(items)
   )

@@ -1,49 +1,69 @@
 """The raw datasets, read in their own formats: one file a source.
 
-Each source has `read(root, radiographs) -> Iterator[Annotation]`; MIMIC-CXR-JPG gives
-the radiographs. A source whose key is absent from `roots` is not read.
+Each source has `read(root, radiographs, tally=…, …) -> Iterator[Annotation]`; those
+that bring images have `read_radiographs(root, tally=…) -> {image id: Radiograph}`. A
+source whose key is absent from `roots` is not read.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from typing import NamedTuple
 
 from imax_jax.data.sources import cardiomegaly
 from imax_jax.data.sources import chexmask
 from imax_jax.data.sources import cxr_lt
+from imax_jax.data.sources import intake as intake_lib
 from imax_jax.data.sources import mimic_cxr
 from imax_jax.data.sources import mimic_cxr_jpg
 from imax_jax.data.sources import opencxr
 from imax_jax.data.sources import pe_severity
 from imax_jax.data.sources import vqa
+from imax_jax.data.sources.intake import DamagedFile
+from imax_jax.data.sources.intake import Intake
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
 Roots = Mapping[str, str | Path]
-Reader = Callable[[str | Path, Mapping[str, Radiograph]], Iterator[Annotation]]
+# {source: keyword arguments of its reader}
+Options = Mapping[str, Mapping[str, Any]]
 
-# PhysioNet's slug and version of each source, which is also its folder.
+
+class Source(NamedTuple):
+  """A source's readers, and where PhysioNet's layout has it ("": it is elsewhere)."""
+
+  read: Callable[..., Iterator[Annotation]] | None
+  read_radiographs: Callable[..., dict[str, Radiograph]] | None = None
+  folder: str = ""
+
+
+SOURCES: dict[str, Source] = {
+  "mimic_cxr_jpg": Source(
+    None, mimic_cxr_jpg.read_radiographs, folder="mimic-cxr-jpg/2.1.0"
+  ),
+  "cardiomegaly": Source(cardiomegaly.read, folder="cxr-cardiomegaly/1.0.0"),
+  "mimic_cxr": Source(mimic_cxr.read, folder="mimic-cxr/2.1.0"),
+  "pe_severity": Source(pe_severity.read, folder="mimic-cxr-pe-severity/1.0.1"),
+  "cxr_lt": Source(cxr_lt.read, folder="cxr-lt-iccv-workshop-cvamd/2.0.0"),
+  "chexmask": Source(chexmask.read, folder="chexmask-cxr-segmentation-data/1.0.0"),
+  "vqa": Source(vqa.read, folder="mimic-ext-mimic-cxr-vqa/1.0.0"),
+  "opencxr": Source(opencxr.read, opencxr.read_radiographs),
+}
 FOLDERS: dict[str, str] = {
-  "mimic_cxr_jpg": "mimic-cxr-jpg/2.1.0",
-  "mimic_cxr": "mimic-cxr/2.1.0",
-  "cardiomegaly": "cxr-cardiomegaly/1.0.0",
-  "pe_severity": "mimic-cxr-pe-severity/1.0.1",
-  "cxr_lt": "cxr-lt-iccv-workshop-cvamd/2.0.0",
-  "chexmask": "chexmask-cxr-segmentation-data/1.0.0",
-  "vqa": "mimic-ext-mimic-cxr-vqa/1.0.0",
+  name: source.folder for name, source in SOURCES.items() if source.folder
 }
-READERS: dict[str, Reader] = {
-  "cardiomegaly": cardiomegaly.read,
-  "mimic_cxr": mimic_cxr.read,
-  "pe_severity": pe_severity.read,
-  "cxr_lt": cxr_lt.read,
-  "chexmask": chexmask.read,
-  "vqa": vqa.read,
-}
+# What the rule of an `Origin` says, in words.
+RULES: dict[str, str] = {
+  rule: words
+  for module in (intake_lib, mimic_cxr_jpg, cardiomegaly, mimic_cxr, pe_severity, cxr_lt,
+                 chexmask, vqa, opencxr)
+  for rule, words in module.RULES.items()
+}  # fmt: skip
 
 
 def roots_of(folder: str | Path) -> dict[str, Path]:
@@ -66,19 +86,33 @@ def roots_of(folder: str | Path) -> dict[str, Path]:
   )
 
 
-def read_radiographs(roots: Roots) -> dict[str, Radiograph]:
+def read_radiographs(
+  roots: Roots, *, intake: Intake | None = None, options: Options | None = None
+) -> dict[str, Radiograph]:
   """All radiographs of `roots`, by image id.
 
   Raises:
-    ValueError: an unknown source, or none that gives images.
+    ValueError: an unknown source or option, none that gives images, one image id in two
+      sources, or a damaged file.
     FileNotFoundError: a file of a source is missing.
   """
+  chosen = _arguments(options)
   _check(roots)
+  intake = Intake() if intake is None else intake
   radiographs: dict[str, Radiograph] = {}
-  if "mimic_cxr_jpg" in roots:
-    radiographs |= mimic_cxr_jpg.read_radiographs(roots["mimic_cxr_jpg"])
-  if "opencxr" in roots:
-    radiographs |= opencxr.read_radiographs(roots["opencxr"])
+  for name, source in SOURCES.items():
+    if name not in roots or source.read_radiographs is None:
+      continue
+    tally = intake.tally(f"{name} images" if source.read else name, roots[name])
+    arguments = chosen.get((name, "read_radiographs"), {})
+    found = source.read_radiographs(roots[name], tally=tally, **arguments)
+    twice = radiographs.keys() & found.keys()
+    if twice:
+      raise ValueError(
+        f"{name}: {len(twice)} image ids are another source's too, such as "
+        f"{min(twice)!r}; read the two apart"
+      )
+    radiographs |= found
   return radiographs
 
 
@@ -86,29 +120,65 @@ def read_all(
   roots: Roots,
   radiographs: Mapping[str, Radiograph],
   *,
-  layers: Sequence[str] = ("native",),
+  intake: Intake | None = None,
+  options: Options | None = None,
 ) -> Iterator[Annotation]:
   """Every annotation of every source in `roots`, source after source.
 
-  `layers` are opencxr's: "native", "derived" and "pseudo" annotations are kept apart.
+  With an `intake` a damaged file is listed in its quarantine and the next source is
+  read; `intake.finish()` then says so. Without one it is raised.
+
+  Args:
+    options: {"mimic_cxr": {"text": "conclusion"}}: keyword arguments of the readers.
 
   Raises:
     ValueError, FileNotFoundError: as `read_radiographs`, when the source is reached.
   """
+  chosen = _arguments(options)
   _check(roots)
-  for name, read in READERS.items():
-    if name in roots:
-      yield from read(roots[name], radiographs)
-  if "opencxr" in roots:
-    yield from opencxr.read(roots["opencxr"], radiographs, layers=layers)
+  for name, source in SOURCES.items():
+    if name not in roots or source.read is None:
+      continue
+    tally = (intake or Intake()).tally(name, roots[name])
+    arguments = chosen.get((name, "read"), {})
+    try:
+      yield from source.read(roots[name], radiographs, tally=tally, **arguments)
+    except DamagedFile as error:
+      if intake is None:
+        raise
+      tally.reject_file(error)
+      tally.log()
+
+
+def _arguments(options: Options | None) -> dict[tuple[str, str], dict[str, Any]]:
+  """{(source, "read" or "read_radiographs"): keyword arguments}."""
+  found: dict[tuple[str, str], dict[str, Any]] = {}
+  for name, given in (options or {}).items():
+    if name not in SOURCES:
+      raise ValueError(f"options: unknown source {name!r}; expected {list(SOURCES)}")
+    known: dict[str, str] = {}
+    for reader in ("read", "read_radiographs"):
+      known |= dict.fromkeys(_keywords(getattr(SOURCES[name], reader)), reader)
+    for key, value in given.items():
+      if key not in known:
+        raise ValueError(f"options of {name}: no {key!r}; expected {sorted(known)}")
+      found.setdefault((name, known[key]), {})[key] = value
+  return found
+
+
+def _keywords(reader: Callable[..., Any] | None) -> list[str]:
+  if reader is None:
+    return []
+  parameters = inspect.signature(reader).parameters.values()
+  return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "tally"]
 
 
 def _check(roots: Roots) -> None:
-  known = [*FOLDERS, "opencxr"]
-  unknown = sorted(set(roots) - set(known))
+  unknown = sorted(set(roots) - set(SOURCES))
   if unknown:
-    raise ValueError(f"roots: unknown source {unknown}; expected some of {known}")
-  if not {"mimic_cxr_jpg", "opencxr"} & set(roots):
+    raise ValueError(f"roots: unknown source {unknown}; expected some of {[*SOURCES]}")
+  giving = [name for name, source in SOURCES.items() if source.read_radiographs]
+  if not set(giving) & set(roots):
     raise ValueError(
-      f"roots: {sorted(roots)} give no images; add mimic_cxr_jpg or opencxr"
+      f"roots: {sorted(roots)} give no images; add one of {', '.join(giving)}"
     )

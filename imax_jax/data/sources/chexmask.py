@@ -1,160 +1,203 @@
-"""CheXmask 1.0.0: masks of heart and lungs, read straight as boxes.
+"""CheXmask 1.0.0: masks of heart and lungs, measured without decoding them.
 
     OriginalResolution/MIMIC-CXR-JPG.csv
     dicom_id,Dice RCA (Mean),Dice RCA (Max),Landmarks,
     Left Lung,Right Lung,Heart,Height,Width
 
-13 GB in one csv whose landmark cells hold newlines: it is streamed and no mask is
-decoded. A mask is "start length start length …", starts from 1, row-major. Left and
-right are the patient's.
+13 GB in one csv whose landmark cells hold newlines: it is streamed, in pieces of
+`PIECE_BYTES` that several processes measure. A mask is "start length start length …",
+starts from 1, row-major. Left and right are the patient's. The other sets' files differ
+in the name of the id column (`SETS`).
+
+What is not known of the released files is looked at in every row and said in the log:
+whether Height and Width are the metadata's Rows and Columns or the two exchanged (the
+publishers' scripts disagree), whether the masks agree with their landmarks, on which
+side the left lung lies, and whether the mean of Dice is at most its maximum.
 """
 
 from __future__ import annotations
 
+import collections
+import multiprocessing
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources import chexmask_rows
+from imax_jax.data.sources.chexmask_rows import Measured
+from imax_jax.data.sources.chexmask_rows import Piece
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.masks import cpar
+from imax_jax.data.sources.masks import ctr
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import log_counts
-from imax_jax.data.sources.reading import table_rows
+from imax_jax.data.sources.reading import table_header
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Box
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
+from imax_jax.schema import Ratio
 from imax_jax.schema import Region
 
 REMEDY = (
   "Point chexmask at the folder of https://physionet.org/content/"
   "chexmask-cxr-segmentation-data/1.0.0/ (open access)."
 )
-FILE = "OriginalResolution/MIMIC-CXR-JPG.csv"
 # The publishers' own gate on the estimated Dice coefficient.
 MIN_DICE = 0.7
-_COLUMN_OF_ORGAN = {
-  "heart": "Heart",
-  "left lung": "Left Lung",
-  "right lung": "Right Lung",
+PIECE_BYTES = 64 * 2**20
+RULE = "chexmask/box"
+RATIO_RULE = "chexmask/ratio"
+RULES: dict[str, str] = {
+  RULE: "The box around the runs of an organ's mask, where heart and both lungs have "
+  f"one and Dice RCA (Mean) is at least {MIN_DICE}.",
+  RATIO_RULE: "CTR: the width of the heart's mask over the width from the leftmost to "
+  "the rightmost lung pixel. CPAR: the heart's pixels over those of both lungs.",
 }
 
 
-def run_length_box(
-  text: str, height: int, width: int
-) -> tuple[int, int, int, int] | None:
-  """The box of a run-length mask in pixels, ends exclusive; None for an empty mask.
+class Set(NamedTuple):
+  """One of the five image sets: its file, id column, and how its rows begin."""
 
-      run_length_box("2 2 12 1", height=3, width=5) -> (1, 0, 3, 3)
+  file: str
+  id_column: str
+  row_start: bytes
 
-  Raises:
-    ValueError: an odd number of numbers, a non-number, or a run outside the image.
-  """
-  if not text.strip():
-    return None
-  # Parses in C, seven times as fast as int() of each: 13 GB are mostly such numbers.
-  numbers = np.fromstring(text, dtype=np.int64, sep=" ")
-  if numbers.size != len(text.split()) or numbers.size % 2:
-    raise ValueError("a mask is not made of start-length pairs of whole numbers")
-  first, length = numbers[0::2] - 1, numbers[1::2]
-  last = first + length - 1
-  if first.min() < 0 or length.min() < 1 or last.max() >= height * width:
-    raise ValueError(f"a run of a mask lies outside its {height} x {width} image")
-  wraps = first // width != last // width
-  left = np.where(wraps, 0, first % width)
-  right = np.where(wraps, width - 1, last % width)
-  return (
-    int(left.min()),
-    int((first // width).min()),
-    int(right.max()) + 1,
-    int((last // width).max()) + 1,
-  )
+
+SETS: dict[str, Set] = {
+  "mimic": Set(
+    "MIMIC-CXR-JPG.csv", "dicom_id", rb'"?[0-9a-f]{8}(?:-[0-9a-f]{8}){4}"?,'
+  ),
+  "nih": Set("ChestX-Ray8.csv", "Image Index", rb'"?\d{8}_\d{3}\.png"?,'),
+  "vindr": Set("VinDr-CXR.csv", "image_id", rb'"?[0-9a-f]{32}(?:\.\w+)?"?,'),
+}
 
 
 def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
+  of: str = "mimic",
   min_dice: float = MIN_DICE,
-  counts: Counts | None = None,
+  ratios: bool = False,
+  workers: int = 1,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields for each image three "rec" and three "reg" annotations: the `ORGANS`.
 
-  An image counts only with all three masks. Height and Width must be the metadata's
-  Rows and Columns; exchanged (the publishers' back-projection scripts do so), the runs
-  are read with the recorded pair and normalised by the metadata's.
+  An image counts only with all three masks.
+
+  Args:
+    of: which image set, a key of `SETS`.
+    ratios: yields "ctr" and "cpar" too, computed from the masks.
+    workers: processes; the result does not depend on it.
 
   Raises:
     FileNotFoundError: the file is missing.
-    ValueError: other columns, or a damaged file.
+    DamagedFile: other columns, or it can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
-  names = [FILE, f"{FILE}.gz", Path(FILE).name]
-  path = find_file(root, names, remedy=REMEDY)
-  columns = ("dicom_id", "Dice RCA (Mean)", "Height", "Width")
-  masks = tuple(_COLUMN_OF_ORGAN[organ] for organ in ORGANS)
-  given: set[str] = set()
-  for row, (dicom, dice, height, width, *cells) in table_rows(path, (*columns, *masks)):
-    name = image_id_of(dicom)
-    if name not in radiographs:
-      counts[NOT_FRONTAL] += 1
+  tally = Tally("chexmask") if tally is None else tally
+  which = SETS[of]
+  path = find_file(
+    root, [f"OriginalResolution/{which.file}", which.file], remedy=REMEDY, tally=tally
+  )
+  organs: Distinct[str, tuple[Measured, bool]] = Distinct(tally)
+  for row, measured in _measure(path, which, min_dice, workers, tally):
+    radiograph = radiographs.get(measured.image_id)
+    if radiograph is None:
+      tally.absent(measured.image_id)
       continue
-    if name in given:
-      counts["repeated image id"] += 1
-      continue
-    boxes = _boxes(radiographs[name], dice, height, width, cells, min_dice, counts)
-    if boxes is None:
-      continue
-    given.add(name)
-    counts["kept"] += 1
-    for task in ("rec", "reg"):
-      for organ, box in zip(ORGANS, boxes, strict=True):
-        region = Region(organ, box)
-        yield Annotation(name, task, organ, region, Origin(path.name, row))
-  log_counts("chexmask", counts)
-
-
-def _boxes(
-  radiograph: Radiograph,
-  dice: str,
-  height: str,
-  width: str,
-  cells: list[str],
-  min_dice: float,
-  counts: Counts,
-) -> list[Box] | None:
-  """The organs' boxes as fractions, or None after counting why not."""
-  try:
-    rows, columns = int(float(height)), int(float(width))
-    if not float(dice) >= min_dice:  # a NaN fails too
-      counts["Dice RCA below the gate"] += 1
-      return None
     size = (radiograph.height, radiograph.width)
-    if (rows, columns) not in (size, size[::-1]):
-      counts["size differs from the metadata's"] += 1
-      return None
-    pixels = [run_length_box(cell, rows, columns) for cell in cells]
-  except ValueError:
-    counts["malformed number or mask"] += 1
-    return None
-  if any(box is None for box in pixels):
-    counts["a mask is empty"] += 1
-    return None
-  width_px, height_px = radiograph.width, radiograph.height
-  fractions = [
-    (
-      min(x0 / width_px, 1.0),
-      min(y0 / height_px, 1.0),
-      min(x1 / width_px, 1.0),
-      min(y1 / height_px, 1.0),
+    if measured.size not in (size, size[::-1]):
+      reason = "Height and Width are not the image's"
+      tally.reject(tally.name(path), row, reason, RULE)
+    else:
+      organs.add(measured.image_id, (measured, measured.size == size), path, row)
+  exchanged = collections.Counter(same for _, (_, same), _, _ in organs.items())
+  if exchanged:
+    tally.met(
+      "Height and Width",
+      f"the image's own in {exchanged[True]} rows, exchanged in {exchanged[False]}",
     )
-    for x0, y0, x1, y1 in (box for box in pixels if box is not None)
+  for name, (measured, _), _, row in organs.items():
+    boxes = _fractions(measured, radiographs[name])
+    if boxes is None:
+      tally.reject(tally.name(path), row, "a mask lies outside the image", RULE)
+      continue
+    said = [
+      Annotation(name, task, organ, Region(organ, box), tally.origin(path, row, RULE))
+      for task in ("rec", "reg")
+      for organ, box in zip(ORGANS, boxes, strict=True)
+    ]
+    if ratios:
+      values = (
+        ("ctr", ctr(dict(zip(ORGANS, measured.boxes, strict=True)))),
+        ("cpar", cpar(dict(zip(ORGANS, measured.areas, strict=True)))),
+      )
+      said += [
+        Annotation(
+          name, "calculation", kind, Ratio(value), tally.origin(path, row, RATIO_RULE)
+        )
+        for kind, value in values
+        if 0 < value < 1
+      ]
+    tally.keep(len(said))
+    yield from said
+  tally.log()
+
+
+def _measure(
+  path: Path, which: Set, min_dice: float, workers: int, tally: Tally
+) -> Iterator[tuple[int, Measured]]:
+  """Yields (row, what is measured in it) in the order of the rows."""
+  header = tuple(table_header(path))
+  chexmask_rows.places_of(path, header, which.id_column)  # fails before any work
+  pieces = _pieces(path, header, which, min_dice)
+  first_row = 0
+  seen: collections.Counter[str] = collections.Counter()
+  for found in _over(pieces, workers):
+    for row, reason in found.rejected:
+      tally.reject(tally.name(path), first_row + row, reason, RULE)
+    for reason, count in found.left_out.items():
+      tally.leave_out(reason, count)
+    for row, measured in found.measured:
+      yield first_row + row, measured
+    first_row += found.num_rows
+    tally.rows += found.num_rows
+    seen.update(found.seen)
+  for question, key in chexmask_rows.QUESTIONS.items():
+    tally.met(question, f"in {seen[key]} of {seen['rows']} rows")
+
+
+def _pieces(
+  path: Path, header: tuple[str, ...], which: Set, min_dice: float
+) -> list[Piece]:
+  """The file in ranges of bytes; a row belongs to the range that it begins in."""
+  size = path.stat().st_size
+  # A gzip file has no middle to begin in.
+  step = max(size, 1) if path.suffix == ".gz" else PIECE_BYTES
+  return [
+    Piece(path, start, start + step, header, which.id_column, which.row_start, min_dice)
+    for start in range(0, max(size, 1), step)
   ]
-  if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in fractions):
-    counts["a mask lies outside the image"] += 1
-    return None
-  return fractions
+
+
+def _over(pieces: list[Piece], workers: int) -> Iterator[chexmask_rows.Found]:
+  if workers <= 1 or len(pieces) == 1:
+    yield from map(chexmask_rows.measure, pieces)
+    return
+  # Not fork: the parent may hold threads of jax or grain.
+  with multiprocessing.get_context("spawn").Pool(min(workers, len(pieces))) as pool:
+    yield from pool.imap(chexmask_rows.measure, pieces)
+
+
+def _fractions(measured: Measured, radiograph: Radiograph) -> list[Box] | None:
+  """Boxes by the metadata's size; None if one has nothing inside it."""
+  width, height = radiograph.width, radiograph.height
+  boxes = [
+    (min(x0 / width, 1.0), min(y0 / height, 1.0),
+     min(x1 / width, 1.0), min(y1 / height, 1.0))
+    for x0, y0, x1, y1 in measured.boxes
+  ]  # fmt: skip
+  return None if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in boxes) else boxes

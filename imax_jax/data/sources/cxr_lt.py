@@ -15,61 +15,72 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from absl import logging
-
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 
 REMEDY = (
   "Point cxr_lt at the folder of https://physionet.org/content/"
   "cxr-lt-iccv-workshop-cvamd/2.0.0/ (credentialed access)."
 )
-# The first release of which the first file exists is read, with the others it has.
-RELEASES: tuple[tuple[tuple[str, ...], ...], ...] = (
-  (("cxr-lt-2024/labels.csv", "labels.csv"),),
-  (
-    ("cxr-lt-2024/train_labeled.csv", "train_labeled.csv"),
-    ("cxr-lt-2024/development_labeled_task1.csv", "development_labeled_task1.csv",
-     "cxr-lt-2024/development.csv", "development.csv"),
-    ("cxr-lt-2024/test_labeled_task1.csv", "test_labeled_task1.csv",
-     "cxr-lt-2024/test.csv", "test.csv"),
+RULE = "cxr_lt/bits"
+RULES: dict[str, str] = {
+  RULE: "The ten columns named as the paper's findings, each 0 or 1. The labels are a "
+  "study's, mined from its report, and copied to each of its images."
+}
+# Of each: the files of a release, each by the names it has had.
+Release = tuple[tuple[str, ...], ...]
+RELEASES: dict[str, tuple[Release, ...]] = {
+  "2024": (
+    (("cxr-lt-2024/labels.csv", "labels.csv"),),
+    (
+      ("cxr-lt-2024/train_labeled.csv", "train_labeled.csv"),
+      ("cxr-lt-2024/development_labeled_task1.csv", "development_labeled_task1.csv",
+       "cxr-lt-2024/development.csv", "development.csv"),
+      ("cxr-lt-2024/test_labeled_task1.csv", "test_labeled_task1.csv",
+       "cxr-lt-2024/test.csv", "test.csv"),
+    ),
   ),
-  (
-    ("cxr-lt-2023/train.csv", "train.csv"),
-    ("cxr-lt-2023/development.csv", "development.csv"),
-    ("cxr-lt-2023/test.csv", "test.csv"),
+  "2023": (
+    (
+      ("cxr-lt-2023/train.csv", "train.csv"),
+      ("cxr-lt-2023/development.csv", "development.csv"),
+      ("cxr-lt-2023/test.csv", "test.csv"),
+    ),
   ),
-)  # fmt: skip
+}  # fmt: skip
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
-def label_files(root: str | Path) -> list[Path]:
-  """The label files of the best release that `root` or a folder in it holds.
+def label_files(root: str | Path, release: str = "") -> list[Path]:
+  """The label files of `release`, "2024" or "2023"; "": the newest that is there.
 
   Raises:
+    ValueError: another release.
     FileNotFoundError: there is none.
   """
+  if release and release not in RELEASES:
+    raise ValueError(f"CXR-LT release {release!r}: expected {' or '.join(RELEASES)}")
   places = [Path(root)]
   if Path(root).is_dir():  # an unzipped release sits one folder deeper
     places += sorted(path for path in Path(root).iterdir() if path.is_dir())
-  for release in RELEASES:
+  for files in [f for r in RELEASES if release in ("", r) for f in RELEASES[r]]:
     for place in places:
-      paths = [_first(place, names) for names in release]
+      paths = [_first(place, names) for names in files]
       if paths[0] is not None:
         return [path for path in paths if path is not None]
-  raise FileNotFoundError(
-    f"{root}: expected cxr-lt-2024/labels.csv, cxr-lt-2024/train_labeled.csv or "
-    f"cxr-lt-2023/train.csv, which are not there. {REMEDY}"
+  wanted = "cxr-lt-2024/labels.csv, cxr-lt-2024/train_labeled.csv"
+  wanted = {"2024": wanted, "2023": "cxr-lt-2023/train.csv"}.get(
+    release, f"{wanted} or cxr-lt-2023/train.csv"
   )
+  raise FileNotFoundError(f"{root}: expected {wanted}, not there. {REMEDY}")
 
 
 def _first(place: Path, names: tuple[str, ...]) -> Path | None:
@@ -84,31 +95,35 @@ def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: Counts | None = None,
+  release: str = "",
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields one `Bits` over the ten `FINDINGS` an image.
 
   Raises:
-    FileNotFoundError: no label file.
-    ValueError: a file lacks some of the ten labels, or is damaged.
+    ValueError, FileNotFoundError: as `label_files`.
+    DamagedFile: a file lacks some of the ten labels, or can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
-  given: set[str] = set()
-  for place, path in enumerate(label_files(root)):
+  tally = Tally("cxr_lt") if tally is None else tally
+  labels: Distinct[str, tuple[int, ...]] = Distinct(tally)
+  paths = label_files(root, release)
+  tally.met("label files", ", ".join(tally.name(path) for path in paths))
+  for place, path in enumerate(paths):
+    tally.opened(path)
     if place and not set(FINDINGS) & set(table_header(path)):
-      logging.info("cxr_lt: %s carries no labels and is passed over", path.name)
+      tally.met(tally.name(path), "carries no labels and is passed over")
       continue
-    for row, (dicom, *cells) in table_rows(path, ("dicom_id", *FINDINGS)):
+    for row, (dicom, *cells) in table_rows(path, ("dicom_id", *FINDINGS), tally):
       name = image_id_of(dicom)
-      if name not in radiographs:
-        counts[NOT_FRONTAL] += 1
-      elif name in given:
-        counts["repeated image id"] += 1
+      if not is_dicom_id(name):
+        tally.reject(tally.name(path), row, "image id of the wrong form", RULE)
       elif any(cell not in _BITS for cell in cells):
-        counts["label not 0 or 1"] += 1
+        tally.reject(tally.name(path), row, "label not 0 or 1", RULE)
+      elif name not in radiographs:
+        tally.absent(name)
       else:
-        given.add(name)
-        counts["kept"] += 1
-        bits = Bits(tuple(_BITS[cell] for cell in cells))
-        yield Annotation(name, "multi_label", "", bits, Origin(path.name, row))
-  log_counts("cxr_lt", counts)
+        labels.add(name, tuple([_BITS[cell] for cell in cells]), path, row)
+  for name, bits, file, row in labels.items():
+    tally.keep()
+    yield Annotation(name, "multi_label", "", Bits(bits), tally.origin(file, row, RULE))
+  tally.log()

@@ -88,6 +88,12 @@ class Tally:
     if count:
       self.counts[reason] += count
 
+  def leave_out_image(self, image_id: str, reason: str) -> None:
+    """As `leave_out`, and remembers why for the sources that speak of this image."""
+    self.leave_out(reason)
+    if self._intake is not None:
+      self._intake.absent[image_id] = reason
+
   def reject(self, file: str, row: int | None, reason: str, rule: str) -> None:
     self.counts[reason] += 1
     self.rejected[reason] += 1
@@ -120,7 +126,7 @@ class Tally:
   def absent(self, image_id: str) -> None:
     """Counts a row about an image that is not among the radiographs, by the reason."""
     known = self._intake.absent if self._intake is not None else {}
-    self.leave_out(f"image {known.get(image_id, 'not among the radiographs')}")
+    self.leave_out(f"image: {known.get(image_id, 'not among the radiographs')}")
 
   def share_rejected(self) -> float:
     if self.damaged_files:
@@ -166,7 +172,7 @@ class Intake:
     self._file: TextIO | None = None
     if quarantine is not None:
       descriptor = os.open(quarantine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-      self._file = open(descriptor, "w", encoding="utf-8")
+      self._file = os.fdopen(descriptor, "w", encoding="utf-8")
 
   def tally(self, source: str, root: str | Path = ".") -> Tally:
     tally = self.tallies.setdefault(source, Tally(source, self))

@@ -1,32 +1,37 @@
-"""MIMIC-CXR reports: findings and impression of a study, for each frontal image.
+"""MIMIC-CXR reports: the text of a study, for each of its frontal images.
 
 The first of these that the folder has is read:
 
-    mimic_cxr_sectioned.csv   the official script's output: study,impression,findings,…
     mimic-cxr-reports.zip     members files/p10/p10000001/s50000001.txt
     files/p10/…               the same, unzipped
+    mimic_cxr_sectioned.csv   the official script's output: study,impression,findings,…
+
+or one JSON file instead, told apart by what it holds (`report_files`): XrayGPT's
+captions, which read like the target of the paper's Figure 1, or R2Gen's annotation.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources import report_files
+from imax_jax.data.sources import sections
+from imax_jax.data.sources.intake import DamagedFile
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import images_by_study
-from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import is_mimic_number
+from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.reading import plain_id
 from imax_jax.data.sources.reading import table_rows
-from imax_jax.data.sources.sections import last_of_each
 from imax_jax.schema import Annotation
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 from imax_jax.schema import Report
 
@@ -36,141 +41,204 @@ REMEDY = (
 )
 ZIP = "mimic-cxr-reports.zip"
 SECTIONED = "mimic_cxr_sectioned.csv"
+TEXTS = ("sections", "conclusion")
 MIN_FINDINGS_WORDS = 10
 MIN_IMPRESSION_WORDS = 2
-# Lines of a study: where they were read, and its findings and impression.
-_Study = tuple[Origin, str, str, str]
+FILE_RULE = "mimic_cxr/file"
+RULES: dict[str, str] = {
+  FILE_RULE: "A report is a UTF-8 text of at most a mebibyte, named after its study.",
+  "mimic_cxr/sections": "Findings then impression, by the authors' section rules: at "
+  f"least {MIN_FINDINGS_WORDS} and {MIN_IMPRESSION_WORDS} words (XrayGPT's filters).",
+  "mimic_cxr/conclusion": "The authors' conclusion: the first there is of impression, "
+  "findings, last paragraph, comparison; by hand for 54 studies.",
+  **report_files.RULES,
+}
+_MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt")
+_ROW_START = re.compile(rb"\"?s?\d{8}\"?,")
+# The longest report has some 20 kB.
+_MAX_REPORT_BYTES = 2**20
+_MAX_MEMBERS = 2_000_000
+# Where a study was read, its id, and its texts by section.
+_Study = tuple[tuple[str, int], str, dict[str, str]]
 
 
 def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
+  text: str = "sections",
   keep_blanks: bool = True,
-  counts: Counts | None = None,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
-  """Yields "findings impression", white space collapsed, for every frontal image.
+  """Yields a study's text, white space collapsed, for every frontal image of it.
 
-  A report counts with findings of at least 10 words and an impression of at least 2
-  (XrayGPT's filters). `keep_blanks` keeps the "___" of de-identification.
-
-  A `root` that is a .json file is read as XrayGPT's filter_cap.json, a caption for an
-  image: the paper's Figure 1 quotes such summaries rather than MIMIC's sections.
+  Args:
+    root: the release's folder, or a JSON file that `report_files` reads.
+    text: "sections": findings and impression, both long enough; the 54 studies without
+      sections of their own are left out. "conclusion": the authors' one text.
+    keep_blanks: keeps the "___" of de-identification.
 
   Raises:
+    ValueError: another `text`.
     FileNotFoundError: none of the files is there.
-    ValueError: a damaged file.
+    DamagedFile: a zip or a table that can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
+  tally = Tally("mimic_cxr") if tally is None else tally
+  if text not in TEXTS:
+    raise ValueError(f"report text {text!r}: expected one of {TEXTS}")
   if Path(root).suffix == ".json":
-    yield from _captions(Path(root), radiographs, counts)
+    yield from report_files.read(Path(root), radiographs, tally=tally)
     return
   studies = images_by_study(radiographs)
-  for origin, study, findings, impression in _studies(Path(root), studies, counts):
-    if not keep_blanks:
-      findings = findings.replace("___", " ")
-      impression = impression.replace("___", " ")
-    if not findings or not impression:
-      counts["no findings or no impression"] += 1
-    elif len(findings.split()) < MIN_FINDINGS_WORDS:
-      counts["findings too short"] += 1
-    elif len(impression.split()) < MIN_IMPRESSION_WORDS:
-      counts["impression too short"] += 1
-    else:
-      report = Report(" ".join(f"{findings} {impression}".split()))
-      for name in studies[study]:
-        counts["kept"] += 1
-        yield Annotation(name, "report", "", report, origin)
-  log_counts("mimic_cxr", counts)
+  rule = f"mimic_cxr/{text}"
+  for (file, row), study, found in _studies(Path(root), studies, text, tally):
+    words = _sections(found, tally) if text == "sections" else found["conclusion"]
+    if words is None:
+      continue
+    words = one_line(words if keep_blanks else words.replace("___", " "))
+    if not words:
+      tally.leave_out("no text")
+      continue
+    origin = tally.origin(file, row, rule)
+    for name in studies[study]:
+      tally.keep()
+      yield Annotation(name, "report", "", Report(words), origin)
+  tally.log()
+
+
+def _sections(found: Mapping[str, str], tally: Tally) -> str | None:
+  findings, impression = found.get("findings", ""), found.get("impression", "")
+  if "by hand" in found:
+    tally.leave_out("one of the 54 studies without sections of their own")
+  elif not findings or not impression:
+    tally.leave_out("no findings or no impression")
+  elif len(findings.split()) < MIN_FINDINGS_WORDS:
+    tally.leave_out("findings too short")
+  elif len(impression.split()) < MIN_IMPRESSION_WORDS:
+    tally.leave_out("impression too short")
+  else:
+    return f"{findings} {impression}"
+  return None
 
 
 def _studies(
-  root: Path, studies: Mapping[str, list[str]], counts: Counts
+  root: Path, studies: Mapping[str, list[str]], text: str, tally: Tally
 ) -> Iterator[_Study]:
-  names = [SECTIONED, ZIP, "files"]
+  # The authors' own table holds no conclusions, and not the 54 studies.
+  names = [ZIP, "files", SECTIONED] if text == "sections" else [ZIP, "files"]
   path = root if root.is_file() else find_file(root, names, remedy=REMEDY)
-  if path.suffix == ".zip":
-    yield from _from_zip(path, studies, counts)
-  elif path.is_dir():
-    yield from _from_folder(path, studies, counts)
-  else:
-    yield from _from_sectioned(path, studies, counts)
+  tally.met("reports read from", path.name)
+  if path.name.startswith(SECTIONED):
+    tally.opened(path)
+    yield from _from_sectioned(path, studies, tally)
+    return
+  members = _zip_members if path.suffix == ".zip" else _folder_members
+  for name, data in members(path, studies, tally):
+    study = plain_id(Path(name).stem)
+    report = _decoded(name, data, tally)
+    if report is not None:
+      yield (name, 0), study, _texts(report, study, text)
 
 
-def _from_sectioned(
-  path: Path, studies: Mapping[str, list[str]], counts: Counts
-) -> Iterator[_Study]:
-  for row, (name, findings, impression) in table_rows(
-    path, ("study", "findings", "impression")
-  ):
-    study = plain_id(name)
-    if study not in studies:
-      counts[NOT_FRONTAL] += 1
-      continue
-    yield Origin(path.name, row), study, findings, impression
+def _texts(report: str, study: str, text: str) -> dict[str, str]:
+  if text == "conclusion":
+    return {"conclusion": sections.conclusion(report, study)}
+  by_hand = sections.exception_text(report, study)
+  return sections.last_of_each(report) if by_hand is None else {"by hand": by_hand}
 
 
-def _from_zip(
-  path: Path, studies: Mapping[str, list[str]], counts: Counts
-) -> Iterator[_Study]:
+def _decoded(name: str, data: bytes, tally: Tally) -> str | None:
+  if b"\0" in data:
+    tally.reject(name, 0, "has a NUL byte", FILE_RULE)
+    return None
   try:
-    with zipfile.ZipFile(path) as archive:
-      members = sorted(name for name in archive.namelist() if name.endswith(".txt"))
-      for member in members:
-        study = plain_id(Path(member).stem)
-        if study not in studies:
-          counts[NOT_FRONTAL] += 1
-          continue
-        text = archive.read(member).decode("utf-8", errors="replace")
-        yield (Origin(member, 0), study, *_findings_and_impression(text))
-  except (zipfile.BadZipFile, zlib.error, EOFError):
-    raise ValueError(
-      f"{path}: not a complete zip; download it again. {REMEDY}"
-    ) from None
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    tally.reject(name, 0, "is not UTF-8", FILE_RULE)
+    return None
 
 
-def _from_folder(
-  path: Path, studies: Mapping[str, list[str]], counts: Counts
-) -> Iterator[_Study]:
-  found = False
-  for file in sorted(path.glob("p*/p*/s*.txt")):
-    found, study = True, plain_id(file.stem)
-    if study not in studies:
-      counts[NOT_FRONTAL] += 1
-      continue
-    text = file.read_text(encoding="utf-8", errors="replace")
-    origin = Origin(file.relative_to(path.parent).as_posix(), 0)
-    yield (origin, study, *_findings_and_impression(text))
-  if not found:
+def _zip_members(
+  path: Path, studies: Mapping[str, list[str]], tally: Tally
+) -> Iterator[tuple[str, bytes]]:
+  """(name, content) of the reports about `studies`, by name; read where they lie."""
+  tally.opened(path)
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError, ValueError):
+    raise DamagedFile(path, "is not a complete zip", AGAIN) from None
+  with archive:
+    members = sorted(archive.infolist(), key=lambda member: member.filename)
+    if len(members) > _MAX_MEMBERS:
+      raise DamagedFile(path, f"has over {_MAX_MEMBERS} members")
+    names = [member.filename for member in members]
+    for place, member in enumerate(members):
+      name = member.filename
+      if member.is_dir() or not name.endswith(".txt"):
+        continue
+      tally.rows += 1
+      wrong = _wrong_name(name)
+      if not wrong and place and names[place - 1] == name:
+        wrong = "a second member of one name"
+      if not wrong and member.file_size > _MAX_REPORT_BYTES:
+        wrong = "too large for a report"
+      if wrong:
+        tally.reject(name, 0, wrong, FILE_RULE)
+      elif plain_id(Path(name).stem) not in studies:
+        tally.leave_out("study without a frontal radiograph here")
+      else:
+        try:
+          yield name, archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
+                NotImplementedError):  # fmt: skip
+          tally.reject(name, 0, "cannot be unpacked", FILE_RULE)
+
+
+def _wrong_name(name: str) -> str:
+  if name.startswith("/") or ".." in name.split("/") or not _MEMBER.fullmatch(name):
+    return "a name that is no report's"
+  return (
+    "" if is_mimic_number(plain_id(Path(name).stem)) else "study id of another form"
+  )
+
+
+def _folder_members(
+  path: Path, studies: Mapping[str, list[str]], tally: Tally
+) -> Iterator[tuple[str, bytes]]:
+  files = sorted(path.glob("p*/p*/s*.txt"))
+  if not files:
     raise FileNotFoundError(
       f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
     )
+  root = path.resolve()
+  for file in files:
+    tally.rows += 1
+    name = file.relative_to(path.parent).as_posix()
+    wrong = _wrong_name(name)
+    if not wrong and not file.resolve().is_relative_to(root):
+      wrong = "a link that leads out of its folder"
+    if not wrong and file.stat().st_size > _MAX_REPORT_BYTES:
+      wrong = "too large for a report"
+    if wrong:
+      tally.reject(name, 0, wrong, FILE_RULE)
+    elif plain_id(file.stem) not in studies:
+      tally.leave_out("study without a frontal radiograph here")
+    else:
+      yield name, file.read_bytes()
 
 
-def _findings_and_impression(text: str) -> tuple[str, str]:
-  found = last_of_each(text)
-  findings, impression = found.get("findings", ""), found.get("impression", "")
-  return " ".join(findings.split()), " ".join(impression.split())
-
-
-def _captions(
-  path: Path, radiographs: Mapping[str, Radiograph], counts: Counts
-) -> Iterator[Annotation]:
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: expected XrayGPT's filter_cap.json. {REMEDY}")
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    items = [(item["image_id"], item["caption"]) for item in content["annotations"]]
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(
-      f'{path}: expected {{"annotations": [{{"image_id": …, "caption": …}}]}}'
-    ) from None
-  for row, (name, caption) in enumerate(items):
-    image = image_id_of(str(name))
-    if image not in radiographs:
-      counts[NOT_FRONTAL] += 1
-      continue
-    counts["kept"] += 1
-    report = Report(" ".join(str(caption).split()))
-    yield Annotation(image, "report", "", report, Origin(path.name, row))
-  log_counts("mimic_cxr", counts)
+def _from_sectioned(
+  path: Path, studies: Mapping[str, list[str]], tally: Tally
+) -> Iterator[_Study]:
+  columns = ("study", "findings", "impression")
+  found: Distinct[str, tuple[str, str]] = Distinct(tally)
+  for row, (name, *texts) in table_rows(path, columns, tally, row_start=_ROW_START):
+    study = plain_id(name)
+    if not is_mimic_number(study):
+      tally.reject(tally.name(path), row, "study id of another form", FILE_RULE)
+    elif study not in studies:
+      tally.leave_out("study without a frontal radiograph here")
+    else:
+      found.add(study, (one_line(texts[0]), one_line(texts[1])), path, row)
+  for study, (findings, impression), file, row in found.items():
+    yield (file, row), study, {"findings": findings, "impression": impression}

@@ -1,22 +1,28 @@
 """MIMIC-CXR-JPG 2.1.0: the images, whose they are and how they were taken.
 
-Layout (the file names still say 2.0.0 in release 2.1.0):
+Layout (the file names still say 2.0.0 in release 2.1.0; gzipped or not):
 
     files/p10/p10000001/s50000001/DICOM_ID.jpg
     mimic-cxr-2.0.0-metadata.csv.gz   dicom_id,subject_id,study_id,…,ViewPosition,Rows,…
     mimic-cxr-2.0.0-split.csv.gz      dicom_id,study_id,subject_id,split
+    mimic-cxr-2.0.0-chexpert.csv.gz   subject_id,study_id,Atelectasis,… (negbio alike)
+    mimic-cxr-2.1.0-test-set-labeled.csv      study_id and radiologists' labels
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import is_mimic_number
 from imax_jax.data.sources.reading import plain_id
+from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Radiograph
 
@@ -24,85 +30,137 @@ from imax_jax.schema import Radiograph
 FRONTAL_VIEWS = ("AP", "PA")
 METADATA = "mimic-cxr-2.0.0-metadata.csv.gz"
 SPLIT = "mimic-cxr-2.0.0-split.csv.gz"
+LABEL_TABLES: dict[str, str] = {
+  "chexpert": "mimic-cxr-2.0.0-chexpert.csv.gz",
+  "negbio": "mimic-cxr-2.0.0-negbio.csv.gz",
+  "radiologist": "mimic-cxr-2.1.0-test-set-labeled.csv",
+}
 REMEDY = (
   "Point mimic_cxr_jpg at the release folder of https://physionet.org/content/"
   "mimic-cxr-jpg/2.1.0/ (credentialed access), or make a phantom hospital."
 )
+RULE = "mimic_cxr_jpg/frontal"
+_SPLIT_RULE = "mimic_cxr_jpg/split"
+_LABEL_RULE = "mimic_cxr_jpg/labels"
+RULES: dict[str, str] = {
+  RULE: "An image whose ViewPosition is exactly AP or PA, of known size; ids of MIMIC's "
+  "form.",
+  _SPLIT_RULE: "The official split of an image is train, validate or test.",
+  _LABEL_RULE: "A label is 1 (present), 0 (denied), -1 (uncertain) or blank.",
+}
+_LABEL_VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
 
 
 def read_radiographs(
-  root: str | Path,
-  *,
-  require_images: bool = True,
-  counts: Counts | None = None,
+  root: str | Path, *, require_images: bool = True, tally: Tally | None = None
 ) -> dict[str, Radiograph]:
   """The frontal radiographs by image id, in the metadata's order.
 
   Width and height are the metadata's Columns and Rows, the original pixels: the JPEG
   on disk may be a smaller copy. With `require_images`, an image whose JPEG is absent
-  (a partial download) is rejected.
+  (a partial download) is left out.
 
   Raises:
     FileNotFoundError: the metadata, or every image, is missing.
-    ValueError: the metadata has other columns or is damaged.
+    DamagedFile: the metadata has other columns or can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
-  path = find_file(root, [METADATA], remedy=REMEDY)
+  tally = Tally("mimic_cxr_jpg") if tally is None else tally
+  path = find_file(root, [METADATA], remedy=REMEDY, tally=tally)
   columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns")
-  radiographs: dict[str, Radiograph] = {}
-  for _, (dicom, subject, study, view, height, width) in table_rows(path, columns):
-    if view not in FRONTAL_VIEWS:
-      counts["not frontal" if view else "view missing"] += 1
-      continue
-    radiograph = _radiograph(str(root), dicom, subject, study, view, height, width)
-    if radiograph is None:
-      counts["no size"] += 1
-    elif radiograph.image_id in radiographs:
-      counts["repeated image id"] += 1
-    elif require_images and not os.path.exists(radiograph.path):
-      counts["image file absent"] += 1
+  images: Distinct[str, Radiograph] = Distinct(tally)
+  for row, (dicom, subject, study, view, *size) in table_rows(path, columns, tally):
+    name, patient, study_id = image_id_of(dicom), plain_id(subject), plain_id(study)
+    pixels = _size(size)
+    if not is_dicom_id(name):
+      reason = "image id of the wrong form"
+    elif not is_mimic_number(patient) or not is_mimic_number(study_id):
+      reason = "patient or study id of the wrong form"
+    elif pixels is None:
+      reason = "Rows or Columns not a positive number"
     else:
-      counts["kept"] += 1
-      radiographs[radiograph.image_id] = radiograph
-  log_counts("mimic_cxr_jpg", counts)
-  if not radiographs and counts["image file absent"]:
+      file = f"files/p{patient[:2]}/p{patient}/s{study_id}/{name}.jpg"
+      width, height = pixels
+      radiograph = Radiograph(
+        name, study_id, patient, view, width, height, os.path.join(root, file)
+      )
+      images.add(name, radiograph, path, row)
+      continue
+    tally.reject(tally.name(path), row, reason, RULE)
+  radiographs: dict[str, Radiograph] = {}
+  num_absent = 0
+  for name, radiograph, _, _ in images.items():
+    if radiograph.view not in FRONTAL_VIEWS:
+      tally.leave_out_image(name, "not frontal" if radiograph.view else "view missing")
+    elif require_images and not os.path.isfile(radiograph.path):
+      num_absent += 1
+      tally.leave_out_image(name, "image file absent")
+    else:
+      tally.keep()
+      radiographs[name] = radiograph
+  tally.log()
+  if num_absent and not radiographs:
     raise FileNotFoundError(
-      f"{root}/files: none of the {counts['image file absent']} frontal images of "
-      f"{path.name} is there, expected files/p10/p…/s…/DICOM_ID.jpg. {REMEDY}"
+      f"{root}/files: none of the {num_absent} frontal images of {path.name} is there, "
+      f"expected files/p10/p…/s…/DICOM_ID.jpg. {REMEDY}"
     )
   return radiographs
 
 
-def _radiograph(
-  root: str, dicom: str, subject: str, study: str, view: str, height: str, width: str
-) -> Radiograph | None:
+def _size(cells: Sequence[str]) -> tuple[int, int] | None:
+  """(width, height) of the cells Rows and Columns."""
   try:
-    columns, rows = int(float(width)), int(float(height))
-  except ValueError:
+    height, width = (int(float(cell)) for cell in cells)
+  except (ValueError, OverflowError):
     return None
-  if columns < 1 or rows < 1:
-    return None
-  name = image_id_of(dicom)
-  patient, study_id = plain_id(subject), plain_id(study)
-  folder = f"files/p{patient[:2]}/p{patient}/s{study_id}"
-  return Radiograph(
-    image_id=name,
-    study_id=study_id,
-    patient_id=patient,
-    view=view,
-    width=columns,
-    height=rows,
-    path=os.path.join(root, folder, f"{name}.jpg"),
-  )
+  return (width, height) if width > 0 and height > 0 else None
 
 
-def read_splits(root: str | Path) -> dict[str, str]:
+def read_splits(root: str | Path, *, tally: Tally | None = None) -> dict[str, str]:
   """image id -> "train", "validate" or "test": the official split.
 
   The paper pools the splits; this is here so that a leak can be looked for.
+
+  Raises:
+    FileNotFoundError, DamagedFile: as `read_radiographs`.
   """
-  path = find_file(root, [SPLIT], remedy=REMEDY)
-  return {
-    image_id_of(dicom): split
-    for _, (dicom, split) in table_rows(path, ("dicom_id", "split"))
-  }
+  tally = Tally("mimic_cxr_jpg split") if tally is None else tally
+  path = find_file(root, [SPLIT], remedy=REMEDY, tally=tally)
+  splits: Distinct[str, str] = Distinct(tally)
+  for row, (dicom, split) in table_rows(path, ("dicom_id", "split"), tally):
+    if split not in ("train", "validate", "test"):
+      tally.reject(tally.name(path), row, "split of another name", _SPLIT_RULE)
+    else:
+      splits.add(image_id_of(dicom), split, path, row)
+  found = {name: split for name, split, _, _ in splits.items()}
+  tally.keep(len(found))
+  return found
+
+
+def read_labels(
+  root: str | Path, table: str = "chexpert", *, tally: Tally | None = None
+) -> dict[str, dict[str, int | None]]:
+  """study id -> {"Edema": 1, "Fracture": None, …}: 1, 0, -1 (uncertain), None (blank).
+
+  The study makes no task of them: they are an independent reading of the same reports,
+  to hold other labels against. 8 of the 227,835 studies have no row.
+
+  Raises:
+    ValueError: another table than those of `LABEL_TABLES`.
+    FileNotFoundError, DamagedFile: as `read_radiographs`.
+  """
+  if table not in LABEL_TABLES:
+    raise ValueError(f"label table {table!r}: expected one of {sorted(LABEL_TABLES)}")
+  tally = Tally(f"mimic_cxr_jpg {table}") if tally is None else tally
+  path = find_file(root, [LABEL_TABLES[table]], remedy=REMEDY, tally=tally)
+  names = [n for n in table_header(path) if n not in ("subject_id", "study_id")]
+  tally.met(f"labels of {path.name}", ", ".join(names))
+  labels: Distinct[str, tuple[int | None, ...]] = Distinct(tally)
+  for row, (study, *cells) in table_rows(path, ("study_id", *names), tally):
+    if any(cell not in _LABEL_VALUES for cell in cells):
+      tally.reject(tally.name(path), row, "label not 1, 0, -1 or blank", _LABEL_RULE)
+    else:
+      values = tuple(_LABEL_VALUES[cell] for cell in cells)
+      labels.add(plain_id(study), values, path, row)
+  found = {s: dict(zip(names, v, strict=True)) for s, v, _, _ in labels.items()}
+  tally.keep(len(found))
+  return found

@@ -22,21 +22,26 @@ from typing import Any
 
 import PIL.Image
 
+from imax_jax.data.sources.intake import DamagedFile
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.opencxr_items import Said
 from imax_jax.data.sources.opencxr_items import class_names
 from imax_jax.data.sources.opencxr_items import derived_target
 from imax_jax.data.sources.opencxr_items import native_targets
 from imax_jax.data.sources.opencxr_items import pseudo_targets
-from imax_jax.data.sources.reading import Counts
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import log_counts
 from imax_jax.schema import Annotation
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 
 REMEDY = "Point opencxr at the folder that holds SOURCE/manifest.json files."
 LAYERS = ("native", "derived", "pseudo")
 DERIVED = "derived_vqa.jsonl"
+_LEAVE_OUT = 'Leave the layer "derived" out.'
+RULES: dict[str, str] = {
+  "opencxr/native": "What people annotated or published about the image.",
+  "opencxr/derived": "A template question computed from a native annotation.",
+  "opencxr/pseudo": "What the mask of a small network says, where no person has.",
+}
 
 Item = Mapping[str, Any]
 
@@ -72,13 +77,13 @@ def _json(path: Path, text: str) -> Any:
   try:
     return json.loads(text)
   except json.JSONDecodeError as error:
-    raise ValueError(
-      f"{path}: not JSON at line {error.lineno}; copy it again"
-    ) from None
+    raise DamagedFile(path, f"is not JSON from line {error.lineno} on") from None
+  except RecursionError:
+    raise DamagedFile(path, "is nested beyond reason") from None
 
 
 def read_radiographs(
-  root: str | Path, *, counts: Counts | None = None
+  root: str | Path, *, tally: Tally | None = None
 ) -> dict[str, Radiograph]:
   """All images by id. The view is the manifest's, "" where it gives none.
 
@@ -90,7 +95,7 @@ def read_radiographs(
     FileNotFoundError: no manifest, or image files are missing (names the first).
     ValueError: an image can not be opened or has not the manifest's size.
   """
-  counts = Counts() if counts is None else counts
+  tally = Tally("opencxr") if tally is None else tally
   items = [
     (file.split("/", maxsplit=1)[0], item)
     for file, images in manifests(root).items()
@@ -110,13 +115,13 @@ def read_radiographs(
     path = _path(root, source, item)
     width, height = item["size"]
     _check_image(path, (width, height))
-    counts["kept"] += 1
+    tally.keep()
     name = item["id"]
     view = item.get("view") or ""
     radiographs[name] = Radiograph(
       name, name, patients[name], view, width, height, str(path)
     )
-  log_counts("opencxr", counts)
+  tally.log()
   return radiographs
 
 
@@ -166,7 +171,7 @@ def read(
   *,
   layers: Sequence[str] = ("native",),
   min_confidence: float = 0.0,
-  counts: Counts | None = None,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields what the chosen layers say of `radiographs`.
 
@@ -182,42 +187,47 @@ def read(
   unknown = [layer for layer in layers if layer not in LAYERS]
   if unknown or not layers:
     raise ValueError(f"layers: expected some of {LAYERS}, got {tuple(layers)}")
-  counts = Counts() if counts is None else counts
+  tally = Tally("opencxr") if tally is None else tally
   for file, images in manifests(root).items():
     classes = class_names(images)
     for row, item in enumerate(images):
       if item["id"] not in radiographs:
-        counts["image not asked for"] += 1
+        tally.leave_out("image not asked for")
         continue
-      said: list[tuple[str, Said]] = []
+      said: list[tuple[str, str, Said]] = []
       if "native" in layers:
-        said += [(file, one) for one in native_targets(item, classes, counts)]
+        native = native_targets(item, classes, tally)
+        said += [(file, "opencxr/native", one) for one in native]
       if "pseudo" in layers:
-        pseudo = pseudo_targets(item, min_confidence, counts)
-        said += [(f"{file}#pseudo", one) for one in pseudo]
-      for name, (task, subtask, target) in said:
-        counts["kept"] += 1
-        yield Annotation(item["id"], task, subtask, target, Origin(name, row))
+        pseudo = pseudo_targets(item, min_confidence, tally)
+        said += [(f"{file}#pseudo", "opencxr/pseudo", one) for one in pseudo]
+      for name, rule, (task, subtask, target) in said:
+        tally.keep()
+        origin = tally.origin(name, row, rule)
+        yield Annotation(item["id"], task, subtask, target, origin)
   if "derived" in layers:
-    yield from _derived(Path(root), radiographs, counts)
-  log_counts("opencxr annotations", counts)
+    yield from _derived(Path(root), radiographs, tally)
+  tally.log()
 
 
 def _derived(
-  root: Path, radiographs: Mapping[str, Radiograph], counts: Counts
+  root: Path, radiographs: Mapping[str, Radiograph], tally: Tally
 ) -> Iterator[Annotation]:
-  path = find_file(root, [DERIVED], remedy='Leave the layer "derived" out.')
+  path = find_file(root, [DERIVED], remedy=_LEAVE_OUT, tally=tally)
   with path.open(encoding="utf-8") as lines:
     for row, line in enumerate(lines):
+      tally.rows += 1
       item = _json(path, line)
       missing = [key for key in ("id", "type", "question", "answer") if key not in item]
       if missing:
-        raise ValueError(
-          f"{path}: line {row + 1} lacks {missing}; expected id, type, question, answer"
+        raise DamagedFile(
+          path,
+          f"line {row + 1} lacks {missing}; expected id, type, question, answer",
         )
       if item["id"] not in radiographs:
-        counts["image not asked for"] += 1
+        tally.leave_out("image not asked for")
         continue
       task, subtask, target = derived_target(item)
-      counts["kept"] += 1
-      yield Annotation(item["id"], task, subtask, target, Origin(path.name, row))
+      tally.keep()
+      origin = tally.origin(path, row, "opencxr/derived")
+      yield Annotation(item["id"], task, subtask, target, origin)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Tally
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Answer
@@ -42,17 +42,17 @@ def class_names(images: Sequence[Item]) -> dict[str, tuple[str, ...]]:
   return {name: tuple(sorted(values)) for name, values in sorted(found.items())}
 
 
-def native_targets(item: Item, classes: Classes, counts: Counts) -> list[Said]:
+def native_targets(item: Item, classes: Classes, tally: Tally) -> list[Said]:
   """What `tasks` lists: a clinical note outside it is no native report."""
   said: list[Said] = []
   for task in item["tasks"]:
     if task == "calculation":
-      said += _ratios(item, counts)
+      said += _ratios(item, tally)
     elif task in ("rec", "reg"):
       boxes = [(box["name"], box["box"]) for box in item["boxes"]]
-      said += _regions(task, boxes, item["size"], counts)
+      said += _regions(task, boxes, item["size"], tally)
     elif task == "multi_label":
-      said += _bits(item, counts)
+      said += _bits(item, tally)
     elif task == "multi_class":
       said += [
         (task, "", Grade(value, classes[name]))
@@ -63,21 +63,21 @@ def native_targets(item: Item, classes: Classes, counts: Counts) -> list[Said]:
     elif task == "vqa":
       said += [_question(question) for question in item["vqa"]]
     else:
-      counts[f"unknown task {task}"] += 1
+      tally.leave_out(f"unknown task {task}")
   return said
 
 
-def pseudo_targets(item: Item, min_confidence: float, counts: Counts) -> list[Said]:
+def pseudo_targets(item: Item, min_confidence: float, tally: Tally) -> list[Said]:
   """Organs and ratios of the network's masks, where no person has given them."""
   masks = item.get("pseudo")
   if masks is None:
     return []
   if masks["confidence"] < min_confidence:
-    counts["pseudo mask below the asked confidence"] += 1
+    tally.leave_out("pseudo mask below the asked confidence")
     return []
   said: list[Said] = []
   if "calculation" not in item["tasks"]:
-    said += _ratios(masks, counts)
+    said += _ratios(masks, tally)
   known = {box["name"] for box in item["boxes"]}
   boxes = [
     (box["name"], box["box"])
@@ -85,7 +85,7 @@ def pseudo_targets(item: Item, min_confidence: float, counts: Counts) -> list[Sa
     if box["name"] in ORGANS and box["name"] not in known
   ]
   for task in ("rec", "reg"):
-    said += _regions(task, boxes, item["size"], counts)
+    said += _regions(task, boxes, item["size"], tally)
   return said
 
 
@@ -111,20 +111,20 @@ def _semantic_type(name: str | None) -> str:
   return name if name in _SEMANTIC_TYPES else "query"
 
 
-def _ratios(item: Item, counts: Counts) -> Iterator[Said]:
+def _ratios(item: Item, tally: Tally) -> Iterator[Said]:
   for kind in ("ctr", "cpar"):
     value = item.get(kind)
     if value is not None and 0 < value < 1:
       yield ("calculation", kind, Ratio(float(value)))
     else:
-      counts[f"{kind} absent or outside (0, 1)"] += 1
+      tally.leave_out(f"{kind} absent or outside (0, 1)")
 
 
 def _regions(
   task: str,
   boxes: Sequence[tuple[str, Sequence[float]]],
   size: Sequence[int],
-  counts: Counts,
+  tally: Tally,
 ) -> Iterator[Said]:
   """Boxes as fractions under lower-case names.
 
@@ -135,20 +135,20 @@ def _regions(
   width, height = size
   for name, (x0, y0, x1, y1) in boxes:
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-      counts["box outside the image"] += 1
+      tally.leave_out("box outside the image")
     elif task == "rec" and often[name.lower()] > 1:
-      counts["rec: several boxes of one name"] += 1
+      tally.leave_out("rec: several boxes of one name")
     else:
       box: Box = (x0 / width, y0 / height, x1 / width, y1 / height)
       yield (task, name.lower(), Region(name.lower(), box))
 
 
-def _bits(item: Item, counts: Counts) -> Iterator[Said]:
+def _bits(item: Item, tally: Tally) -> Iterator[Said]:
   """The labels that the paper's FINDINGS have too, in their order (NIH: eight)."""
   given = item.get("multi_label", {})
   labels = [name for name in FINDINGS if _SPELLING.get(name, name) in given]
   if len(labels) < _MIN_LABELS:
-    counts["multi_label: labels are not the paper's"] += 1
+    tally.leave_out("multi_label: labels are not the paper's")
     return
   values = tuple(int(given[_SPELLING.get(name, name)]) for name in labels)
   yield ("multi_label", "", Bits(values, tuple(labels)))

@@ -6,7 +6,8 @@
 
 The tables overlap and disagree (80 of 141 consensus grades differ from the regex's), so
 the more careful wins: consensus (an image's) over expert over regex (a study's, given
-to all its frontal images).
+to all its frontal images). The names are those of the authors' own repository; the
+log says whether the release has them.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Distinct
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import images_by_study
-from imax_jax.data.sources.reading import log_counts
+from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import is_mimic_number
 from imax_jax.data.sources.reading import plain_id
+from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import Annotation
 from imax_jax.schema import Grade
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 
 REMEDY = (
@@ -36,44 +38,75 @@ REMEDY = (
 CONSENSUS = "consensus_image_edema_severity.csv"
 EXPERT = "expert_report_edema_severity.csv"
 REGEX = "regex_report_edema_severity.csv"
+# From the most careful table on: file, key column, rule.
+TABLES: tuple[tuple[str, str, str], ...] = (
+  (CONSENSUS, "dicom_id", "pe_severity/consensus"),
+  (EXPERT, "study_id", "pe_severity/expert"),
+  (REGEX, "study_id", "pe_severity/regex"),
+)
+RULES: dict[str, str] = {
+  "pe_severity/consensus": "The consensus of radiologists on this image.",
+  "pe_severity/expert": "An expert's reading of the study's report, given to all its "
+  "frontal images that have no consensus.",
+  "pe_severity/regex": "Regular expressions over the study's report, given to all its "
+  "frontal images that have neither consensus nor expert's grade.",
+}
 
 
 def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: Counts | None = None,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields one grade an image.
 
   Raises:
     FileNotFoundError: one of the three tables is missing.
-    ValueError: other columns, or a damaged file.
+    DamagedFile: other columns, or a file that can not be read to its end.
   """
-  counts = Counts() if counts is None else counts
+  tally = Tally("pe_severity") if tally is None else tally
   studies = images_by_study(radiographs)
   given: set[str] = set()
-  for file, key in ((CONSENSUS, "dicom_id"), (EXPERT, "study_id"), (REGEX, "study_id")):
-    path = find_file(root, [file], remedy=REMEDY)
-    # The sibling repository misspells the column.
-    columns = (key, ("edema_severity", "edeme_severity"))
-    for row, (identity, cell) in table_rows(path, columns):
+  for file, key, rule in TABLES:
+    path = find_file(root, [file], remedy=REMEDY, tally=tally)
+    for identity, code, _, row in _codes(path, key, rule, tally).items():
       if key == "dicom_id":
-        images = [name for name in [image_id_of(identity)] if name in radiographs]
+        images = [identity] if identity in radiographs else []
       else:
-        images = studies.get(plain_id(identity), [])
-      code = cell.strip().removesuffix(".0")
+        images = studies.get(identity, [])
       if not images:
-        counts[NOT_FRONTAL] += 1
-      elif code not in ("0", "1", "2", "3"):
-        counts["grade not 0 to 3"] += 1
-      else:
-        grade = Grade(EDEMA_GRADES[int(code)])
-        for name in images:
-          if name in given:
-            counts["graded by a more careful table"] += 1
-            continue
-          given.add(name)
-          counts["kept"] += 1
-          yield Annotation(name, "multi_class", "", grade, Origin(path.name, row))
-  log_counts("pe_severity", counts)
+        tally.leave_out("image or study without a frontal radiograph here")
+      for name in images:
+        if name in given:
+          tally.leave_out("graded by a more careful table")
+          continue
+        given.add(name)
+        tally.keep()
+        grade = Grade(EDEMA_GRADES[code])
+        yield Annotation(name, "multi_class", "", grade, tally.origin(path, row, rule))
+  tally.log()
+
+
+def _codes(path: Path, key: str, rule: str, tally: Tally) -> Distinct[str, int]:
+  """Image or study id -> code, of the well-formed rows."""
+  codes: Distinct[str, int] = Distinct(tally)
+  # The sibling repository misspells the column.
+  misspelt = "edeme_severity" in table_header(path)
+  tally.met(f"{path.name} grade column", "edeme" if misspelt else "edema_severity")
+  columns = (key, ("edema_severity", "edeme_severity"))
+  for row, (identity, cell) in table_rows(path, columns, tally):
+    code = cell.strip().removesuffix(".0")
+    if key == "dicom_id":
+      name = image_id_of(identity)
+      good = is_dicom_id(name)
+    else:
+      name = plain_id(identity)
+      good = is_mimic_number(name)
+    if not good:
+      tally.reject(tally.name(path), row, f"{key} of the wrong form", rule)
+    elif code not in ("0", "1", "2", "3"):
+      tally.reject(tally.name(path), row, "grade not 0 to 3", rule)
+    else:
+      codes.add(name, int(code), path, row)
+  return codes

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable
@@ -86,18 +87,20 @@ class _Bounded(io.RawIOBase):
 
   def __init__(self, path: Path) -> None:
     self._path, self._size = path, path.stat().st_size
-    self._file = gzip.open(path, "rb")
+    self._file = gzip.GzipFile(path)
     self._given = 0
 
   def readable(self) -> bool:
     return True
 
   def readinto(self, buffer: Any) -> int:
-    count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-    self._given += count
+    # One piece at a time, so that what precedes a damaged place is still given.
+    data = self._file.read1(len(buffer))
+    buffer[: len(data)] = data
+    self._given += len(data)
     if self._given > _RATIO_FREE_BYTES and self._given > _MAX_RATIO * self._size:
       raise DamagedFile(self._path, f"unpacks to over {_MAX_RATIO} times its size")
-    return int(count)
+    return len(data)
 
   def close(self) -> None:
     self._file.close()
@@ -148,7 +151,7 @@ def table_rows(
   try:
     with open_bytes(path) as lines:
       lines.readline(MAX_ROW_BYTES)
-      for number, line in enumerate(_rows(path, lines, row_start)):
+      for number, line in enumerate(grouped_rows(path, lines, row_start)):
         tally.rows += 1
         cells = split_row(line, len(names))
         if isinstance(cells, str):
@@ -163,14 +166,29 @@ def table_rows(
     ) from None
 
 
-def _rows(
-  path: Path, lines: BinaryIO, row_start: re.Pattern[bytes] | None
+def grouped_rows(
+  path: Path,
+  lines: BinaryIO,
+  row_start: re.Pattern[bytes] | None,
+  place: int = 0,
+  end: float = math.inf,
 ) -> Iterator[bytes]:
+  """The rows of `lines`, as in `table_rows`, that begin before `end`.
+
+  `place` is where `lines` stand, in bytes.
+
+  Raises:
+    DamagedFile: a row that has no end.
+  """
   row = b""
   while line := lines.readline(MAX_ROW_BYTES):
-    if row and (row_start is None or row_start.match(line)):
+    begins = row_start is None or row_start.match(line) is not None
+    if begins and row:
       yield row
       row = b""
+    if begins and place >= end:
+      return
+    place += len(line)
     row = row + line if row else (line if line.strip() else b"")
     if len(row) >= MAX_ROW_BYTES:
       raise DamagedFile(path, f"has a row of over {MAX_ROW_BYTES} bytes", AGAIN)
@@ -248,7 +266,9 @@ def json_list(path: Path) -> Iterator[tuple[int, Any]]:
       item, place = decoder.raw_decode(text, place)
     except json.JSONDecodeError as error:
       # The decoder's own message is safe, but the exception carries the whole text.
-      raise DamagedFile(path, f"is not JSON from line {error.lineno} on", AGAIN) from None
+      raise DamagedFile(
+        path, f"is not JSON from line {error.lineno} on", AGAIN
+      ) from None
     except RecursionError:
       raise DamagedFile(path, f"item {number} is nested beyond reason") from None
     yield number, item

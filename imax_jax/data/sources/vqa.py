@@ -3,27 +3,27 @@
     MIMIC-Ext-MIMIC-CXR-VQA/dataset/{train,valid,test}.json
 
 Each file is one JSON list (not JSON lines) of objects with `image_id`, `question`,
-`semantic_type`, `content_type` and `answer`, a list of lower-case strings: [] means
-that nothing applies, two of a choice that both do; a patient's gender is "m" or "f".
+`semantic_type`, `content_type`, `template_program` (one of 48) and `answer`, a list of
+lower-case strings: [] means that nothing applies, two of a choice that both do; a
+patient's gender is "m" or "f". Ids may be strings or numbers.
 """
 
 from __future__ import annotations
 
-import json
+import collections
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imax_jax.data.sources.reading import NOT_FRONTAL
-from imax_jax.data.sources.reading import Counts
+from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import log_counts
-from imax_jax.data.sources.reading import readable
+from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import json_list
+from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
-from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 
 REMEDY = (
@@ -34,98 +34,86 @@ SPLITS = ("train", "valid", "test")
 # The release's folder, that of the authors' build script, or the files themselves.
 FOLDERS = ("MIMIC-Ext-MIMIC-CXR-VQA/dataset", "dataset", "mimiccxrvqa/dataset", "")
 SEMANTIC_TYPES = ("verify", "choose", "query")
+CONTENT_TYPES = (
+  "presence", "anatomy", "attribute", "abnormality", "size", "plane", "gender"
+)  # fmt: skip
 FIELDS = ("image_id", "question", "semantic_type", "content_type", "answer")
+RULE = "vqa/question"
+RULES: dict[str, str] = {
+  RULE: "A question of one of three semantic and seven content types with its list of "
+  "answers; the splits are pooled. An empty list means that nothing applies."
+}
+# The longest question of the 48 templates has some 200 characters.
+_MAX_TEXT = 2000
 
 
 def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
   *,
-  counts: Counts | None = None,
+  keep_empty: bool = True,
+  tally: Tally | None = None,
 ) -> Iterator[Annotation]:
   """Yields an `Answer` a question, splits pooled; the sub-task is the semantic type.
 
+  `keep_empty` keeps the questions to which nothing applies (`prompts` answers "none").
+
   Raises:
     FileNotFoundError: a split is missing.
-    ValueError: not a JSON list, or objects without the fields (the repository's
-      answer-less `_train_part1.json` has none).
+    DamagedFile: not a JSON list, or one of objects without answers (the repository's
+      answer-less `_train_part1.json`).
   """
-  counts = Counts() if counts is None else counts
+  tally = Tally("vqa") if tally is None else tally
+  programs: collections.Counter[str] = collections.Counter()
+  empty = 0
   for split in SPLITS:
     names = [f"{folder}/{split}.json".lstrip("/") for folder in FOLDERS]
-    path = find_file(root, names, remedy=REMEDY)
-    for row, item in objects(path):
-      annotation = _annotation(path, row, item, radiographs, counts)
-      if annotation is not None:
-        counts["kept"] += 1
-        yield annotation
-  log_counts("vqa", counts)
+    path = find_file(root, names, remedy=REMEDY, tally=tally)
+    for row, item in json_list(path):
+      tally.rows += 1
+      reason = _fault(item)
+      if reason:
+        tally.reject(tally.name(path), row, reason, RULE)
+        continue
+      name = image_id_of(str(item["image_id"]))
+      programs[str(item.get("template_program", "not given"))] += 1
+      if name not in radiographs:
+        tally.absent(name)
+      elif not item["answer"] and not keep_empty:
+        tally.leave_out("nothing applies")
+      else:
+        tally.keep()
+        empty += not item["answer"]
+        answer = Answer(
+          one_line(item["question"]), tuple(item["answer"]), item["content_type"]
+        )
+        yield Annotation(
+          name, "vqa", item["semantic_type"], answer, tally.origin(path, row, RULE)
+        )
+  tally.met("template programs", str(len(programs)))
+  tally.met("kept questions to which nothing applies", str(empty))
+  tally.log()
 
 
-def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, object) of a JSON list, decoding one object at a time.
-
-  Only the text is held whole (some 260 MB for the release's train.json), not its
-  hundreds of thousands of dictionaries.
-  """
-  with readable(path):
-    text = path.read_text(encoding="utf-8")
-  decoder = json.JSONDecoder()
-  place = _skip(text, 0, " \t\r\n\ufeff")
-  if text[place : place + 1] != "[":
-    raise ValueError(f"{path}: expected a JSON list, found something else")
-  place, number = _skip(text, place + 1, " \t\r\n,"), 0
-  while text[place : place + 1] != "]":
-    try:
-      item, place = decoder.raw_decode(text, place)
-    except json.JSONDecodeError as error:
-      # The decoder's own message is safe, but the exception carries the whole text.
-      raise ValueError(
-        f"{path}: not JSON at line {error.lineno}: truncated or damaged; download it "
-        "again"
-      ) from None
-    if not isinstance(item, dict):
-      raise ValueError(f"{path}: item {number} is not an object; expected {FIELDS}")
-    yield number, item
-    place, number = _skip(text, place, " \t\r\n,"), number + 1
-
-
-def _skip(text: str, place: int, characters: str) -> int:
-  while place < len(text) and text[place] in characters:
-    place += 1
-  return place
-
-
-def _annotation(
-  path: Path,
-  row: int,
-  item: Mapping[str, Any],
-  radiographs: Mapping[str, Radiograph],
-  counts: Counts,
-) -> Annotation | None:
-  missing = [field for field in FIELDS if field not in item]
-  if missing:
-    raise ValueError(
-      f"{path}: item {row} lacks {missing}; expected {list(FIELDS)}, found "
-      f"{sorted(item)}. The repository's answer-less lists can not be used."
-    )
-  name = image_id_of(str(item["image_id"]))
-  question, answers = item["question"], item["answer"]
-  if name not in radiographs:
-    counts[NOT_FRONTAL] += 1
-  elif item["semantic_type"] not in SEMANTIC_TYPES:
-    counts["unknown semantic type"] += 1
-  elif not isinstance(answers, list) or not isinstance(question, str):
-    counts["answer not a list, or question not a text"] += 1
-  elif not question.strip():
-    counts["question empty"] += 1
-  else:
-    answer = Answer(
-      " ".join(question.split()),
-      tuple(str(value) for value in answers),
-      str(item["content_type"]),
-    )
-    return Annotation(
-      name, "vqa", item["semantic_type"], answer, Origin(path.name, row)
-    )
-  return None
+def _fault(item: Any) -> str:
+  """Why an item is no question, or ""."""
+  if not isinstance(item, dict):
+    return "not an object"
+  if any(field not in item for field in FIELDS):
+    return f"lacks one of {', '.join(FIELDS)}"
+  answers, question = item["answer"], item["question"]
+  if not is_dicom_id(image_id_of(str(item["image_id"]))):
+    return "image id of the wrong form"
+  if item["semantic_type"] not in SEMANTIC_TYPES:
+    return "unknown semantic type"
+  if item["content_type"] not in CONTENT_TYPES:
+    return "unknown content type"
+  if not isinstance(question, str) or not question.strip():
+    return "question empty or not a text"
+  if not isinstance(answers, list) or not all(
+    isinstance(a, str) and a.strip() for a in answers
+  ):
+    return "answer not a list of texts"
+  if len(question) > _MAX_TEXT or any(len(answer) > _MAX_TEXT for answer in answers):
+    return f"a text of over {_MAX_TEXT} characters"
+  return ""
