@@ -101,10 +101,16 @@ class Bits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Region:
-  """A named object and the box around it: the target of REC and of REG."""
+  """A named object and the box around it: the target of REC and of REG.
+
+  `scale` and `order` say how the box is written, not where it is: in how many parts the
+  image's width and height are counted, and whether x or y comes first.
+  """
 
   name: str
   box: Box
+  scale: tuple[int, int] = (1000, 1000)
+  order: str = "xy"  # or "yx"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

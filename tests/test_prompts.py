@@ -22,7 +22,9 @@ from imax_jax.schema import Report
 
 
 def entry_of(task, subtask, target, image_id="a1", number=0):
-  annotation = Annotation(image_id, task, subtask, target, Origin("made", "x.csv", 3, "made"))
+  annotation = Annotation(
+    image_id, task, subtask, target, Origin("made", "x.csv", 3, "made")
+  )
   return prompts.make_entry(annotation, number)
 
 
@@ -267,17 +269,49 @@ def test_round_trip_of_boxes_and_names(sides, name):
     assert 0 <= given_side - got < 1e-3 + 1e-12
   assert prompts.parse(reg, reg.answer) == target
   # Said again, a parsed box is the same text: rounding happens once.
-  assert prompts.box_text(parsed.box) == rec.answer
+  assert prompts.box_text(parsed) == rec.answer
 
 
 def test_every_thousandth_survives():
   for side in range(1001):
     box = (side / 1000, 0, 1, 1)
-    assert prompts.box_text(box) == f"<{side}><0><1000><1000>"
+    assert prompts.box_text(Region("heart", box)) == f"<{side}><0><1000><1000>"
+
+
+def test_figure_1s_boxes_are_pixels_y_before_x():
+  # The heart of Figure 1, "<1032><963><2151><2183>", in a film of 3056 x 2544 pixels.
+  box = (963 / 2544, 1032 / 3056, 2183 / 2544, 2151 / 3056)
+  heart = Region("heart", box, scale=(2544, 3056), order="yx")
+  rec, reg = entry_of("rec", "heart", heart), entry_of("reg", "heart", heart)
+  assert rec.answer == "<1032><963><2151><2183>"
+  assert rec.answer in reg.prompt
+  parsed = prompts.parse(rec, rec.answer)
+  assert parsed.box == pytest.approx(box, abs=1 / 2544)
+  assert prompts.parse(reg, "heart") == heart
+  # 2600 is inside the height and outside the width.
+  assert prompts.parse(rec, "<0><0><2600><10>").box[3] == 2600 / 3056
+  with pytest.raises(prompts.ParseError, match=r"out of 0\.\.3056"):
+    prompts.parse(rec, "<0><0><10><2600>")
+
+
+def test_a_template_id_names_the_wording():
+  for number in range(8):
+    target = Region("heart", (0.1, 0.2, 0.3, 0.4))
+    entry = prompts.make_entry(
+      Annotation("a", "rec", "heart", target, Origin("made", "x", 0, "made")), number
+    )
+    key, choice = prompts.template_id(entry).split("/")
+    wording = prompts.TEMPLATES[key][int(choice)]
+    assert entry.prompt == wording.format(name="heart")
+  other = Grade("mild", ("mild", "severe"))
+  entry = entry_of("multi_class", "", other)
+  assert prompts.template_id(entry) == "multi_class/other/0"
 
 
 def test_boxes_are_clipped():
-  assert prompts.box_text((-0.2, 0, 1.0001, 7.0)) == "<0><0><1000><1000>"
+  assert (
+    prompts.box_text(Region("heart", (-0.2, 0, 1.0001, 7.0))) == "<0><0><1000><1000>"
+  )
 
 
 @given(WORDS, st.lists(WORDS, max_size=4))

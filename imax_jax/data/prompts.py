@@ -10,11 +10,13 @@
 The wording is Figure 1's of arXiv 2504.09967 (legible there only through OCR; the words
 it lost are the end of the report prompt, "image.", and the order of the edema classes,
 which are asked in the order of their codes). Boxes are [x_min, y_min, x_max, y_max] in
-thousandths (appendix A); the figure's own boxes are raw pixels.
+thousandths (appendix A) unless a `Region` says otherwise: the figure's own boxes are
+raw pixels and, as its lungs show, [y_min, x_min, y_max, x_max].
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -73,7 +75,7 @@ RATIO_NAMES: dict[str, str] = {
   "cpar": "cardiopulmonary area ratio (CPAR)",
 }
 NO_ANSWER = "none"  # what a question to which nothing applies is answered with
-BOX_SCALE = 1000
+BOX_SCALE = 1000  # a Region's own default
 
 
 class ParseError(ValueError):
@@ -131,7 +133,6 @@ def prompt_of(
     ValueError: an unknown task or ratio, or a target the task cannot ask about.
   """
   words: dict[str, str] = {}
-  key = task
   match task, target:
     case "calculation", _:
       if subtask not in RATIO_NAMES:
@@ -141,7 +142,6 @@ def prompt_of(
       pass
     case "multi_class", Grade() | None:
       classes = EDEMA_GRADES if target is None else target.classes
-      key = task if classes == EDEMA_GRADES else "multi_class/other"
       words["classes"] = ", ".join(classes)
     case "multi_label", Bits() | None:
       labels = FINDINGS if target is None else target.labels
@@ -149,7 +149,7 @@ def prompt_of(
     case "rec", Region() | None:
       words["name"] = subtask if target is None else target.name
     case "reg", Region():
-      words["box"] = box_text(target.box)
+      words["box"] = box_text(target)
     case "vqa", Answer() | str():
       words["question"] = target if isinstance(target, str) else target.question
     case _:
@@ -157,7 +157,8 @@ def prompt_of(
         f"task {task!r} cannot ask about a {type(target).__name__}; expected "
         f"{ {name: kind.__name__ for name, kind in TARGET_OF_TASK.items()} }"
       )
-  return _choose(TEMPLATES[key], entry_id).format(**words)
+  templates = TEMPLATES[_key(task, target)]
+  return templates[_choice(len(templates), entry_id)].format(**words)
 
 
 def answer_of(target: Target, task: str) -> str:
@@ -171,17 +172,42 @@ def answer_of(target: Target, task: str) -> str:
       return name
     case Bits(values):
       return ",".join(map(str, values))
-    case Region(name, box):
-      return name if task == "reg" else box_text(box)
+    case Region():
+      return target.name if task == "reg" else box_text(target)
     case Answer(answers=answers):
       # Figure 1 ends a list of several answers, and only such a list, with a period.
       return ", ".join(answers) + "." * (len(answers) > 1) or NO_ANSWER
   raise ValueError(f"{type(target).__name__} is no target of {sorted(TARGET_OF_TASK)}")
 
 
-def box_text(box: Box) -> str:
-  """(0.25, 0.3109, 0.52, 0.7) -> "<250><310><520><700>"; cut, not rounded."""
-  return "".join(f"<{min(max(int(BOX_SCALE * side), 0), BOX_SCALE)}>" for side in box)
+def box_text(region: Region) -> str:
+  """Of the box (0.25, 0.3109, 0.52, 0.7): "<250><310><520><700>"; cut, not rounded."""
+  sides = [
+    min(max(int(scale * side), 0), scale)
+    for scale, side in zip(2 * region.scale, region.box, strict=True)
+  ]
+  return "".join(f"<{side}>" for side in _ordered(sides, region.order))
+
+
+def template_id(entry: Entry) -> str:
+  """Which wording of `TEMPLATES` an entry has: "rec/1"."""
+  key = _key(entry.task, entry.target)
+  return f"{key}/{_choice(len(TEMPLATES[key]), entry.id)}"
+
+
+def _ordered(sides: list[int], order: str) -> list[int]:
+  """From x, y, x, y to the order asked for, or back."""
+  if order == "xy":
+    return sides
+  x_min, y_min, x_max, y_max = sides
+  return [y_min, x_min, y_max, x_max]
+
+
+def _key(task: str, target: Target | str | None) -> str:
+  """The key of `TEMPLATES`."""
+  if isinstance(target, Grade) and target.classes != EDEMA_GRADES:
+    return "multi_class/other"
+  return task
 
 
 def _check(task: str, target: Target) -> None:
@@ -199,7 +225,9 @@ def _check(task: str, target: Target) -> None:
       raise ValueError(f"grade {name!r}: expected one of {list(classes)}")
     case Bits(values, labels) if len(values) != len(labels) or set(values) - {0, 1}:
       raise ValueError(f"bits {values}: expected {len(labels)} of 0 or 1")
-    case Region(name, box):
+    case Region(name, box, scale, order):
+      if order not in ("xy", "yx") or min(scale) < 1:
+        raise ValueError(f"box order {order!r}, scale {scale}: expected xy or yx, > 0")
       if not (box[0] <= box[2] and box[1] <= box[3] and all(map(math.isfinite, box))):
         raise ValueError(f"box {box}: expected (x_min, y_min, x_max, y_max)")
       if not name.strip():
@@ -211,10 +239,10 @@ def _check(task: str, target: Target) -> None:
         raise ValueError("the question or one of its answers is empty; leave it out")
 
 
-def _choose(templates: tuple[str, ...], entry_id: str) -> str:
+def _choice(count: int, entry_id: str) -> int:
   # Not hash(): Python salts it anew in every process.
   digest = hashlib.sha256(entry_id.encode()).digest()
-  return templates[int.from_bytes(digest[:8], "big") % len(templates)]
+  return int.from_bytes(digest[:8], "big") % count
 
 
 def _enumerate(labels: tuple[str, ...]) -> str:
@@ -252,10 +280,11 @@ def parse(entry: Entry, text: str) -> Target:
       raise ParseError("not one of the classes")
     case Bits(labels=labels):
       return Bits(_parse_bits(body, len(labels)), labels)
-    case Region(name, box):
+    case Region() as region:
       if entry.task == "reg":
-        return Region(_respell(body, (name, *ORGANS)), box)
-      return Region(name, _parse_box(body))
+        name = _respell(body, (region.name, *ORGANS))
+        return dataclasses.replace(region, name=name)
+      return dataclasses.replace(region, box=_parse_box(body, region))
     case Answer():
       return _parse_answer(entry.target, body)
   raise ValueError(f"{entry.id}: {type(entry.target).__name__} cannot be parsed")
@@ -286,16 +315,21 @@ def _parse_bits(body: str, count: int) -> tuple[int, ...]:
   return tuple(int(digit) for digit in digits)
 
 
-def _parse_box(body: str) -> Box:
+def _parse_box(body: str, region: Region) -> Box:
   found = re.fullmatch(r"<(-?[0-9]{1,9})>" * 4, body)
   if not found:
     raise ParseError("no box")
-  x_min, y_min, x_max, y_max = (int(side) for side in found.groups())
-  if not all(0 <= side <= BOX_SCALE for side in (x_min, y_min, x_max, y_max)):
-    raise ParseError(f"box out of 0..{BOX_SCALE}")
+  x_min, y_min, x_max, y_max = _ordered(
+    [int(side) for side in found.groups()], region.order
+  )
+  width, height = region.scale
+  if not (min(x_min, x_max) >= 0 and max(x_min, x_max) <= width) or not (
+    min(y_min, y_max) >= 0 and max(y_min, y_max) <= height
+  ):
+    raise ParseError(f"box out of 0..{max(width, height)}")
   if x_min > x_max or y_min > y_max:
     raise ParseError("box corners reversed")
-  return x_min / BOX_SCALE, y_min / BOX_SCALE, x_max / BOX_SCALE, y_max / BOX_SCALE
+  return x_min / width, y_min / height, x_max / width, y_max / height
 
 
 def _parse_answer(target: Answer, body: str) -> Answer:

@@ -13,6 +13,7 @@ questions give away, and need not have looked at the image.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -144,9 +145,8 @@ def _candidates(entries: Entries) -> list[str]:
   if isinstance(first.target, Bits):
     return _bits_candidates(first, entries)
   if isinstance(first.target, Region) and first.task == "rec":
-    return _box_candidates(
-      [e.target.box for e in entries if isinstance(e.target, Region)]
-    )
+    boxes = [e.target.box for e in entries if isinstance(e.target, Region)]
+    return _box_candidates(first.target, boxes)
   if first.task == "report":
     return _report_candidates([entry.answer for entry in entries])
   counts = Counter(entry.answer for entry in entries)
@@ -155,13 +155,16 @@ def _candidates(entries: Entries) -> list[str]:
   return common[:_MAX_CANDIDATES]
 
 
-def _box_candidates(seen: Sequence[Box]) -> list[str]:
+def _box_candidates(like: Region, seen: Sequence[Box]) -> list[str]:
   """The median and the mean of each side, and some of the boxes themselves."""
   candidates = []
   for sides in (np.median(seen, axis=0), np.mean(seen, axis=0)):
     x_min, y_min, x_max, y_max = map(float, sides)
     candidates.append((x_min, y_min, x_max, y_max))
-  return [prompts.box_text(box) for box in [*candidates, *_thin(seen, _MAX_CANDIDATES)]]
+  return [
+    prompts.box_text(dataclasses.replace(like, box=box))
+    for box in [*candidates, *_thin(seen, _MAX_CANDIDATES)]
+  ]
 
 
 def _bits_candidates(first: Entry, entries: Entries) -> list[str]:
