@@ -15,8 +15,8 @@ quota, `min_tasks` at least, or is left out. Then patients are split.
 DMAX: for each task from the rarest on, images outside IMAX of patients outside its test
 set are taken, those that serve the fewest tasks so far first, until each sub-task's
 count is IMAX-train's; the last image gives only what is missing. IMAX-train's patients
-may come back, its images never. DMAX can be as decentralized as the paper's (1.25 tasks
-an image) only if IMAX leaves several times its own images over.
+may come back (unless told otherwise), its images never. DMAX can be as decentralized as
+the paper's (1.25 tasks an image) only if IMAX leaves several times its own images over.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from imax_jax.data import prompts
+from imax_jax.data import controls as controls_lib
+from imax_jax.data import offers as offers_lib
 from imax_jax.data import statistics
+from imax_jax.data.offers import Tasks
 from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
 from imax_jax.schema import Annotation
@@ -47,11 +49,6 @@ REQUIRED_SUBTASKS: dict[str, tuple[str, ...]] = {
   "reg": ORGANS,
 }
 
-# (number among those of its image and sub-task, annotation)
-Numbered = tuple[int, Annotation]
-Tasks = dict[
-  str, list[Numbered]
-]  # task -> what an image offers for it, in TASKS' order
 T = TypeVar("T")
 
 
@@ -67,7 +64,8 @@ class Selected:
 class Datasets:
   """What `construct` made of the annotations.
 
-  splits: "imax_train", "imax_test" and "dmax_train", each sorted by image id.
+  splits: "imax_train", "imax_test", "dmax_train" and those of `controls`, each sorted
+    by image id.
   shortfall: entries by which DMAX falls short of IMAX-train, {"vqa/query": 3}; a task
     without sub-tasks stands alone, {"multi_class": 12}. Empty: matched exactly.
   quota_shortfall: entries by which IMAX falls short of its quotas, by task.
@@ -99,6 +97,9 @@ def construct(
   quotas: Mapping[str, int] | None = None,
   views: Sequence[str] = ("PA", "AP"),
   required_subtasks: Mapping[str, Sequence[str]] = REQUIRED_SUBTASKS,
+  split_unit: str = "patient",
+  dmax_patients: str = "not in test",
+  controls: Sequence[str] = (),
 ) -> Datasets:
   """IMAX (train and test) and DMAX (train) from all that the sources say, in any order.
 
@@ -108,12 +109,18 @@ def construct(
     seed: of all draws; not negative.
     num_images: IMAX's size, train and test together, at most; None: all that qualify.
     min_tasks: how many tasks an image of IMAX has at least.
-    train_fraction: of IMAX's images. No patient is in both train and test.
+    train_fraction: of IMAX's images (4 : 1 in the paper).
+    split_unit: what is not parted between train and test: "patient", "study" or
+      "image". The paper does not say; with another than "patient", a patient may be in
+      both, and test results are not those of unseen patients.
     quotas: {task: entries} of IMAX, train and test together, never exceeded; 0 leaves a
       task out, one not named is unlimited.
     views: the view positions used, matched exactly; other images are dropped.
     required_subtasks: {task: sub-tasks} that an image must offer all of to be used for
       the task at all. Give {} for sources that annotate single organs or ratios.
+    dmax_patients: whose images DMAX may take: "not in test", of anyone who is not in
+      IMAX's test set; "not in imax", of no patient of IMAX; "any", of all.
+    controls: further datasets, names of `controls.CONTROLS`.
 
   Raises:
     ValueError: an argument out of range, an annotation of an unknown image, one that
@@ -121,19 +128,28 @@ def construct(
   """
   quotas = dict(quotas or {})
   _check_arguments(num_images, min_tasks, train_fraction, [*quotas, *required_subtasks])
-  offers, dropped = _group(radiographs, annotations, views, required_subtasks)
+  _check_choices(split_unit, dmax_patients)
+  offers, dropped = offers_lib.gather(
+    radiographs, annotations, views, required_subtasks
+  )
   order = _shuffled(sorted(offers), seed, 0)
   chosen = _draw_images(offers, order, num_images, min_tasks, quotas)
   imax, room = _share_out(offers, chosen, min_tasks, quotas, seed)
-  patient_of = {image: radiographs[image].patient_id for image in offers}
-  test = _test_patients([patient_of[image] for image in imax], train_fraction, seed)
-  train = {i: tasks for i, tasks in imax.items() if patient_of[i] not in test}
-  spare = [i for i in order if i not in imax and patient_of[i] not in test]
+  unit_of = {i: getattr(radiographs[i], f"{split_unit}_id") for i in imax}
+  test = _test_units([unit_of[image] for image in imax], train_fraction, seed)
+  train = {i: tasks for i, tasks in imax.items() if unit_of[i] not in test}
+  apart = {
+    radiographs[i].patient_id
+    for i in imax
+    if dmax_patients == "not in imax" or (dmax_patients != "any" and i not in train)
+  }
+  spare = [i for i in order if i not in imax and radiographs[i].patient_id not in apart]
   dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2))
   groups = {
     "imax_train": train,
     "imax_test": {i: tasks for i, tasks in imax.items() if i not in train},
     "dmax_train": dmax,
+    **controls_lib.make(controls, train, dmax, seed),
   }
   return Datasets(
     splits={name: _write_out(radiographs, group) for name, group in groups.items()},
@@ -157,41 +173,13 @@ def _check_arguments(
     raise ValueError(f"quotas or required_subtasks: {unknown} are not of {list(TASKS)}")
 
 
-def _group(
-  radiographs: Mapping[str, Radiograph],
-  annotations: Iterable[Annotation],
-  views: Sequence[str],
-  required_subtasks: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, Tasks], dict[str, int]]:
-  """What each usable image offers, and how much was dropped for which reason."""
-  dropped: collections.Counter[str] = collections.Counter()
-  offers: dict[str, Tasks] = {}
-  numbers: collections.Counter[tuple[str, str, str]] = collections.Counter()
-  for a in sorted(annotations, key=_sort_key):
-    if a.image_id not in radiographs:
-      raise ValueError(
-        f"{a.origin.file} row {a.origin.row}: image {a.image_id!r} is not among the "
-        f"{len(radiographs)} radiographs; read both from the same roots"
-      )
-    if radiographs[a.image_id].view not in views:
-      dropped[f"view not in {'/'.join(views)}"] += 1
-      continue
-    part = (a.image_id, a.task, a.subtask)
-    offers.setdefault(a.image_id, {}).setdefault(a.task, []).append((numbers[part], a))
-    numbers[part] += 1
-  for tasks in offers.values():
-    for task, subtasks in required_subtasks.items():
-      if task in tasks and set(subtasks) - {a.subtask for _, a in tasks[task]}:
-        dropped[f"{task} incomplete"] += len(tasks.pop(task))
-  return offers, dict(sorted(dropped.items()))
-
-
-def _sort_key(a: Annotation) -> tuple[str, int, str, str, int, str]:
-  if a.task not in TASKS:
-    raise ValueError(f"{a.origin.file}: task {a.task!r} is not of {list(TASKS)}")
-  place = (a.origin.file, a.origin.row)
-  # A row may hold several annotations, so that only the target tells them apart.
-  return a.image_id, TASKS.index(a.task), a.subtask, *place, repr(a.target)
+def _check_choices(split_unit: str, dmax_patients: str) -> None:
+  for name, given, known in (
+    ("split_unit", split_unit, ("patient", "study", "image")),
+    ("dmax_patients", dmax_patients, ("not in test", "not in imax", "any")),
+  ):
+    if given not in known:
+      raise ValueError(f"{name} {given!r}: expected one of {known}")
 
 
 def _shuffled(items: Sequence[T], seed: int, stage: int) -> list[T]:
@@ -276,17 +264,15 @@ def _share_out(
   return kept, room
 
 
-def _test_patients(
-  patients: Sequence[str], train_fraction: float, seed: int
-) -> set[str]:
-  """Patients, given one for each image, who hold the images not meant for training."""
-  wanted = round((1 - train_fraction) * len(patients))
-  images = collections.Counter(patients)
+def _test_units(units: Sequence[str], train_fraction: float, seed: int) -> set[str]:
+  """Units, given one for each image, that hold the images not meant for training."""
+  wanted = round((1 - train_fraction) * len(units))
+  images = collections.Counter(units)
   test: set[str] = set()
-  for patient in _shuffled(sorted(images), seed, 1):
-    if images[patient] <= wanted:
-      test.add(patient)
-      wanted -= images[patient]
+  for unit in _shuffled(sorted(images), seed, 1):
+    if images[unit] <= wanted:
+      test.add(unit)
+      wanted -= images[unit]
   return test
 
 
@@ -329,14 +315,6 @@ def _write_out(
   radiographs: Mapping[str, Radiograph], group: Mapping[str, Tasks]
 ) -> list[Selected]:
   return [
-    Selected(
-      radiographs[image],
-      tuple(
-        prompts.make_entry(annotation, number)
-        for task in TASKS
-        if task in group[image]
-        for number, annotation in group[image][task]
-      ),
-    )
+    Selected(radiographs[image], offers_lib.to_entries(group[image]))
     for image in sorted(group)
   ]
