@@ -1,9 +1,10 @@
-"""ArrayRecord on disk and back, image bytes, targets as JSON, and LLaVA-style JSONL."""
+"""ArrayRecord on disk and back, its manifest, image bytes, targets as JSON, and JSONL."""
 
 import dataclasses
 import hashlib
 import io
 import json
+import os
 import pickle
 import stat
 import subprocess
@@ -22,7 +23,9 @@ from imax_jax.data import builder
 from imax_jax.data import entries
 from imax_jax.data import images
 from imax_jax.data import interchange
+from imax_jax.data import manifest
 from imax_jax.data import prompts
+from imax_jax.data import shards
 from imax_jax.data.construct import Datasets
 from imax_jax.data.construct import Selected
 from imax_jax.schema import Annotation
@@ -36,6 +39,7 @@ from imax_jax.schema import Ratio
 from imax_jax.schema import Region
 from imax_jax.schema import Report
 
+ORIGIN = Origin("made", "a/f.csv", 7, "made/row")
 TARGETS = [
   ("calculation", "ctr", Ratio(0.1 + 0.2)),
   ("report", "", Report('Clear. "Größe" \n ___ \\ ')),
@@ -63,9 +67,7 @@ def selected(folder, number, file_format="PNG"):
   path.write_bytes(encode(Image.fromarray(picture(number)), file_format))
   image_id = f"i{number}"
   entries = [
-    prompts.make_entry(
-      Annotation(image_id, task, subtask, target, Origin("f.csv", 7)), number
-    )
+    prompts.make_entry(Annotation(image_id, task, subtask, target, ORIGIN), number)
     for task, subtask, target in TARGETS[: number % len(TARGETS) + 1]
   ]
   radiograph = Radiograph(image_id, f"s{number}", f"p{number}", "PA", 30, 20, str(path))
@@ -126,11 +128,16 @@ def test_records_feed_grain(built):
 
 def test_tfds_reads_it_without_this_package_and_without_tensorflow(built):
   program = (
-    "import sys, tensorflow_datasets as tfds\n"
+    "import sys\n"
+    "from importlib.machinery import PathFinder\n"
+    "find = PathFinder.find_spec\n"
+    "PathFinder.find_spec = staticmethod(lambda name, *more: None\n"
+    "  if name.split('.')[0] == 'tensorflow' else find(name, *more))\n"  # if there is one
+    "import tensorflow_datasets as tfds\n"
     "source = tfds.data_source('imax', data_dir=sys.argv[1], split='test')\n"
     "print(len(source), source[2]['image'].shape, source[2]['image_id'].decode(),\n"
     "      len(source[2]['entries']['prompt']))\n"
-    "other = tfds.builder_from_directory(sys.argv[1] + '/dmax/1.0.0')\n"
+    "other = tfds.builder_from_directory(sys.argv[1] + '/dmax/1.1.0')\n"
     "print(len(other.as_data_source('train')))\n"
     "print('tensorflow' in sys.modules, 'imax_jax' in sys.modules)\n"
   )
@@ -146,18 +153,89 @@ def test_tfds_reads_it_beside_this_package(built):
   assert "tensorflow" not in sys.modules
 
 
+def test_tfds_says_what_to_do_where_nothing_is(tmp_path):
+  with pytest.raises(
+    ValueError, match=r"core 1\.1\.0 is not in data_dir.*verb `build`"
+  ):
+    tfds.data_source("core", data_dir=str(tmp_path))
+
+
+def digests(root):
+  return {
+    str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in root.rglob("*")
+    if path.is_file()
+  }
+
+
 def test_building_twice_gives_the_same_bytes(datasets, built, tmp_path):
   builder.build(datasets, tmp_path)
-
-  def digests(root):
-    return {
-      str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-      for path in root.rglob("*")
-      if path.is_file()
-    }
-
   assert digests(tmp_path) == digests(built)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["dmax", "imax"]
+
+
+def test_the_number_of_workers_leaves_no_trace(datasets, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 16)
+  done = []
+  one = builder.build(datasets, tmp_path / "one", workers=1)
+  two = builder.build(datasets, tmp_path / "two", workers=2, progress=done.append)
+  assert two == one
+  assert done == [16, 16, 8, 10, 10]
+  assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def build_here(folder):
+  """What a process of its own builds; see the test below."""
+  (folder / "files").mkdir()
+  group = [selected(folder / "files", n) for n in range(9)]
+  odd = dataclasses.replace(group[0].radiograph, image_id="é")
+  group[0] = dataclasses.replace(group[0], radiograph=odd)
+  splits = {"imax_train": group[:8], "imax_test": group[8:], "dmax_train": group[:3]}
+  written = builder.build(Datasets(splits, {}, {}, {}), folder / "data")
+  manifest.write(folder / "data", written, {"made/a é.csv": "0" * 64})
+
+
+def test_hash_seed_locale_and_time_zone_leave_no_trace(tmp_path):
+  tests = Path(__file__).parent
+  program = (
+    f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
+    "import pathlib, test_builder\n"
+    "test_builder.build_here(pathlib.Path(sys.argv[1]))\n"
+  )
+  # An ASCII locale, with which Python opens text files as ASCII.
+  plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+  settings = [
+    {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", **plain},
+    {"PYTHONHASHSEED": "2", "TZ": "America/New_York", "LC_ALL": "C.UTF-8"},
+  ]
+  found = []
+  for number, setting in enumerate(settings):
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    subprocess.run(
+      [sys.executable, "-c", program, str(folder)],
+      check=True,
+      env=os.environ | setting,
+      cwd=tmp_path if number else tests,
+    )
+    found.append(digests(folder / "data"))
+  assert found[0] == found[1]
+  assert len(found[0]) == 2 + 1 + 4 + 2
+
+
+def test_control_datasets_are_built_where_there_are_some(datasets, tmp_path):
+  group = datasets.splits["imax_test"]
+  splits = {
+    f"{name}_train": group[n:] for n, name in enumerate(("same_images", "core", "imax"))
+  }
+  builder.build(dataclasses.replace(datasets, splits=splits), tmp_path)
+  for name, want in splits.items():
+    records = builder.open_split(tmp_path, name)
+    assert [r.image_id for r in records] == [s.radiograph.image_id for s in want]
+  source = tfds.data_source("same_images", data_dir=str(tmp_path), split="train")
+  assert len(source) == 10
+  with pytest.raises(FileNotFoundError, match="no split 'test' here"):
+    builder.open_split(tmp_path, "imax_test")
 
 
 def test_images_are_resized_when_asked(datasets, tmp_path):
@@ -172,7 +250,7 @@ def test_images_are_resized_when_asked(datasets, tmp_path):
 
 
 def test_many_images_go_to_several_files(datasets, tmp_path, monkeypatch):
-  monkeypatch.setattr(builder, "_IMAGES_PER_FILE", 16)
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 16)
   builder.build(datasets, tmp_path)
   assert len(list(tmp_path.glob("imax/*/imax-train*"))) == 3
   records = builder.open_split(tmp_path, "imax_train")
@@ -184,8 +262,9 @@ def test_only_the_owner_reads_it(built):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("damage", ["missing", "cut", "text"])
-def test_a_bad_image_is_named_and_leaves_nothing(datasets, tmp_path, damage):
+def test_a_bad_image_is_named_and_leaves_nothing(datasets, tmp_path, damage, workers):
   path = tmp_path / "bad.png"
   whole = encode(Image.fromarray(picture(0, (200, 200))))
   if damage != "missing":
@@ -196,12 +275,38 @@ def test_a_bad_image_is_named_and_leaves_nothing(datasets, tmp_path, damage):
   )
   broken = dataclasses.replace(datasets, splits=datasets.splits | {"dmax_train": group})
   with pytest.raises(ValueError, match=r"bad\.png") as error:
-    builder.build(broken, tmp_path / "data")
+    builder.build(broken, tmp_path / "data", workers=workers)
   assert "Clear." not in str(error.value)
   assert list((tmp_path / "data").iterdir()) == []
   builder.build(
     datasets, tmp_path / "data"
   )  # nothing stands in the way of the next try
+
+
+class Deadly:
+  """Kills the process that unpickles it."""
+
+  def __reduce__(self):
+    return os._exit, (1,)
+
+
+def test_a_killed_worker_is_an_error_that_says_what_to_do(datasets, tmp_path):
+  group = [*datasets.splits["imax_test"], Deadly()]
+  splits = {"imax_train": group, "imax_test": group}
+  with pytest.raises(ValueError, match="one of 2 writing processes was killed"):
+    builder.build(dataclasses.replace(datasets, splits=splits), tmp_path, workers=2)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_that_does_not_fit_is_not_shown(datasets, tmp_path):
+  group = datasets.splits["imax_test"]
+  entry = dataclasses.replace(group[0].entries[0], answer="Clear. \ud800")
+  bad = dataclasses.replace(group[0], entries=(entry,))
+  splits = {"imax_train": [bad]}
+  with pytest.raises(ValueError, match="image i40: its entries do not fit") as error:
+    builder.build(dataclasses.replace(datasets, splits=splits), tmp_path)
+  assert "Clear" not in str(error.value)
+  assert error.value.__cause__ is None and error.value.__suppress_context__
 
 
 def test_mistakes_are_named(datasets, built, tmp_path):
@@ -210,10 +315,88 @@ def test_mistakes_are_named(datasets, built, tmp_path):
   empty = dataclasses.replace(datasets, splits=datasets.splits | {"imax_test": []})
   with pytest.raises(ValueError, match="imax_test has no image"):
     builder.build(empty, tmp_path)
+  other = dataclasses.replace(datasets, splits={"zmax_train": []})
+  with pytest.raises(ValueError, match="split 'zmax_train'"):
+    builder.build(other, tmp_path)
   with pytest.raises(ValueError, match="split 'train'"):
     builder.open_split(built, "train")
   with pytest.raises(FileNotFoundError, match="build the data first"):
     builder.open_split(tmp_path, "imax_train")
+
+
+# ── The manifest ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def listed(datasets, tmp_path):
+  folder = tmp_path / "listed"
+  written = builder.build(datasets, folder)
+  manifest.write(folder, written, {"made/f.csv": "0" * 64})
+  (folder / "statistics.json").write_text("{}")  # no part of the dataset
+  return folder
+
+
+def test_the_manifest_lists_inputs_shards_and_images(datasets, listed):
+  content = manifest.read(listed)
+  assert content["inputs"] == {"made/f.csv": "0" * 64}
+  name = f"imax/{shards.VERSION}/imax-train.array_record-00000-of-00001"
+  data = (listed / name).read_bytes()
+  assert content["shards"][name] == {
+    "bytes": len(data), "examples": 40, "sha256": hashlib.sha256(data).hexdigest()
+  }  # fmt: skip
+  assert len(content["shards"]) == 3
+  assert f"imax/{shards.VERSION}/dataset_info.json" in content["metadata"]
+  lines = (listed / "images.sha256").read_text().splitlines()
+  assert lines == sorted(lines, key=lambda line: line[66:])
+  want = {
+    s.radiograph.image_id: Path(s.radiograph.path).read_bytes()
+    for group in datasets.splits.values()
+    for s in group
+  }
+  assert {line[66:]: line[:64] for line in lines} == {
+    image: hashlib.sha256(data).hexdigest() for image, data in want.items()
+  }
+  assert content["images"]["count"] == len(lines) == 60
+  assert str(listed) not in (listed / "manifest.json").read_text()
+
+
+def test_verify_tells_what_differs(listed):
+  assert manifest.verify(listed) == []
+  stem = f"imax/{shards.VERSION}/imax"
+  train = listed / f"{stem}-train.array_record-00000-of-00001"
+  data = bytearray(train.read_bytes())
+  data[len(data) // 2] ^= 1
+  train.write_bytes(data)
+  (listed / f"{stem}-test.array_record-00000-of-00001").unlink()
+  (listed / f"{stem}-train.array_record-00001-of-00002").write_bytes(b"")
+  (listed / "core").mkdir()
+  (listed / "core" / "core-train.array_record-00000-of-00001").write_bytes(b"")
+  (listed / "images.sha256").write_text("")
+  assert manifest.verify(listed) == [
+    "core/core-train.array_record-00000-of-00001: not in the manifest",
+    "images.sha256: changed",
+    f"{stem}-test.array_record-00000-of-00001: missing",
+    f"{stem}-train.array_record-00000-of-00001: changed",
+    f"{stem}-train.array_record-00001-of-00002: not in the manifest",
+  ]
+
+
+def test_a_file_that_is_no_manifest_is_named(listed, built):
+  with pytest.raises(FileNotFoundError, match="no manifest here"):
+    manifest.verify(built)
+  for text in ("", "[]", "{}", '{"format": 2, "images": {"sha256": ""}}'):
+    (listed / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json: expected a manifest"):
+      manifest.verify(listed)
+
+
+def test_an_image_that_changed_during_the_build_is_named(tmp_path):
+  infos = [
+    manifest.ShardInfo(f"imax/1.1.0/{n}", 1, 1, 1, "0" * 64, {"i7": str(n)})
+    for n in range(2)
+  ]
+  with pytest.raises(ValueError, match="'i7': its file differs from shard to shard"):
+    manifest.write(tmp_path, infos, {})
 
 
 # ── Targets as JSON ───────────────────────────────────────────────────────────────
@@ -358,11 +541,11 @@ def test_a_bad_line_is_named_and_not_shown(built, tmp_path, change):
   if change == "task":
     del line["task"]
   if change == "kind":
-    line["target"]["kind"] = "Other"
+    line["target"] = json.dumps({"kind": "Other"})
   if change == "image":
-    line["image"] = "../" + line["image"]
+    line |= {"image": "../x.png", "images": ["../x.png"]}
   text = json.dumps(line)
   path.write_text(text[:-9] if change == "cut" else text)
-  with pytest.raises(ValueError, match=r"x\.jsonl line 1: expected") as error:
+  with pytest.raises(ValueError, match=r"x\.jsonl line 1: expected|outside") as error:
     list(interchange.import_jsonl(path, tmp_path / "images"))
   assert "Based on" not in str(error.value)

@@ -1,7 +1,8 @@
-"""IMAX and DMAX as TFDS datasets of ArrayRecord files, written without TensorFlow.
+"""IMAX, DMAX and their controls as TFDS datasets of ArrayRecord files, without TensorFlow.
 
-    data_dir/imax/1.0.0/    splits "train" and "test"
-    data_dir/dmax/1.0.0/    split "train"
+    data_dir/imax/1.1.0/           splits "train" and "test"
+    data_dir/dmax/1.1.0/           split "train"
+    data_dir/same_images/1.1.0/    split "train", as core and same_count, where asked for
 
 One example is one image with all its entries. `open_split` reads them as `ImageRecord`s;
 anyone else can, without this package, by `tfds.data_source("imax", data_dir=data_dir)`.
@@ -9,11 +10,9 @@ anyone else can, without this package, by `tfds.data_source("imax", data_dir=dat
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
-import io
-import itertools
-import os
+import functools
+import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,31 +20,21 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
+from typing import NoReturn
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from imax_jax.data import images
+from imax_jax.data import shards
 from imax_jax.data.construct import Datasets
-from imax_jax.data.construct import Selected
 from imax_jax.data.entries import target_from_json
-from imax_jax.data.entries import target_to_json
+from imax_jax.data.manifest import ShardInfo
+from imax_jax.data.shards import Shard
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.schema import Origin
-
-VERSION = "1.0.0"
-_SPLITS: dict[str, tuple[str, str]] = {  # ours -> TFDS dataset and split
-  "imax_train": ("imax", "train"),
-  "imax_test": ("imax", "test"),
-  "dmax_train": ("dmax", "train"),
-}
-_FORMAT = "array_record"
-_IMAGES_PER_FILE = 1024
-_GROUP = 32  # images written at a time
-_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter's lock
 
 _DESCRIPTION = """One chest radiograph an example, with all its question and answer
 pairs. An entry's `target` is JSON: the structured answer, with the name of its class."""
@@ -54,58 +43,32 @@ pairs. An entry's `target` is JSON: the structured answer, with the name of its 
 # ── Builders ──────────────────────────────────────────────────────────────────────
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """`selected` maps this dataset's split names to their images; only writing needs it."""
+class _Builder(  # type: ignore[call-arg]
+  tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True
+):
+  """Describes a dataset and reads it; `build` writes it."""
 
-  VERSION = tfds.core.Version(VERSION)
-
-  def __init__(
-    self,
-    *,
-    selected: Mapping[str, Sequence[Selected]] | None = None,
-    image_px: int | None = None,
-    **kwargs: Any,
-  ) -> None:
-    self._selected = selected or {}
-    self._image_px = image_px
-    super().__init__(**kwargs)
+  VERSION = tfds.core.Version(shards.VERSION)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    text = tfds.features.Text
-    entry = {
-      "id": text(), "task": text(), "subtask": text(), "prompt": text(),
-      "answer": text(), "target": text(), "origin_file": text(), "origin_row": np.int64,
-    }  # fmt: skip
-    features = {
-      "image_id": text(), "study_id": text(), "patient_id": text(), "view": text(),
-      "image": tfds.features.Image(shape=(None, None, 1)),
-      "entries": tfds.features.Sequence(entry),
-    }  # fmt: skip
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION,
-      features=tfds.features.FeaturesDict(features),
+      features=shards.features(),
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-    del dl_manager  # nothing is ever downloaded
-    return {name: self._generate_examples(name) for name in self._selected}
+  def download_and_prepare(self, **kwargs: Any) -> None:
+    """Raises a ValueError unless the data is there, as `build` wrote it."""
+    if not self.data_path.exists():
+      self._download_and_prepare(**kwargs)
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads the images a few ahead, in threads; yields them in their order."""
-    ahead: collections.deque[concurrent.futures.Future[dict[str, Any]]]
-    ahead = collections.deque()
-    rest = iter(self._selected[split])
-    number = 0
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      while True:
-        while len(ahead) < 4 * _THREADS and (item := next(rest, None)) is not None:
-          ahead.append(pool.submit(_example, item, self._image_px))
-        if not ahead:
-          return
-        yield number, ahead.popleft().result()
-        number += 1
+  def _download_and_prepare(self, *args: Any, **kwargs: Any) -> NoReturn:
+    del args, kwargs
+    raise ValueError(
+      f"{self.name} {self.version} is not in data_dir, and there is nothing to download "
+      "it from; build it from the raw files with this package's verb `build`"
+    )
 
 
 class Imax(_Builder):
@@ -116,38 +79,35 @@ class Dmax(_Builder):
   """Decentralized: as many entries, spread over many images."""
 
 
-_BUILDERS: dict[str, type[_Builder]] = {"imax": Imax, "dmax": Dmax}
+class SameImages(_Builder):
+  """A control: IMAX-train's very images, one task each."""
 
 
-def _example(selected: Selected, image_px: int | None) -> dict[str, Any]:
-  radiograph = selected.radiograph
-  try:
-    data = Path(radiograph.path).read_bytes()
-  except OSError as error:
+class Core(_Builder):
+  """A control: as many entries as SameImages, from as few of these images as can be."""
+
+
+class SameCount(_Builder):
+  """A control: DMAX cut down to as many images as IMAX-train has."""
+
+
+_BUILDERS: dict[str, type[_Builder]] = {
+  builder.name: builder for builder in (Imax, Dmax, SameImages, Core, SameCount)
+}
+
+
+def _parts(name: str) -> tuple[str, str]:
+  """ "same_images_train" -> ("same_images", "train"): TFDS dataset and split."""
+  dataset, _, split = name.rpartition("_")
+  if dataset not in _BUILDERS or not split:
     raise ValueError(
-      f"image {radiograph.image_id}: cannot read {radiograph.path} "
-      f"({error.strerror}); fetch the file, or leave the image out"
-    ) from error
-  return {
-    "image_id": radiograph.image_id,
-    "study_id": radiograph.study_id,
-    "patient_id": radiograph.patient_id,
-    "view": radiograph.view,
-    "image": io.BytesIO(images.to_stored(data, image_px, name=radiograph.path)),
-    "entries": [
-      {
-        "id": entry.id,
-        "task": entry.task,
-        "subtask": entry.subtask,
-        "prompt": entry.prompt,
-        "answer": entry.answer,
-        "target": target_to_json(entry.target),
-        "origin_file": entry.origin.file,
-        "origin_row": entry.origin.row,
-      }
-      for entry in selected.entries
-    ],
-  }
+      f"split {name!r}: expected DATASET_SPLIT, such as imax_train, with one of the "
+      f"datasets {list(_BUILDERS)}"
+    )
+  return dataset, split
+
+
+# ── Writing ───────────────────────────────────────────────────────────────────────
 
 
 def build(
@@ -155,25 +115,34 @@ def build(
   data_dir: str | Path,
   *,
   image_px: int | None = None,
+  workers: int = 1,
+  beam_args: Sequence[str] | None = None,
   progress: Callable[[int], object] | None = None,
-) -> None:
-  """Writes the three splits below `data_dir`, readable by their owner only.
+) -> list[ShardInfo]:
+  """Writes all splits below `data_dir`, readable by their owner only.
 
   A build that fails or is interrupted leaves no dataset behind. What is written is the
-  same, byte for byte, wherever and whenever it is built.
+  same, byte for byte, wherever, whenever and with however many workers it is built.
 
   Args:
     image_px: None keeps the images' own files (grey 8-bit PNG or JPEG; others become
       PNG); a number stretches them to that many pixels squared, as grey PNG.
-    progress: called with the number of images just written, as tqdm's `update` is.
+    workers: processes that write, a file each at a time.
+    beam_args: have Apache Beam write instead, told this (`data.beam`).
+    progress: called with the number of images just written, as tqdm's `update` is: once
+      for each finished file.
+
+  Returns:
+    What was written, for `manifest.write`.
 
   Raises:
-    ValueError: an empty split, a dataset that is already there, or an image that cannot
-      be read.
+    ValueError: an unknown or empty split, a dataset that is already there, or an image
+      that cannot be read.
   """
   data_dir = Path(data_dir)
-  for name, (dataset, _) in _SPLITS.items():
-    if not datasets.splits[name]:
+  for name, group in datasets.splits.items():
+    dataset, _ = _parts(name)
+    if not group:
       raise ValueError(
         f"{name} has no image. Give construct more images: a test set needs several "
         "patients, and DMAX needs images that IMAX leaves over (lower num_images)."
@@ -184,41 +153,86 @@ def build(
       )
   data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
   work = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=data_dir))
+  plan = shards.plan(datasets.splits)
+  names = dict.fromkeys(shard.dataset for shard in plan)
+  written = []
   try:
-    for dataset in _BUILDERS:
-      ours = {
-        split: datasets.splits[name]
-        for name, (owner, split) in _SPLITS.items()
-        if owner == dataset
-      }
-      make = _BUILDERS[dataset]
-      _write(
-        make(selected=ours, image_px=image_px, data_dir=work, file_format=_FORMAT),
-        progress,
-      )
+    for info in _write_all(plan, work, image_px, workers, beam_args):
+      written.append(info)
+      if progress is not None:
+        progress(info.num_examples)
+    for dataset in names:
+      _describe(dataset, plan, written, work)
       (work / dataset).chmod(0o700)
-    for dataset in _BUILDERS:
+    for dataset in names:
       (work / dataset).rename(data_dir / dataset)
   finally:
     shutil.rmtree(work, ignore_errors=True)
+  return written
 
 
-def _write(builder: _Builder, progress: Callable[[int], object] | None) -> None:
-  # Not download_and_prepare(): past 1 GB it sorts on disk, which needs TensorFlow, it
-  # talks on the terminal, and its errors print whole examples.
-  Path(builder.data_dir).mkdir(parents=True)
-  writer = tfds.core.SequentialWriter(
-    builder.info, max_examples_per_shard=_IMAGES_PER_FILE, file_format=_FORMAT
+def _write_all(
+  plan: Sequence[Shard],
+  folder: Path,
+  image_px: int | None,
+  workers: int,
+  beam_args: Sequence[str] | None,
+) -> Iterator[ShardInfo]:
+  """Writes the shards below `folder`; tells of each, in the plan's order."""
+  write = functools.partial(shards.write_shard, folder=folder, image_px=image_px)
+  if beam_args is not None:
+    try:
+      from imax_jax.data import beam
+    except ImportError as error:
+      raise ValueError(
+        f"building with Apache Beam needs the extra: pip install 'imax_jax[beam]' ({error})"
+      ) from error
+    yield from beam.run(plan, folder, image_px, beam_args)
+    return
+  if workers == 1 or len(plan) == 1:
+    yield from map(write, plan)
+    return
+  # Not fork: the parent may hold jax's threads, which a forked child would inherit.
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    try:
+      yield from pool.map(write, plan)
+    except BrokenProcessPool:
+      raise ValueError(
+        f"one of {workers} writing processes was killed, most likely for want of memory; "
+        "build with fewer workers"
+      ) from None
+
+
+def _describe(
+  dataset: str, plan: Sequence[Shard], written: Sequence[ShardInfo], folder: Path
+) -> None:
+  """Writes TFDS's own files beside the shards: what the splits are, and the features."""
+  # The builder looks for an earlier dataset, of which there is none.
+  info = _BUILDERS[dataset](data_dir=folder, file_format=shards.FORMAT).info
+  of_split: dict[str, list[ShardInfo]] = {}
+  for shard, shard_info in zip(plan, written, strict=True):
+    if shard.dataset == dataset:
+      of_split.setdefault(shard.split, []).append(shard_info)
+  info.set_splits(
+    tfds.core.splits.SplitDict(
+      [
+        tfds.core.splits.SplitInfo(
+          name=split,
+          shard_lengths=[part.num_examples for part in parts],
+          num_bytes=sum(part.num_bytes for part in parts),
+          filename_template=tfds.core.ShardedFileTemplate(
+            dataset_name=dataset,
+            data_dir=info.data_dir,
+            split=split,
+            filetype_suffix=shards.FORMAT,
+          ),
+        )
+        for split, parts in of_split.items()
+      ]
+    )
   )
-  generators = builder._split_generators(None)
-  writer.initialize_splits(list(generators))
-  for split, examples in generators.items():
-    # In groups, for each call also rewrites the metadata.
-    while group := [example for _, example in itertools.islice(examples, _GROUP)]:
-      writer.add_examples({split: group})
-      if progress is not None:
-        progress(len(group))
-    writer.close_splits([split])
+  info.write_to_directory(info.data_dir)
 
 
 # ── Reading ───────────────────────────────────────────────────────────────────────
@@ -232,9 +246,9 @@ class Records(Sequence[ImageRecord]):
   """
 
   def __init__(self, data_dir: str | Path, name: str) -> None:
-    dataset, self._split = _SPLITS[name]
+    dataset, self._split = _parts(name)
     self._name = name
-    self._folder = Path(data_dir) / dataset / VERSION
+    self._folder = Path(data_dir) / dataset / shards.VERSION
     self._builder = tfds.builder_from_directory(self._folder)
     self._source: Any = None
 
@@ -264,27 +278,32 @@ class Records(Sequence[ImageRecord]):
 
 
 def open_split(data_dir: str | Path, name: str) -> Records:
-  """ "imax_train", "imax_test" or "dmax_train" as `build` wrote it.
+  """ "imax_train", "imax_test", "dmax_train", … as `build` wrote it.
 
   Raises:
-    ValueError: another name.
-    FileNotFoundError: no dataset there.
+    ValueError: a name that no split has.
+    FileNotFoundError: no dataset there, or none with this split.
   """
-  if name not in _SPLITS:
-    raise ValueError(f"split {name!r}: expected one of {list(_SPLITS)}")
-  folder = Path(data_dir) / _SPLITS[name][0] / VERSION
+  dataset, split = _parts(name)
+  folder = Path(data_dir) / dataset / shards.VERSION
   if not (folder / "dataset_info.json").is_file():
     raise FileNotFoundError(f"{folder}: no dataset here; build the data first")
+  if not any(folder.glob(f"{dataset}-{split}.*")):
+    raise FileNotFoundError(
+      f"{folder}: no split {split!r} here; build the data with it"
+    )
   return Records(data_dir, name)
+
+
+_COLUMNS = ("id", "task", "subtask", "prompt", "answer", "target")
+_ORIGIN = ("origin_source", "origin_file", "origin_row", "origin_rule")
 
 
 def _to_record(example: Mapping[str, Any]) -> ImageRecord:
   image_id = example["image_id"].decode()
   columns = example["entries"]
   rows: Iterable[tuple[Any, ...]] = zip(
-    *(columns[key] for key in ("id", "task", "subtask", "prompt", "answer")),
-    *(columns[key] for key in ("target", "origin_file", "origin_row")),
-    strict=True,
+    *(columns[key] for key in _COLUMNS + _ORIGIN), strict=True
   )
   return ImageRecord(
     image_id=image_id,
@@ -301,8 +320,10 @@ def _to_record(example: Mapping[str, Any]) -> ImageRecord:
         prompt=prompt.decode(),
         answer=answer.decode(),
         target=target_from_json(target),
-        origin=Origin(file.decode(), int(row)),
+        origin=Origin(source.decode(), file.decode(), int(row), rule.decode()),
       )
-      for entry_id, task, subtask, prompt, answer, target, file, row in rows
+      for (
+        entry_id, task, subtask, prompt, answer, target, source, file, row, rule,
+      ) in rows
     ),
-  )
+  )  # fmt: skip

@@ -1,0 +1,211 @@
+"""A recipe remakes the very datasets, notices what changed, and tells no patient's text."""
+
+import dataclasses
+import gzip
+import json
+
+import pytest
+
+from imax_jax.data import construct
+from imax_jax.data import recipe
+from imax_jax.schema import ORGANS
+from imax_jax.schema import Annotation
+from imax_jax.schema import Answer
+from imax_jax.schema import Origin
+from imax_jax.schema import Radiograph
+from imax_jax.schema import Ratio
+from imax_jax.schema import Region
+from imax_jax.schema import Report
+
+PLANTED = "Invented words about an invented patient"
+
+
+def sources():
+  """60 images of 30 patients: reports, ratios, boxes and questions, two a row."""
+  radiographs, annotations = {}, []
+
+  def say(image, task, subtask, target, row):
+    origin = Origin("made", f"{task}.csv", row, f"made/{task}")
+    annotations.append(Annotation(image, task, subtask, target, origin))
+
+  for n in range(60):
+    image = f"i{n:02}"
+    radiographs[image] = Radiograph(
+      image, f"s{n}", f"p{n // 2}", "PA" if n % 3 else "AP", 30, 20, f"/x/{n}.png"
+    )
+    say(image, "report", "", Report(f"{PLANTED}, the {n}th."), n)
+    if n % 2:
+      for organ in ORGANS:
+        for task in ("rec", "reg"):
+          say(image, task, organ, Region(organ, (0.1, 0.2, 0.3, 0.4 + n / 100)), n)
+    if n % 4 != 2:
+      for name in ("ctr", "cpar"):
+        say(image, "calculation", name, Ratio(0.4 + n / 1000), n)
+    for k in range(n % 3):
+      answers = (f"{PLANTED} {n} {k}",)
+      say(image, "vqa", "query", Answer(f"Where is it? {PLANTED}", answers), n // 2)
+  return radiographs, annotations
+
+
+def made(annotations=None):
+  radiographs, said = sources()
+  return construct.construct(
+    radiographs,
+    said if annotations is None else annotations,
+    seed=3,
+    num_images=30,
+    controls=("same_images",),
+  )
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch):
+  monkeypatch.setattr(recipe, "GROUP", 8)
+
+
+@pytest.fixture
+def path(tmp_path):
+  recipe.write_recipe(made(), tmp_path / "recipe.jsonl.gz")
+  return tmp_path / "recipe.jsonl.gz"
+
+
+def test_a_recipe_remakes_the_datasets(path):
+  radiographs, annotations = sources()
+  got = recipe.select(radiographs, reversed(annotations), recipe.read_recipe(path))
+  assert got == made()
+  assert set(got.splits) > {"imax_train", "imax_test", "dmax_train", "core_train"}
+
+
+def test_it_tells_where_and_not_what(path):
+  text = gzip.decompress(path.read_bytes()).decode()
+  assert PLANTED not in text and "Where is it" not in text
+  header, *lines = map(json.loads, text.splitlines())
+  splits = made().splits
+  entries = [e for group in splits.values() for s in group for e in s.entries]
+  assert len(lines) == len(entries)
+  answers = {e.answer for e in entries if e.task not in ("reg",)}
+  assert not any(answer in text for answer in answers)
+  total = sum(map(len, splits.values()))
+  assert len(header["groups"]) == total // 8
+  assert header["publishable"] is True
+  assert header["splits"]["imax_test"]["images"] == len(splits["imax_test"])
+  line = next(line for line in lines if line["task"] == "rec")
+  image, task, organ, number = line["id"].split("/")
+  assert (line["image"], line["task"], line["subtask"], number) == (
+    image, task, organ, "0",
+  )  # fmt: skip
+  assert line["template"] in ("rec/0", "rec/1")
+  assert (line["source"], line["file"]) == ("made", "rec.csv")
+  assert (line["row"], line["rule"]) == (int(image[1:]), "made/rec")
+
+
+def test_fewer_images_than_a_group_are_not_to_be_published(tmp_path, monkeypatch):
+  total = sum(map(len, made().splits.values()))
+  for group, publishable in ((total, True), (total + 1, False)):
+    monkeypatch.setattr(recipe, "GROUP", group)
+    recipe.write_recipe(made(), tmp_path / "r.gz")
+    header = recipe.read_recipe(tmp_path / "r.gz").header
+    assert (header["publishable"], len(header["groups"])) == (publishable, 1)
+
+
+def test_equal_datasets_have_equal_recipes(path, tmp_path):
+  recipe.write_recipe(made(), tmp_path / "other name")
+  packed = path.read_bytes()
+  assert (tmp_path / "other name").read_bytes() == packed
+  assert packed[4:8] == bytes(4)  # the time in gzip's header (RFC 1952, 2.3.1)
+
+
+def changed(place, **fields):
+  _, annotations = sources()
+  annotations[place] = dataclasses.replace(annotations[place], **fields)
+  return annotations
+
+
+def test_a_changed_annotation_is_noticed(path):
+  radiographs, annotations = sources()
+  content = recipe.read_recipe(path)
+  used = {line["id"] for line in content.entries}
+  place = next(
+    n
+    for n, a in enumerate(annotations)
+    if a.task == "report" and f"{a.image_id}/report//0" in used
+  )
+  image = annotations[place].image_id
+  with pytest.raises(ValueError, match=r"\d+ of \d+ groups of images") as error:
+    recipe.select(radiographs, changed(place, target=Report("Else.")), content)
+  assert "Else" not in str(error.value) and PLANTED not in str(error.value)
+  held = sum(line["id"] == f"{image}/report//0" for line in content.entries)
+  assert int(str(error.value).split()[0]) <= held
+
+  moved = dataclasses.replace(annotations[place].origin, row=1000)
+  with pytest.raises(ValueError, match=f"come from another row.*{image}/report//0"):
+    recipe.select(radiographs, changed(place, origin=moved), content)
+
+  with pytest.raises(ValueError, match=f"are not there.*{image}/report//0"):
+    recipe.select(radiographs, changed(place, task="vqa", subtask="x"), content)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_changed_patient_is_noticed(tmp_path, monkeypatch, place):
+  splits = made().splits
+  total = sum(map(len, splits.values()))
+  size = next(n for n in range(3, 9) if total % n)  # the last group is larger
+  monkeypatch.setattr(recipe, "GROUP", size)
+  recipe.write_recipe(made(), tmp_path / "r.gz")
+  radiographs, annotations = sources()
+  content = recipe.read_recipe(tmp_path / "r.gz")
+  assert len(content.header["groups"]) == total // size
+  image = content.entries[place]["image"]
+  radiographs[image] = dataclasses.replace(radiographs[image], patient_id="p99")
+  number = range(total // size)[place]
+  with pytest.raises(ValueError, match=f"group {number} "):
+    recipe.select(radiographs, annotations, content)
+
+
+def test_missing_images_are_counted(path):
+  radiographs, annotations = sources()
+  content = recipe.read_recipe(path)
+  image = content.entries[0]["image"]
+  del radiographs[image]
+  count = sum(line["image"] == image for line in content.entries)
+  with pytest.raises(
+    ValueError, match=f"{count} of {len(content.entries)} entries are"
+  ):
+    recipe.select(radiographs, annotations, content)
+
+
+def test_an_annotation_without_words_matters_only_where_it_is_used(path):
+  radiographs, annotations = sources()
+  content = recipe.read_recipe(path)
+  wordless = Answer("", (), "")
+  for image in radiographs:
+    annotations.append(
+      Annotation(image, "vqa", "verify", wordless, Origin("z", "z.csv", 0, "z"))
+    )
+  assert recipe.select(radiographs, annotations, content) == made()
+
+
+def test_an_entry_is_found(path):
+  entry = made().splits["imax_train"][0].entries[0]
+  found = recipe.find(path, entry.id)
+  assert {line["split"] for line in found} >= {"imax_train"}
+  assert {line["row"] for line in found} == {entry.origin.row}
+  with pytest.raises(ValueError, match="no entry 'i00/none'"):
+    recipe.find(path, "i00/none")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "line", "field", "format"])
+def test_a_damaged_recipe_is_named(path, damage):
+  text = gzip.decompress(path.read_bytes()).decode()
+  if damage == "line":
+    text = text.rsplit("\n", 2)[0] + "\n"
+  if damage == "field":
+    text = text.replace('"row": ', '"line": ', 1)
+  if damage == "format":
+    text = text.replace('"format": 1', '"format": 2', 1)
+  packed = gzip.compress(text.encode())
+  if damage == "cut":
+    packed = packed[:-20]
+  path.write_bytes(text.encode() if damage == "text" else packed)
+  with pytest.raises(ValueError, match=r"recipe\.jsonl\.gz: expected a whole recipe"):
+    recipe.read_recipe(path)
