@@ -117,7 +117,16 @@ def make_request(name: str, task: str, question: str | None) -> Entry:
   target = _target(task, question or "")
   entry_id = f"{name}/{task}/{subtask}/0"
   prompt = prompts.prompt_of(task, subtask, target, entry_id=entry_id)
-  return Entry(entry_id, name, task, subtask, prompt, "", target, Origin("predict", "predict", 0, "predict"))
+  return Entry(
+    entry_id,
+    name,
+    task,
+    subtask,
+    prompt,
+    "",
+    target,
+    Origin("predict", "predict", 0, "predict"),
+  )
 
 
 def _target(task: str, question: str) -> Target:

@@ -225,7 +225,9 @@ def test_mistakes_are_named(options, message):
 
 
 def test_unknown_image_is_an_error():
-  lost = Annotation("nobody", "report", "", Report("secret"), Origin("made", "r.csv", 7, "made"))
+  lost = Annotation(
+    "nobody", "report", "", Report("secret"), Origin("made", "r.csv", 7, "made")
+  )
   with pytest.raises(ValueError, match=r"r\.csv row 7.*nobody") as error:
     construct_lib.construct(RADIOGRAPHS, [lost], seed=0)
   assert "secret" not in str(error.value)

@@ -49,7 +49,9 @@ def make_record(name: str, *annotated: tuple[str, str, object]) -> ImageRecord:
   counts: collections.Counter[tuple[str, str]] = collections.Counter()
   entries = []
   for row, (task, subtask, target) in enumerate(annotated):
-    annotation = Annotation(name, task, subtask, target, Origin("made", "file.csv", row, "made"))
+    annotation = Annotation(
+      name, task, subtask, target, Origin("made", "file.csv", row, "made")
+    )
     entries.append(prompts.make_entry(annotation, counts[task, subtask]))
     counts[task, subtask] += 1
   return ImageRecord(name, f"s-{name}", f"p-{name}", "PA", b"jpeg", tuple(entries))
@@ -131,7 +133,9 @@ def test_tasks_restrict_what_is_asked():
 
 def test_prompts_are_those_of_real_entries():
   request = ask(make_records(), tasks=("multi_label",))[0]
-  truth = Annotation("a", "multi_label", "", Bits((1,) * 10), Origin("made", "x", 0, "made"))
+  truth = Annotation(
+    "a", "multi_label", "", Bits((1,) * 10), Origin("made", "x", 0, "made")
+  )
   assert request.index == 0
   assert request.entry.prompt == prompts.make_entry(truth, 0).prompt
 

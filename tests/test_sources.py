@@ -391,9 +391,7 @@ def test_unzipped_and_sectioned_reports_read_the_same(tmp_path):
   )
   tally = Tally("made")
   texts = {
-    tuple(
-      a.target.text for a in mimic_cxr.read(tmp_path / f, RADIOGRAPHS, tally=tally)
-    )
+    tuple(a.target.text for a in mimic_cxr.read(tmp_path / f, RADIOGRAPHS, tally=tally))
     for f in "abc"
   }
   assert len(texts) == 1
@@ -616,7 +614,9 @@ def test_other_columns_are_an_error_that_names_both_sides(tmp_path):
 def test_a_truncated_gzip_is_an_error_that_names_the_file(tmp_path):
   path = _write(tmp_path / mimic_cxr_jpg.METADATA, METADATA * 50)
   path.write_bytes(path.read_bytes()[:-40])
-  with pytest.raises(ValueError, match=r"metadata.csv.gz: cannot be read to its end \(EOFError\)"):
+  with pytest.raises(
+    ValueError, match=r"metadata.csv.gz: cannot be read to its end \(EOFError\)"
+  ):
     mimic_cxr_jpg.read_radiographs(tmp_path, require_images=False)
 
 

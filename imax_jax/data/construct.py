@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -32,9 +33,10 @@ from typing import TypeVar
 import numpy as np
 
 from imax_jax.data import controls as controls_lib
-from imax_jax.data import offers as offers_lib
 from imax_jax.data import statistics
 from imax_jax.data.offers import Tasks
+from imax_jax.data.offers import gather
+from imax_jax.data.offers import to_entries
 from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
 from imax_jax.schema import Annotation
@@ -101,25 +103,20 @@ def construct(
   dmax_patients: str = "not in test",
   controls: Sequence[str] = (),
 ) -> Datasets:
-  """IMAX (train and test) and DMAX (train) from all that the sources say, in any order.
+  """IMAX and DMAX from all that the sources say, in any order.
 
   Args:
-    radiographs: by image id.
-    annotations: those of one image and task stay together, but for DMAX's last.
     seed: of all draws; not negative.
     num_images: IMAX's size, train and test together, at most; None: all that qualify.
     min_tasks: how many tasks an image of IMAX has at least.
     train_fraction: of IMAX's images (4 : 1 in the paper).
-    split_unit: what is not parted between train and test: "patient", "study" or
-      "image". The paper does not say; with another than "patient", a patient may be in
-      both, and test results are not those of unseen patients.
-    quotas: {task: entries} of IMAX, train and test together, never exceeded; 0 leaves a
-      task out, one not named is unlimited.
+    split_unit: what train and test do not share: "patient", "study" or "image".
+    quotas: {task: entries} of IMAX, train and test, never exceeded; 0 leaves a task
+      out, one not named is unlimited.
     views: the view positions used, matched exactly; other images are dropped.
     required_subtasks: {task: sub-tasks} that an image must offer all of to be used for
-      the task at all. Give {} for sources that annotate single organs or ratios.
-    dmax_patients: whose images DMAX may take: "not in test", of anyone who is not in
-      IMAX's test set; "not in imax", of no patient of IMAX; "any", of all.
+      the task. Give {} for sources that annotate single organs or ratios.
+    dmax_patients: whose images DMAX takes, "not in test", "not in imax", or "any".
     controls: further datasets, names of `controls.CONTROLS`.
 
   Raises:
@@ -129,21 +126,15 @@ def construct(
   quotas = dict(quotas or {})
   _check_arguments(num_images, min_tasks, train_fraction, [*quotas, *required_subtasks])
   _check_choices(split_unit, dmax_patients)
-  offers, dropped = offers_lib.gather(
-    radiographs, annotations, views, required_subtasks
-  )
+  offers, dropped = gather(radiographs, annotations, views, required_subtasks)
   order = _shuffled(sorted(offers), seed, 0)
   chosen = _draw_images(offers, order, num_images, min_tasks, quotas)
   imax, room = _share_out(offers, chosen, min_tasks, quotas, seed)
-  unit_of = {i: getattr(radiographs[i], f"{split_unit}_id") for i in imax}
-  test = _test_units([unit_of[image] for image in imax], train_fraction, seed)
-  train = {i: tasks for i, tasks in imax.items() if unit_of[i] not in test}
-  apart = {
-    radiographs[i].patient_id
-    for i in imax
-    if dmax_patients == "not in imax" or (dmax_patients != "any" and i not in train)
-  }
-  spare = [i for i in order if i not in imax and radiographs[i].patient_id not in apart]
+  units = [getattr(radiographs[image], f"{split_unit}_id") for image in imax]
+  test = _test_units(units, train_fraction, seed)
+  train = {i: imax[i] for unit, i in zip(units, imax, strict=True) if unit not in test}
+  barred = {"not in test": imax.keys() - train.keys(), "not in imax": imax, "any": ()}
+  spare = _of_others(radiographs, order, imax, barred[dmax_patients])
   dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2))
   groups = {
     "imax_train": train,
@@ -276,6 +267,21 @@ def _test_units(units: Sequence[str], train_fraction: float, seed: int) -> set[s
   return test
 
 
+def _of_others(
+  radiographs: Mapping[str, Radiograph],
+  images: Iterable[str],
+  imax: Collection[str],
+  barred: Collection[str],
+) -> list[str]:
+  """Those outside IMAX whose patient has none of the barred images."""
+  patients = {radiographs[image].patient_id for image in barred}
+  return [
+    image
+    for image in images
+    if image not in imax and radiographs[image].patient_id not in patients
+  ]
+
+
 def _match(
   train: Mapping[str, Tasks], offers: Mapping[str, Tasks], spare: Sequence[str]
 ) -> tuple[dict[str, Tasks], dict[str, int]]:
@@ -315,6 +321,5 @@ def _write_out(
   radiographs: Mapping[str, Radiograph], group: Mapping[str, Tasks]
 ) -> list[Selected]:
   return [
-    Selected(radiographs[image], offers_lib.to_entries(group[image]))
-    for image in sorted(group)
+    Selected(radiographs[image], to_entries(group[image])) for image in sorted(group)
   ]

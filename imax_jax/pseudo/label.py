@@ -217,7 +217,11 @@ def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
       continue
     number = int(asked.id.rsplit("/", 1)[1])
     annotation = Annotation(
-      asked.image_id, asked.task, asked.subtask, target, Origin(ORIGIN, ORIGIN, row, ORIGIN)
+      asked.image_id,
+      asked.task,
+      asked.subtask,
+      target,
+      Origin(ORIGIN, ORIGIN, row, ORIGIN),
     )
     try:
       entry = prompts.make_entry(annotation, number)

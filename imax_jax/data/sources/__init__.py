@@ -7,6 +7,7 @@ source whose key is absent from `roots` is not read.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -19,11 +20,20 @@ from imax_jax.data.sources import cardiomegaly
 from imax_jax.data.sources import chexmask
 from imax_jax.data.sources import cxr_lt
 from imax_jax.data.sources import intake as intake_lib
+from imax_jax.data.sources import jsrt
 from imax_jax.data.sources import mimic_cxr
 from imax_jax.data.sources import mimic_cxr_jpg
+from imax_jax.data.sources import montgomery
+from imax_jax.data.sources import nih
 from imax_jax.data.sources import opencxr
+from imax_jax.data.sources import openi
+from imax_jax.data.sources import own
 from imax_jax.data.sources import pe_severity
+from imax_jax.data.sources import shenzhen
+from imax_jax.data.sources import slake
+from imax_jax.data.sources import vindr
 from imax_jax.data.sources import vqa
+from imax_jax.data.sources import vqa_rad
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Intake
 from imax_jax.schema import Annotation
@@ -53,6 +63,18 @@ SOURCES: dict[str, Source] = {
   "chexmask": Source(chexmask.read, folder="chexmask-cxr-segmentation-data/1.0.0"),
   "vqa": Source(vqa.read, folder="mimic-ext-mimic-cxr-vqa/1.0.0"),
   "opencxr": Source(opencxr.read, opencxr.read_radiographs),
+  "own": Source(own.read, own.read_radiographs),
+  # The open route: each on its original layout.
+  "nih": Source(nih.read, nih.read_radiographs),
+  "chexmask_nih": Source(functools.partial(chexmask.read, of="nih", ratios=True)),
+  "openi": Source(openi.read, openi.read_radiographs),
+  "vqa_rad": Source(vqa_rad.read, vqa_rad.read_radiographs),
+  "slake": Source(slake.read, slake.read_radiographs),
+  "vindr": Source(vindr.read, vindr.read_radiographs),
+  "chexmask_vindr": Source(functools.partial(chexmask.read, of="vindr", ratios=True)),
+  "jsrt": Source(jsrt.read, jsrt.read_radiographs),
+  "montgomery": Source(montgomery.read, montgomery.read_radiographs),
+  "shenzhen": Source(shenzhen.read, shenzhen.read_radiographs),
 }
 FOLDERS: dict[str, str] = {
   name: source.folder for name, source in SOURCES.items() if source.folder
@@ -60,8 +82,10 @@ FOLDERS: dict[str, str] = {
 # What the rule of an `Origin` says, in words.
 RULES: dict[str, str] = {
   rule: words
-  for module in (intake_lib, mimic_cxr_jpg, cardiomegaly, mimic_cxr, pe_severity, cxr_lt,
-                 chexmask, vqa, opencxr)
+  for module in (
+    intake_lib, mimic_cxr_jpg, cardiomegaly, mimic_cxr, pe_severity, cxr_lt, chexmask,
+    vqa, opencxr, own, nih, openi, vqa_rad, slake, vindr, jsrt, montgomery, shenzhen,
+  )
   for rule, words in module.RULES.items()
 }  # fmt: skip
 

@@ -24,9 +24,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imax_jax.data.sources import chexmask_rows
+from imax_jax.data.sources.chexmask_rows import QUESTIONS
+from imax_jax.data.sources.chexmask_rows import Found
 from imax_jax.data.sources.chexmask_rows import Measured
 from imax_jax.data.sources.chexmask_rows import Piece
+from imax_jax.data.sources.chexmask_rows import measure
+from imax_jax.data.sources.chexmask_rows import places_of
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.masks import cpar
@@ -36,6 +39,7 @@ from imax_jax.data.sources.reading import table_header
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Box
+from imax_jax.schema import Origin
 from imax_jax.schema import Radiograph
 from imax_jax.schema import Ratio
 from imax_jax.schema import Region
@@ -125,26 +129,26 @@ def read(
     if boxes is None:
       tally.reject(tally.name(path), row, "a mask lies outside the image", RULE)
       continue
-    said = [
-      Annotation(name, task, organ, Region(organ, box), tally.origin(path, row, RULE))
-      for task in ("rec", "reg")
-      for organ, box in zip(ORGANS, boxes, strict=True)
-    ]
+    said = list(_regions(name, boxes, tally.origin(path, row, RULE)))
     if ratios:
-      values = (
-        ("ctr", ctr(dict(zip(ORGANS, measured.boxes, strict=True)))),
-        ("cpar", cpar(dict(zip(ORGANS, measured.areas, strict=True)))),
-      )
-      said += [
-        Annotation(
-          name, "calculation", kind, Ratio(value), tally.origin(path, row, RATIO_RULE)
-        )
-        for kind, value in values
-        if 0 < value < 1
-      ]
+      said += _ratios(name, measured, tally.origin(path, row, RATIO_RULE))
     tally.keep(len(said))
     yield from said
   tally.log()
+
+
+def _regions(name: str, boxes: list[Box], origin: Origin) -> Iterator[Annotation]:
+  for task in ("rec", "reg"):
+    for organ, box in zip(ORGANS, boxes, strict=True):
+      yield Annotation(name, task, organ, Region(organ, box), origin)
+
+
+def _ratios(name: str, measured: Measured, origin: Origin) -> Iterator[Annotation]:
+  boxes = dict(zip(ORGANS, measured.boxes, strict=True))
+  areas = dict(zip(ORGANS, measured.areas, strict=True))
+  for kind, value in (("ctr", ctr(boxes)), ("cpar", cpar(areas))):
+    if 0 < value < 1:
+      yield Annotation(name, "calculation", kind, Ratio(value), origin)
 
 
 def _measure(
@@ -152,7 +156,7 @@ def _measure(
 ) -> Iterator[tuple[int, Measured]]:
   """Yields (row, what is measured in it) in the order of the rows."""
   header = tuple(table_header(path))
-  chexmask_rows.places_of(path, header, which.id_column)  # fails before any work
+  places_of(path, header, which.id_column)  # fails before any work
   pieces = _pieces(path, header, which, min_dice)
   first_row = 0
   seen: collections.Counter[str] = collections.Counter()
@@ -166,7 +170,7 @@ def _measure(
     first_row += found.num_rows
     tally.rows += found.num_rows
     seen.update(found.seen)
-  for question, key in chexmask_rows.QUESTIONS.items():
+  for question, key in QUESTIONS.items():
     tally.met(question, f"in {seen[key]} of {seen['rows']} rows")
 
 
@@ -183,13 +187,13 @@ def _pieces(
   ]
 
 
-def _over(pieces: list[Piece], workers: int) -> Iterator[chexmask_rows.Found]:
+def _over(pieces: list[Piece], workers: int) -> Iterator[Found]:
   if workers <= 1 or len(pieces) == 1:
-    yield from map(chexmask_rows.measure, pieces)
+    yield from map(measure, pieces)
     return
   # Not fork: the parent may hold threads of jax or grain.
   with multiprocessing.get_context("spawn").Pool(min(workers, len(pieces))) as pool:
-    yield from pool.imap(chexmask_rows.measure, pieces)
+    yield from pool.imap(measure, pieces)
 
 
 def _fractions(measured: Measured, radiograph: Radiograph) -> list[Box] | None:

@@ -78,7 +78,7 @@ class Tally:
     self.rows = 0
     self.damaged_files = 0
     self.cases: dict[str, str] = {}
-    self.inputs: list[Path] = []
+    self.inputs: dict[Path, None] = {}  # a set that remembers its order
     self._intake = intake
 
   def keep(self, count: int = 1) -> None:
@@ -109,8 +109,7 @@ class Tally:
     self.cases[question] = case
 
   def opened(self, path: Path) -> Path:
-    if path not in self.inputs:
-      self.inputs.append(path)
+    self.inputs[path] = None
     return path
 
   def name(self, path: str | Path) -> str:

@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
-from imax_jax.data.sources import report_files
-from imax_jax.data.sources import sections
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
@@ -31,6 +29,11 @@ from imax_jax.data.sources.reading import is_mimic_number
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.reading import plain_id
 from imax_jax.data.sources.reading import table_rows
+from imax_jax.data.sources.report_files import RULES as FILE_RULES
+from imax_jax.data.sources.report_files import read_file
+from imax_jax.data.sources.sections import conclusion
+from imax_jax.data.sources.sections import exception_text
+from imax_jax.data.sources.sections import last_of_each
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 from imax_jax.schema import Report
@@ -51,7 +54,7 @@ RULES: dict[str, str] = {
   f"least {MIN_FINDINGS_WORDS} and {MIN_IMPRESSION_WORDS} words (XrayGPT's filters).",
   "mimic_cxr/conclusion": "The authors' conclusion: the first there is of impression, "
   "findings, last paragraph, comparison; by hand for 54 studies.",
-  **report_files.RULES,
+  **FILE_RULES,
 }
 _MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt")
 _ROW_START = re.compile(rb"\"?s?\d{8}\"?,")
@@ -87,7 +90,7 @@ def read(
   if text not in TEXTS:
     raise ValueError(f"report text {text!r}: expected one of {TEXTS}")
   if Path(root).suffix == ".json":
-    yield from report_files.read(Path(root), radiographs, tally=tally)
+    yield from read_file(Path(root), radiographs, tally=tally)
     return
   studies = images_by_study(radiographs)
   rule = f"mimic_cxr/{text}"
@@ -142,9 +145,9 @@ def _studies(
 
 def _texts(report: str, study: str, text: str) -> dict[str, str]:
   if text == "conclusion":
-    return {"conclusion": sections.conclusion(report, study)}
-  by_hand = sections.exception_text(report, study)
-  return sections.last_of_each(report) if by_hand is None else {"by hand": by_hand}
+    return {"conclusion": conclusion(report, study)}
+  by_hand = exception_text(report, study)
+  return last_of_each(report) if by_hand is None else {"by hand": by_hand}
 
 
 def _decoded(name: str, data: bytes, tally: Tally) -> str | None:

@@ -19,27 +19,29 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from imax_jax.data import dicom
-from imax_jax.data.sources import own_answers
-from imax_jax.data.sources import own_rows
 from imax_jax.data.sources.dicom_header import size_and_view
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.own_answers import RULES as ANSWER_RULES
 from imax_jax.data.sources.own_answers import Said
+from imax_jax.data.sources.own_answers import targets
+from imax_jax.data.sources.own_rows import REMEDY as REMEDY
 from imax_jax.data.sources.own_rows import Row
+from imax_jax.data.sources.own_rows import find
+from imax_jax.data.sources.own_rows import rows as rows_in
 from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
-REMEDY = own_rows.REMEDY
 RULE = "own/image"
 RULES: dict[str, str] = {
   RULE: "An image is named by its path below the folder and is a PNG, JPEG, BMP, GIF, "
   "WebP or DICOM file. Its rows agree on its patient, study and view; an image without "
   "a patient is a patient of its own.",
-} | own_answers.RULES
+} | ANSWER_RULES
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _ABOUT = ("patient", "study", "view")
 _MARK_BYTES = 132  # a DICOM file's preamble and mark
@@ -52,13 +54,13 @@ def read_radiographs(
 
   Raises:
     FileNotFoundError: there is no annotation file.
-    DamagedFile: there are two, or it can not be read (`own_rows.rows`).
+    DamagedFile: there are two, or it can not be read (`rows_in`).
     ValueError: a DICOM file, and pydicom is not installed.
   """
   tally = Tally("own images") if tally is None else tally
-  path = own_rows.find(root, tally)
+  path = find(root, tally)
   rows_of: dict[str, list[tuple[int, Row]]] = {}
-  for number, row in own_rows.rows(path, tally):
+  for number, row in rows_in(path, tally):
     rows_of.setdefault(_image_id(row), []).append((number, row))
   radiographs: dict[str, Radiograph] = {}
   named = 0
@@ -130,17 +132,10 @@ def _file(root: Path, name: str) -> Path:
   """
   if not name:
     raise DamagedFile(root, "image empty or no text")
-  path = root / name
-  try:
-    path = inside(root, name)
-    # A folder on the way may be a link, too.
-    if not path.resolve().is_relative_to(root.resolve()):
-      raise DamagedFile(path, "names a file outside its own folder")
-    if path.is_file():
-      return path
-  except OSError:  # a name too long for any file
-    pass
-  raise DamagedFile(path, "image file absent")
+  path = inside(root, name)
+  if not path.is_file():
+    raise DamagedFile(path, "image file absent")
+  return path
 
 
 def _radiograph(name: str, path: Path, about: Mapping[str, str]) -> Radiograph:
@@ -177,15 +172,15 @@ def read(
     FileNotFoundError, DamagedFile: as `read_radiographs`.
   """
   tally = Tally("own") if tally is None else tally
-  path = own_rows.find(root, tally)
+  path = find(root, tally)
   found: Distinct[tuple[str, str, object], tuple[str, Said]] = Distinct(tally)
-  for number, row in own_rows.rows(path, tally):
+  for number, row in rows_in(path, tally):
     name = _image_id(row)
     if name not in radiographs:
       tally.absent(name)
       continue
     radiograph = radiographs[name]
-    rule, said = own_answers.targets(row, (radiograph.width, radiograph.height))
+    rule, said = targets(row, (radiograph.width, radiograph.height))
     if isinstance(said, str):
       tally.reject(tally.name(path), number, said, rule)
       continue

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import math
 import re
 import zlib
@@ -32,10 +31,9 @@ from imax_jax.schema import Radiograph
 Column = str | tuple[str, ...]
 
 AGAIN = "download it again and compare it with SHA256SUMS.txt"
-_READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
+READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 # The longest row of the releases has some 100 kB (CheXmask); a table's row is a line.
 MAX_ROW_BYTES = 16 * 2**20
-MAX_JSON_BYTES = 4 * 2**30
 # gzip reaches 1000 : 1 on a bomb, some 10 : 1 on these tables.
 _MAX_RATIO = 200
 _RATIO_FREE_BYTES = 64 * 2**20
@@ -72,12 +70,17 @@ def inside(root: str | Path, name: str) -> Path:
 
   Raises:
     DamagedFile: an absolute name, one that climbs with "..", one with a NUL or a
-      backslash, or a link that leads out of `root`.
+      backslash, or a way through a link that leads out of `root`.
   """
   if "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
     raise DamagedFile(root, "names a file outside its own folder")
   path = Path(root, name)
-  if path.is_symlink() and not path.resolve().is_relative_to(Path(root).resolve()):
+  try:
+    path.exists()  # pathlib hides too long a name from resolve()
+    real = path.resolve()
+  except (OSError, RuntimeError):  # or links in a circle
+    raise DamagedFile(root, "names a file that no folder can hold") from None
+  if not real.is_relative_to(Path(root).resolve()):
     raise DamagedFile(path, "is a link that leads out of its folder")
   return path
 
@@ -123,7 +126,7 @@ def table_header(path: Path) -> list[str]:
     with open_bytes(path) as file:
       line = file.readline(MAX_ROW_BYTES)
     return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]), [])
-  except (*_READ_ERRORS, UnicodeDecodeError, csv.Error):
+  except (*READ_ERRORS, UnicodeDecodeError, csv.Error):
     raise DamagedFile(path, "has no readable first line", AGAIN) from None
 
 
@@ -160,7 +163,7 @@ def table_rows(
           yield number, tuple([cells[place] for place in places])
   except DamagedFile:
     raise
-  except _READ_ERRORS as error:
+  except READ_ERRORS as error:
     raise DamagedFile(
       path, f"cannot be read to its end ({type(error).__name__})", AGAIN
     ) from None
@@ -241,78 +244,6 @@ def column_places(
       )
     places.append(found[0])
   return places
-
-
-# ── JSON ──────────────────────────────────────────────────────────────────────────
-
-
-def json_list(path: Path) -> Iterator[tuple[int, Any]]:
-  """Yields (number, item) of a file that is one JSON list, decoding an item at a time.
-
-  Only the text is held whole (260 MB for the largest release file), not its hundreds
-  of thousands of dictionaries.
-
-  Raises:
-    DamagedFile: not JSON, not a list, not UTF-8, nested beyond reason, or cut short.
-  """
-  text = json_text(path)
-  decoder = json.JSONDecoder()
-  place = _skip(text, 0, " \t\r\n")
-  if text[place : place + 1] != "[":
-    raise DamagedFile(path, "expected a JSON list, found something else")
-  place, number = _skip(text, place + 1, " \t\r\n,"), 0
-  while text[place : place + 1] != "]":
-    try:
-      item, place = decoder.raw_decode(text, place)
-    except json.JSONDecodeError as error:
-      # The decoder's own message is safe, but the exception carries the whole text.
-      raise DamagedFile(
-        path, f"is not JSON from line {error.lineno} on", AGAIN
-      ) from None
-    except RecursionError:
-      raise DamagedFile(path, f"item {number} is nested beyond reason") from None
-    yield number, item
-    place, number = _skip(text, place, " \t\r\n,"), number + 1
-
-
-def json_whole(path: Path) -> Any:
-  """A JSON file's content.
-
-  Raises:
-    DamagedFile: as `json_list`.
-  """
-  try:
-    return json.loads(json_text(path))
-  except json.JSONDecodeError as error:
-    raise DamagedFile(path, f"is not JSON from line {error.lineno} on", AGAIN) from None
-  except RecursionError:
-    raise DamagedFile(path, "is nested beyond reason") from None
-
-
-def json_text(path: Path) -> str:
-  """A text file of bounded size, without a byte order mark."""
-  if path.stat().st_size > MAX_JSON_BYTES:
-    raise DamagedFile(path, f"has over {MAX_JSON_BYTES} bytes")
-  try:
-    with open_bytes(path) as file:
-      text = file.read().decode("utf-8-sig")
-  except UnicodeDecodeError:
-    raise DamagedFile(path, "is not UTF-8", AGAIN) from None
-  except DamagedFile:
-    raise
-  except _READ_ERRORS as error:
-    raise DamagedFile(
-      path, f"cannot be read to its end ({type(error).__name__})", AGAIN
-    ) from None
-  if "\0" in text:
-    raise DamagedFile(path, "has a NUL byte", AGAIN)
-  return text
-
-
-def _skip(text: str, place: int, characters: str) -> int:
-  while place < len(text) and text[place] in characters:
-    place += 1
-  return place
 
 
 # ── Ids ───────────────────────────────────────────────────────────────────────────

@@ -17,9 +17,9 @@ from typing import Any
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.json_files import json_whole
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import is_dicom_id
-from imax_jax.data.sources.reading import json_whole
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
@@ -35,7 +35,7 @@ RULES: dict[str, str] = {
 _SPLITS = ("train", "val", "test")
 
 
-def read(
+def read_file(
   path: Path, radiographs: Mapping[str, Radiograph], *, tally: Tally
 ) -> Iterator[Annotation]:
   """Yields a report an image.

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import is_dicom_id
-from imax_jax.data.sources.reading import json_list
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer

@@ -21,6 +21,7 @@ from typing import Any
 
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.questions import SUBTASK_RULE
 from imax_jax.data.sources.questions import Questions
@@ -28,7 +29,6 @@ from imax_jax.data.sources.questions import asked
 from imax_jax.data.sources.questions import text_of
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import inside
-from imax_jax.data.sources.reading import json_list
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
