@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c = phantom.get_config(arg)
   c.title = "Open radiographs"
   c.data.source = "opencxr"
-  c.data.layers = ("native", "derived")
+  c.data.options.opencxr = {"layers": ("native", "derived")}
   c.data.max_report_words = 50
   c.data.construct.num_images = 40 if arg == "tiny" else 320
   # No view is given for many of them; all are frontal (the folder's README).

@@ -31,11 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # Rules over parameter paths -> mesh axes of the last dimensions; (): on every device.
   c.sharding = ((r".*", ()),)
 
-  c.data = ConfigDict()
-  c.data.source = "phantom"
-  c.data.root = ""
-  c.data.layers = ("native",)
-  c.data.max_report_words = 0  # whole
+  c.data = data()
   # Fewer masks than films: with them the share of each task comes near the paper's.
   c.data.hospital = {
     "seed": 11,
@@ -77,6 +73,27 @@ def get_config(arg: str = "") -> ConfigDict:
   c.fisher.num_groups = 12
   c.report = {"examples_per_task": 6}
   return tiny(c) if arg == "tiny" else c
+
+
+def data() -> ConfigDict:
+  """Every choice between the raw files and the datasets, but for `construct`'s own."""
+  d = ConfigDict()
+  d.source = "phantom"  # physionet, open, opencxr, own
+  d.root = ""  # the folder of the files
+  d.roots = ConfigDict()  # a source's own folder: --config.data.roots.chexmask=FOLDER
+  d.options = ConfigDict()  # arguments of a source's reader
+  d.max_quarantined = 0.01  # more rejected rows of a source than this end the build
+  d.max_report_words = 0  # whole
+  d.boxes = {"order": "xy", "scale": 1000}  # Figure 1: "yx", 0 (pixels of the image)
+  d.image_px = (
+    0  # images are stored as they are; else fitted to this side, in `geometry`
+  )
+  d.geometry = "stretch"  # pad, crop
+  d.draft = False  # large JPEGs read at half or a quarter of their size where they may
+  d.recipe = ""  # a published recipe: its very entries instead of `construct`'s
+  d.workers = 0  # processes; 0: one a core
+  d.beam = ""  # options of Apache Beam, which then writes: "--runner=DirectRunner"
+  return d
 
 
 def model() -> ConfigDict:

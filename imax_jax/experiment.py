@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from imax_jax import build as build_lib
 from imax_jax import predict as predict_lib
 from imax_jax import progress
+from imax_jax import provenance
 from imax_jax import results as results_lib
 from imax_jax import runs
 from imax_jax.data import entries as entries_lib
@@ -52,11 +53,11 @@ def run(
   for verb in verbs:
     if "films" in config and verb != "foundation":
       raise UsageError(f"this config has the verb foundation only, not {verb}")
-    if verb == "predict":
-      predict_lib.run(study, request)
+    if verb in _ASKED:
+      _ASKED[verb](study, request)
       continue
     with study.ledger.lock():
-      VERBS[verb](study)
+      _STATIONS[verb](study)
 
 
 # ── train ─────────────────────────────────────────────────────────────────────────
@@ -225,13 +226,20 @@ def foundation(study: Study) -> None:
   foundation_lib.run(study.config, study)
 
 
-VERBS: dict[str, Callable[[Study], None]] = {
+# Those that are asked something, and only read the work directory.
+_ASKED: dict[str, Callable[[Study, Mapping[str, str | None]], None]] = {
+  "predict": predict_lib.run,
+  "explain": provenance.explain,
+  "export": build_lib.export,
+}
+_STATIONS: dict[str, Callable[[Study], None]] = {
   "build": build_lib.build,
+  "select": build_lib.select,
   "train": train,
   "pseudo": pseudo,
   "evaluate": evaluate,
   "fisher": fisher,
   "report": report,
   "foundation": foundation,
-  "predict": lambda study: None,  # takes a request: see `run`
 }
+VERBS: tuple[str, ...] = (*_STATIONS, *_ASKED)

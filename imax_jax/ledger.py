@@ -34,6 +34,7 @@ _MARK = "station.json"
 _VERBS = {
   "hospital": "build",
   "data": "build",
+  "selection": "select",
   "runs": "train",
   "pseudo": "pseudo",
   "evaluations": "evaluate",

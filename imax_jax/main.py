@@ -31,6 +31,17 @@ _TASK = flags.DEFINE_string("task", None, "predict: one of the seven tasks.")
 _QUESTION = flags.DEFINE_string(
   "question", None, "predict: the question (vqa), organ (rec), box (reg) or ratio."
 )
+_ENTRY = flags.DEFINE_string("entry", None, "explain: an entry's id.")
+_SPLIT = flags.DEFINE_string("split", None, "export: imax_train, imax_test, …")
+_STYLE = flags.DEFINE_enum(
+  "style",
+  "conversations",
+  ["llava", "conversations", "messages"],
+  "export: LLaVA's list, or lines for LLaMA-Factory and ms-swift.",
+)
+_PER_IMAGE = flags.DEFINE_boolean(
+  "per_image", False, "export: all entries of an image as one conversation."
+)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "predict: a run's folder, e.g. WORKDIR/runs/imax-s0."
 )
@@ -43,6 +54,12 @@ Without a verb the config's own list runs. What is done already is not done agai
 
   build     raw files -> IMAX and DMAX on disk
               python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom build
+  select    the same up to the selected entries, without their images: counts, recipe
+              … --config configs/imax_data.py --config.data.root=FOLDER select
+  explain   where an entry comes from: its file, row and rule
+              … explain --entry IMAGE/rec/heart/0
+  export    a split as JSON lines for LLaVA, LLaMA-Factory, ms-swift
+              … export --split imax_train --style messages --per_image
   train     DMAX, IMAX and the step-matched control, one run a seed
               … train --config.seeds=0,1
   pseudo    the three-stage strategy: label DMAX's missing tasks, pre-train, fine-tune
@@ -100,6 +117,10 @@ def _main(argv: list[str]) -> None:
     "task": _TASK.value,
     "question": _QUESTION.value,
     "checkpoint": _CHECKPOINT.value,
+    "entry": _ENTRY.value,
+    "split": _SPLIT.value,
+    "style": _STYLE.value,
+    "per_image": "yes" if _PER_IMAGE.value else "",
   }
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)

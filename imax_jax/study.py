@@ -29,6 +29,7 @@ from imax_jax import tree as tree_lib
 from imax_jax.data import builder
 from imax_jax.data import images
 from imax_jax.data import records
+from imax_jax.data import sources
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
@@ -41,6 +42,8 @@ from imax_jax.schema import ImageRecord
 from imax_jax.weights import load as weights
 
 ASSETS = Path(__file__).parent / "assets"
+# The keys of the config's `data` that do not decide what is built.
+_HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
 SPLITS = ("imax_train", "imax_test", "dmax_train")
 
 
@@ -141,9 +144,8 @@ class Study:
     if d.source == "phantom":
       origin: Any = self.ledger.digest("hospital", plain(d.hospital))
     else:
-      origin = str(Path(d.root).resolve())
-    keys = ("source", "layers", "max_report_words", "construct")
-    return {"origin": origin} | {key: plain(d[key]) for key in keys}
+      origin = sources.stamps({"": d.root, **d.roots})
+    return {"origin": origin} | {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
 
   @property
   def data_digest(self) -> str:

@@ -252,3 +252,80 @@ def test_describe_of_nothing():
   told = statistics.describe([])
   assert told["images"] == told["entries"] == 0
   assert told["mean_tasks_per_image"] is None
+
+
+# ── Choices and controls ──────────────────────────────────────────────────────────
+
+
+def test_dmax_reuses_images_beyond_the_number_asked_for():
+  radiographs, annotations = hospital(800)
+  sizes = {}
+  for number in (None, 150):
+    made = construct_lib.construct(
+      radiographs, annotations, seed=0, num_images=80, num_dmax_images=number
+    )
+    sizes[number] = len(made.splits["dmax_train"])
+    assert set(made.shortfall) <= {"multi_class"}
+  assert sizes[None] > sizes[150]
+  assert sizes[150] == 150
+
+
+def test_the_controls_part_image_count_from_image_centricity():
+  radiographs, annotations = hospital(800)
+  made = construct_lib.construct(
+    radiographs, annotations, seed=0, num_images=80,
+    controls=("same_images", "same_count"),
+  )  # fmt: skip
+  splits = made.splits
+  ids = {name: [s.radiograph.image_id for s in split] for name, split in splits.items()}
+  assert ids["same_images_train"] == ids["imax_train"]
+  for chosen in splits["same_images_train"]:
+    assert len({entry.task for entry in chosen.entries}) == 1
+  told = made.statistics()
+  spread, core, imax = (
+    told[name] for name in ("same_images_train", "core_train", "imax_train")
+  )
+  assert core["entries_per_subtask"] == spread["entries_per_subtask"]
+  assert core["entries_per_task"] == spread["entries_per_task"]
+  assert set(ids["core_train"]) < set(ids["imax_train"])
+  assert core["images"] < 0.5 * spread["images"]
+  assert core["mean_tasks_per_image"] > 0.6 * imax["mean_tasks_per_image"]
+  for task, images in imax["images_per_task"].items():
+    share = images / sum(imax["images_per_task"].values())
+    assert abs(spread["images_per_task"][task] / spread["images"] - share) < 0.05
+  assert len(ids["same_count_train"]) == len(ids["imax_train"])
+  assert set(ids["same_count_train"]) < set(ids["dmax_train"])
+  with pytest.raises(ValueError, match="controls"):
+    construct_lib.construct(radiographs, annotations, seed=0, controls=("other",))
+
+
+@pytest.mark.parametrize("unit", ["patient", "study", "image"])
+def test_train_and_test_share_no_unit(unit):
+  radiographs, annotations = hospital(600)
+  made = construct_lib.construct(
+    radiographs, annotations, seed=0, num_images=100, split_unit=unit
+  )
+  units = {
+    name: {getattr(s.radiograph, f"{unit}_id") for s in made.splits[name]}
+    for name in ("imax_train", "imax_test")
+  }
+  assert not units["imax_train"] & units["imax_test"]
+
+
+def test_dmax_takes_the_patients_it_may():
+  radiographs, annotations = hospital(600)
+  shared = {}
+  for choice in ("not in test", "not in imax", "any"):
+    made = construct_lib.construct(
+      radiographs, annotations, seed=0, num_images=60, dmax_patients=choice
+    )
+    owners = {
+      name: {s.radiograph.patient_id for s in split}
+      for name, split in made.splits.items()
+    }
+    shared[choice] = tuple(
+      bool(owners["dmax_train"] & owners[name]) for name in ("imax_test", "imax_train")
+    )
+  assert shared == {
+    "not in test": (False, True), "not in imax": (False, False), "any": (True, True)
+  }  # fmt: skip

@@ -16,10 +16,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import phantom
+from imax_jax import build
 from imax_jax import experiment
 from imax_jax import main
 from imax_jax import runs
-from imax_jax.data import builder
+from imax_jax.data import shards
 from imax_jax.evaluate.run import METRICS
 from imax_jax.study import Study
 from imax_jax.train import loop
@@ -165,7 +166,7 @@ def test_killed_and_resumed_is_the_same_run(
 ) -> None:
   """Bit for bit, from a kill between two checkpoints of the training."""
   study = Study(config(), tmp_path)
-  experiment.VERBS["build"](study)
+  build.build(study)
   real, last = loop.train, 3
 
   def killed(**arguments: object) -> None:
@@ -277,7 +278,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
   def full(*_: object, **__: object) -> None:
     raise error
 
-  monkeypatch.setattr(builder, "_example", full)
+  monkeypatch.setattr(shards, "_example", full)
   with pytest.raises(OSError, match=r"data: no space left; make room"):
     experiment.run(changed, tmp_path, ["build"], NO_REQUEST)
   assert not (tmp_path / "data" / "imax").exists()

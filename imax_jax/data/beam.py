@@ -48,6 +48,7 @@ from imax_jax.data.entries import entry_to_json
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.manifest import sha256_of
 from imax_jax.data.shards import Shard
+from imax_jax.data.shards import Store
 from imax_jax.ledger import whole
 from imax_jax.schema import Radiograph
 
@@ -64,7 +65,7 @@ class _Options(PipelineOptions):
 def run(
   plan: Sequence[Shard],
   folder: Path,
-  image_px: int | None,
+  store: Store,
   pipeline_args: Sequence[str],
 ) -> Iterator[ShardInfo]:
   """Has all shards written, then puts them below `folder`; tells of each, in order.
@@ -80,9 +81,7 @@ def run(
   try:
     for number, shard in enumerate(plan):
       _put(f"{exchange}/{number}.plan", _plan_to_json(shard).encode())
-    write = functools.partial(
-      _write, exchange=exchange, image_px=image_px, images=images
-    )
+    write = functools.partial(_write, exchange=exchange, store=store, images=images)
     _run_pipeline(options, write, len(plan))
     for number, shard in enumerate(plan):
       yield _fetch(f"{exchange}/{number}", folder / shard.name)
@@ -131,7 +130,7 @@ def _run_pipeline(
 
 
 def _write(
-  number: int, *, exchange: str, image_px: int | None, images: tuple[str, str]
+  number: int, *, exchange: str, store: Store, images: tuple[str, str]
 ) -> None:
   """Writes one shard into the exchange folder, and after it what `ShardInfo` says.
 
@@ -144,7 +143,7 @@ def _write(
     read = functools.partial(_read_elsewhere, images=images)
   beside = exchange if _is_local(exchange) else None
   with tempfile.TemporaryDirectory(dir=beside) as work:
-    info = shards.write_shard(shard, Path(work), image_px, read)
+    info = shards.write_shard(shard, Path(work), store, read)
     _put(f"{exchange}/{number}.shard", Path(work) / info.name)
   _put(f"{exchange}/{number}.info", json.dumps(dataclasses.asdict(info)).encode())
 

@@ -27,9 +27,12 @@ from typing import NoReturn
 
 import tensorflow_datasets as tfds
 
+from imax_jax.data import images
 from imax_jax.data import shards
 from imax_jax.data.construct import Datasets
 from imax_jax.data.entries import target_from_json
+from imax_jax.data.geometry import STRETCH
+from imax_jax.data.geometry import Geometry
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.shards import Shard
 from imax_jax.schema import Entry
@@ -115,6 +118,8 @@ def build(
   data_dir: str | Path,
   *,
   image_px: int | None = None,
+  geometry: Geometry = STRETCH,
+  draft: bool = False,
   workers: int = 1,
   beam_args: Sequence[str] | None = None,
   progress: Callable[[int], object] | None = None,
@@ -126,7 +131,9 @@ def build(
 
   Args:
     image_px: None keeps the images' own files (grey 8-bit PNG or JPEG; others become
-      PNG); a number stretches them to that many pixels squared, as grey PNG.
+      PNG); a number fits them to that many pixels squared, as grey PNG.
+    geometry: how they are fitted; the entries' boxes must be the square's already.
+    draft: large JPEGs are read smaller, which is faster and changes pixels a little.
     workers: processes that write, a file each at a time.
     beam_args: have Apache Beam write instead, told this (`data.beam`).
     progress: called with the number of images just written, as tqdm's `update` is: once
@@ -152,12 +159,15 @@ def build(
         f"{data_dir / dataset} is already there; remove it, or give another data_dir"
       )
   data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+  store = functools.partial(
+    images.to_stored, image_px=image_px, geometry=geometry, draft=draft
+  )
   work = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=data_dir))
   plan = shards.plan(datasets.splits)
   names = dict.fromkeys(shard.dataset for shard in plan)
   written = []
   try:
-    for info in _write_all(plan, work, image_px, workers, beam_args):
+    for info in _write_all(plan, work, store, workers, beam_args):
       written.append(info)
       if progress is not None:
         progress(info.num_examples)
@@ -174,12 +184,12 @@ def build(
 def _write_all(
   plan: Sequence[Shard],
   folder: Path,
-  image_px: int | None,
+  store: shards.Store,
   workers: int,
   beam_args: Sequence[str] | None,
 ) -> Iterator[ShardInfo]:
   """Writes the shards below `folder`; tells of each, in the plan's order."""
-  write = functools.partial(shards.write_shard, folder=folder, image_px=image_px)
+  write = functools.partial(shards.write_shard, folder=folder, store=store)
   if beam_args is not None:
     try:
       from imax_jax.data import beam
@@ -187,7 +197,7 @@ def _write_all(
       raise ValueError(
         f"building with Apache Beam needs the extra: pip install 'imax_jax[beam]' ({error})"
       ) from error
-    yield from beam.run(plan, folder, image_px, beam_args)
+    yield from beam.run(plan, folder, store, beam_args)
     return
   if workers == 1 or len(plan) == 1:
     yield from map(write, plan)
@@ -275,6 +285,16 @@ class Records(Sequence[ImageRecord]):
 
   def __repr__(self) -> str:
     return f"Records({self._name}, {len(self)} images)"
+
+
+def splits_of(data_dir: str | Path) -> list[str]:
+  """The names of the splits that lie in a folder: ["dmax_train", "imax_test", …]."""
+  found = Path(data_dir).glob(f"*/{shards.VERSION}/dataset_info.json")
+  return sorted(
+    f"{path.parts[-3]}_{split}"
+    for path in found
+    for split in tfds.builder_from_directory(path.parent).info.splits
+  )
 
 
 def open_split(data_dir: str | Path, name: str) -> Records:

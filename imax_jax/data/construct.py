@@ -101,6 +101,7 @@ def construct(
   required_subtasks: Mapping[str, Sequence[str]] = REQUIRED_SUBTASKS,
   split_unit: str = "patient",
   dmax_patients: str = "not in test",
+  num_dmax_images: int | None = None,
   controls: Sequence[str] = (),
 ) -> Datasets:
   """IMAX and DMAX from all that the sources say, in any order.
@@ -117,6 +118,7 @@ def construct(
     required_subtasks: {task: sub-tasks} that an image must offer all of to be used for
       the task. Give {} for sources that annotate single organs or ratios.
     dmax_patients: whose images DMAX takes, "not in test", "not in imax", or "any".
+    num_dmax_images: beyond so many, tasks go to images that DMAX has already.
     controls: further datasets, names of `controls.CONTROLS`.
 
   Raises:
@@ -135,7 +137,7 @@ def construct(
   train = {i: imax[i] for unit, i in zip(units, imax, strict=True) if unit not in test}
   barred = {"not in test": imax.keys() - train.keys(), "not in imax": imax, "any": ()}
   spare = _of_others(radiographs, order, imax, barred[dmax_patients])
-  dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2))
+  dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2), num_dmax_images)
   groups = {
     "imax_train": train,
     "imax_test": {i: tasks for i, tasks in imax.items() if i not in train},
@@ -283,7 +285,10 @@ def _of_others(
 
 
 def _match(
-  train: Mapping[str, Tasks], offers: Mapping[str, Tasks], spare: Sequence[str]
+  train: Mapping[str, Tasks],
+  offers: Mapping[str, Tasks],
+  spare: Sequence[str],
+  num_images: int | None,
 ) -> tuple[dict[str, Tasks], dict[str, int]]:
   """DMAX: from `spare` images, as many entries of each sub-task as `train` has."""
   needed: dict[str, collections.Counter[str]] = {}
@@ -296,8 +301,11 @@ def _match(
     need = needed[task]
     missing = need.total()
     holders = [image for image in spare if task in offers[image]]
-    holders.sort(key=lambda image: len(taken[image]) if image in taken else 0)
-    for image in holders:
+    used = [image for image in holders if image in taken]
+    used.sort(key=lambda image: len(taken[image]))
+    new = [image for image in holders if image not in taken]
+    room = len(new) if num_images is None else max(num_images - len(taken), 0)
+    for image in (*new[:room], *used, *new[room:]):
       if not missing:
         break
       kept = []

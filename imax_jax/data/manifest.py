@@ -121,6 +121,19 @@ def read(data_dir: str | Path) -> dict[str, Any]:
   )
 
 
+def image_digest(data_dir: str | Path, image_id: str) -> str:
+  """The SHA-256 of an image's source file.
+
+  Raises:
+    ValueError: the build had no such image.
+  """
+  with open(Path(data_dir) / IMAGES, encoding="utf8") as lines:
+    for line in lines:
+      if line[66:].rstrip("\n") == image_id:
+        return line[:64]
+  raise ValueError(f"{data_dir}: no image {image_id!r} in {IMAGES}")
+
+
 def verify(data_dir: str | Path) -> list[str]:
   """How what lies in `data_dir` differs from its manifest; nothing: not at all.
 

@@ -26,11 +26,12 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from imax_jax.data import images
 from imax_jax.data.construct import Selected
 from imax_jax.data.entries import target_to_json
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.manifest import sha256_of
+from imax_jax.data.sources.jsrt import RAW_SUFFIX
+from imax_jax.data.sources.jsrt import raw_to_png
 from imax_jax.ledger import whole
 from imax_jax.schema import Entry
 
@@ -93,6 +94,10 @@ def features() -> tfds.features.FeaturesDict:
   )
 
 
+# `images.to_stored` with all but data and name bound.
+Store = Callable[..., bytes]
+
+
 def read_file(path: str) -> bytes:
   return Path(path).read_bytes()
 
@@ -100,13 +105,13 @@ def read_file(path: str) -> bytes:
 def write_shard(
   shard: Shard,
   folder: Path,
-  image_px: int | None,
+  store: Store,
   read: Callable[[str], bytes] = read_file,
 ) -> ShardInfo:
   """Reads the shard's images and writes its file below `folder`; whole or not at all.
 
   Args:
-    image_px: as `builder.build` has it.
+    store: makes what is kept of an image file's bytes.
     read: the bytes of the file at a radiograph's path; raises an OSError.
 
   Raises:
@@ -117,7 +122,7 @@ def write_shard(
   num_bytes = 0
   with whole(path) as part:
     with contextlib.closing(ArrayRecordWriter(str(part), _WRITER_OPTIONS)) as writer:
-      for selected, (digest, example) in _examples(shard, image_px, read):
+      for selected, (digest, example) in _examples(shard, store, read):
         writer.write(example)
         digests[selected.radiograph.image_id] = digest
         num_bytes += len(example)
@@ -126,13 +131,13 @@ def write_shard(
 
 
 def _examples(
-  shard: Shard, image_px: int | None, read: Callable[[str], bytes]
+  shard: Shard, store: Store, read: Callable[[str], bytes]
 ) -> Iterator[tuple[Selected, tuple[str, bytes]]]:
   """What `_example` makes of the images, in their order, a few ahead in threads."""
   spec = features()
   make = functools.partial(
     _example,
-    image_px=image_px,
+    store=store,
     read=read,
     spec=spec,
     serializer=ExampleSerializer(spec.get_serialized_info()),
@@ -149,7 +154,7 @@ def _examples(
 def _example(
   selected: Selected,
   *,
-  image_px: int | None,
+  store: Store,
   read: Callable[[str], bytes],
   spec: tfds.features.FeaturesDict,
   serializer: ExampleSerializer,
@@ -163,7 +168,10 @@ def _example(
       f"image {radiograph.image_id}: cannot read {radiograph.path} "
       f"({error.strerror}); fetch the file, or leave the image out"
     ) from error
-  stored = images.to_stored(data, image_px, name=radiograph.path)
+  # JSRT's raw files have no header, only a name, to be known by.
+  raw = radiograph.path.lower().endswith(RAW_SUFFIX)
+  png = raw_to_png(data, name=radiograph.path) if raw else data
+  stored = store(png, name=radiograph.path)
   values = {
     "image_id": radiograph.image_id,
     "study_id": radiograph.study_id,

@@ -1,14 +1,34 @@
-"""The numbers of the paper's section 3.2 and Figure 2."""
+"""The numbers of the paper's section 3.2 and Figure 2, and the paper's own."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from imax_jax.schema import TASKS
 from imax_jax.schema import Entry
+
+# Section 3.2; of DMAX only what the paper gives.
+PAPER: dict[str, dict[str, Any]] = {
+  "imax": {
+    "images": 47_600, "entries": 354_595, "mean_tasks_per_image": 4.10,
+    "entries_per_task": {
+      "calculation": 54_684, "report": 45_715, "multi_class": 6_019,
+      "multi_label": 45_186, "rec": 51_045, "reg": 51_045, "vqa": 100_901,
+    },
+  },
+  "imax_train": {
+    "images": 38_077, "entries": 284_017, "mean_entries_per_image": 7.46
+  },
+  "dmax_train": {
+    "images": 136_218, "entries": 284_017,
+    "mean_tasks_per_image": 1.25, "mean_entries_per_image": 2.09,
+  },
+}  # fmt: skip
+_MEANS = ("mean_tasks_per_image", "mean_entries_per_image")
 
 
 def describe(images: Iterable[Sequence[Entry]]) -> dict[str, Any]:
@@ -47,6 +67,51 @@ def describe(images: Iterable[Sequence[Entry]]) -> dict[str, Any]:
     "mean_tasks_per_image": _mean(task_counts),
     "mean_entries_per_image": _mean(entry_counts),
   }
+
+
+def table(described: Mapping[str, Any], *, with_paper: bool = False) -> str:
+  """The counts of each split in lines; the paper's beside them if asked for.
+
+  Args:
+    described: "splits": {split: `describe` of it}, "shortfall", "quota_shortfall",
+      "dropped" as `construct.Datasets` has them.
+  """
+  columns: list[tuple[str, Mapping[str, Any]]] = []
+  for split, found in described["splits"].items():
+    columns.append((split, found))
+    if with_paper and split in PAPER:
+      columns.append(("paper", PAPER[split]))
+  lines = [f"{'':22}" + "".join(f"{name:>12}" for name, _ in columns)]
+  for name in ("images", "entries", *_MEANS):
+    cells = [found.get(name) for _, found in columns]
+    lines.append(_line(name.replace("_", " "), cells))
+  for task in TASKS:
+    cells = [found.get("entries_per_task", {}).get(task) for _, found in columns]
+    lines.append(_line(f"  {task}", cells))
+  shares = [
+    found.get("tasks_per_image", {}).get("1", 0) / found["images"]
+    if "tasks_per_image" in found and found["images"]
+    else None
+    for _, found in columns
+  ]
+  lines.append(_line("share of one task", shares))
+  for key, words in (
+    ("shortfall", "DMAX has fewer than IMAX-train, by"),
+    ("quota_shortfall", "IMAX has fewer than its quota, by"),
+    ("dropped", "annotations that no dataset could use"),
+  ):
+    if described[key]:
+      parts = [f"{name} {count:,}" for name, count in described[key].items()]
+      lines.append(f"{words}: {', '.join(parts)}")
+  return "\n".join(lines)
+
+
+def _line(name: str, cells: Sequence[float | None]) -> str:
+  texts = [
+    "" if cell is None else f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}"
+    for cell in cells
+  ]
+  return (f"{name:22}" + "".join(f"{text:>12}" for text in texts)).rstrip()
 
 
 def _histogram(counts: collections.Counter[int]) -> dict[str, int]:

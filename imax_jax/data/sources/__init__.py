@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +39,8 @@ from imax_jax.data.sources import vqa
 from imax_jax.data.sources import vqa_rad
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Intake
+from imax_jax.data.sources.slake_doubles import find_doubles
+from imax_jax.data.sources.slake_doubles import join_patients
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
@@ -90,10 +95,21 @@ RULES: dict[str, str] = {
 }  # fmt: skip
 
 
-def roots_of(folder: str | Path) -> dict[str, Path]:
+# Which may lie beside one another in a folder, each under its own name.
+OPEN: tuple[str, ...] = (
+  "nih", "chexmask_nih", "openi", "vqa_rad", "slake", "vindr", "chexmask_vindr", "jsrt",
+  "montgomery", "shenzhen",
+)  # fmt: skip
+# Tables are looked for no deeper than mimic-cxr-jpg/2.1.0/files/p10.
+_DEPTH = 3
+_TABLES = (".csv", ".gz", ".json", ".jsonl", ".zip", ".tgz", ".xml", ".txt")
+
+
+def roots_of(folder: str | Path, given: Collection[str] = ()) -> dict[str, Path]:
   """The roots of a folder in PhysioNet's layout (`wget` makes physionet.org/files).
 
   A phantom hospital has all seven; of real downloads those that are there are given.
+  MIMIC-CXR-JPG may be absent where it is `given` otherwise.
 
   Raises:
     FileNotFoundError: MIMIC-CXR-JPG, which gives the images, is not there.
@@ -101,13 +117,54 @@ def roots_of(folder: str | Path) -> dict[str, Path]:
   places = [Path(folder), Path(folder, "physionet.org/files"), Path(folder, "files")]
   for place in places:
     roots = {name: place / path for name, path in FOLDERS.items()}
-    if roots["mimic_cxr_jpg"].is_dir():
+    found = [root for root in roots.values() if root.is_dir()]
+    if roots["mimic_cxr_jpg"].is_dir() or (found and "mimic_cxr_jpg" in given):
       return {name: root for name, root in roots.items() if root.is_dir()}
   raise FileNotFoundError(
     f"{folder}: expected a folder with {FOLDERS['mimic_cxr_jpg']} in it (PhysioNet's "
     "layout), which is not there. Write a phantom hospital there, or give each "
     "source's root by its name."
   )
+
+
+def stamps(roots: Roots) -> list[list[Any]]:
+  """[source, file, bytes, time of last change] of every table: whether one is another.
+
+  Of each root that is not "" also [source, its path, 0, 0]. Files that lie deeper (images, unzipped
+  reports) are not looked at.
+  """
+  found = []
+  for name, root in sorted(roots.items()):
+    if not root:
+      continue
+    place = Path(root).resolve()
+    found.append([name, str(place), 0, 0])
+    paths = [place] if place.is_file() else _tables(place, _DEPTH)
+    for path in paths:
+      stat, file = path.stat(), path.relative_to(place).as_posix()
+      found.append([name, file, stat.st_size, stat.st_mtime_ns])
+  return sorted(found)
+
+
+def _tables(folder: Path, depth: int) -> Iterator[Path]:
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.is_dir():
+        if depth > 1:
+          yield from _tables(Path(entry.path), depth - 1)
+      elif entry.name.endswith(_TABLES) and entry.is_file():
+        yield Path(entry.path)
+
+
+def join_doubles(
+  radiographs: Mapping[str, Radiograph], annotations: Iterable[Annotation]
+) -> dict[str, Radiograph]:
+  """SLAKE's radiographs that are NIH's under another name become NIH's patients'."""
+  of: dict[str, list[Annotation]] = {"slake": [], "nih": []}
+  for annotation in annotations:
+    if annotation.origin.source in of:
+      of[annotation.origin.source].append(annotation)
+  return join_patients(radiographs, find_doubles(of["slake"], of["nih"]))
 
 
 def read_radiographs(

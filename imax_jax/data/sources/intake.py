@@ -133,7 +133,13 @@ class Tally:
     return self.rejected.total() / self.rows if self.rows else 0.0
 
   def log(self) -> None:
-    """One line: what was kept, left out, rejected, for which reasons."""
+    """What was kept, left out, rejected, for which reasons; short if an intake sums up."""
+    if self._intake is not None:
+      logging.info(
+        "%s: %s rows read, %s annotations kept, %s rejected", self.source,
+        f"{self.rows:,}", f"{self.counts[KEPT]:,}", f"{self.rejected.total():,}",
+      )  # fmt: skip
+      return
     left_out = self.counts - self.rejected
     logging.info(
       "%s: %d rows read, %d annotations kept; left out %s; rejected %s",
@@ -207,6 +213,16 @@ class Intake:
       }
       for name, tally in self.tallies.items()
     }
+
+  def table(self) -> str:
+    """The summary in lines: what was kept, left out and rejected, and which cases."""
+    lines = []
+    for name, said in self.summary().items():
+      lines.append(f"{name}: {said['rows']:,} rows read, {said[KEPT]:,} kept")
+      for verb, key in (("left out", "left_out"), ("REJECTED", "rejected")):
+        lines += [f"  {n:>9,} {verb}: {reason}" for reason, n in said[key].items()]
+      lines += [f"    {question}: {case}" for question, case in said["cases"].items()]
+    return "\n".join(lines)
 
   def finish(self) -> None:
     """Closes the quarantine.

@@ -1,0 +1,247 @@
+"""Config -> raw files -> the entries that IMAX and DMAX are made of; no image is read.
+
+    roots ──sources──▶ annotations ──▶ their boxes and reports as asked ──construct──▶
+
+What was rejected on the way is in WORKDIR/quarantine.jsonl.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from imax_jax import progress
+from imax_jax.data import construct
+from imax_jax.data import manifest
+from imax_jax.data import recipe
+from imax_jax.data import sources
+from imax_jax.data.construct import Datasets
+from imax_jax.data.geometry import Geometry
+from imax_jax.data.phantom import hospital
+from imax_jax.data.sources import mimic_cxr_jpg
+from imax_jax.data.sources.intake import DamagedFile
+from imax_jax.data.sources.intake import Intake
+from imax_jax.ledger import plain
+from imax_jax.schema import Annotation
+from imax_jax.schema import Radiograph
+from imax_jax.schema import Region
+from imax_jax.schema import Report
+from imax_jax.study import Study
+from imax_jax.study import UsageError
+
+QUARANTINE = "quarantine.jsonl"
+# What is made of the raw files, by the config's key below `data`.
+SOURCES = ("phantom", "physionet", "open", "opencxr", "own")
+_BOX_ORDERS = ("xy", "yx")
+
+
+class Checks(NamedTuple):
+  """What MIMIC-CXR-JPG says beside its images; the study makes no task of it."""
+
+  official_splits: dict[str, str]  # image id -> train, validate, test
+  chexpert: dict[str, dict[str, int | None]]  # study id -> label -> 1, 0, -1, None
+
+
+class Selection(NamedTuple):
+  """What was selected, and what became of every row that was read for it."""
+
+  datasets: Datasets
+  intake: Intake
+  boxes_cut_off: int  # by the config's geometry
+  checks: Checks | None  # where MIMIC-CXR-JPG was read
+
+
+def select(study: Study) -> Selection:
+  """The entries of all splits.
+
+  Raises:
+    UsageError: the config names no source, or one that is not there.
+    ValueError: too many rows were rejected, or nothing could be constructed of them.
+    FileNotFoundError: a source's file is missing.
+  """
+  d = study.config.data
+  roots = roots_of(study)
+  intake = Intake(study.workdir / QUARANTINE, max_quarantined=d.max_quarantined)
+  options = _options(d, roots)
+  try:
+    radiographs = sources.read_radiographs(roots, intake=intake, options=options)
+    annotations = list(
+      sources.read_all(roots, radiographs, intake=intake, options=options)
+    )
+    if "nih" in roots and "slake" in roots:
+      radiographs = sources.join_doubles(radiographs, annotations)
+    checks = _checks(roots, intake)
+    intake.finish()
+  finally:
+    intake.close()
+  written = _Written(d, radiographs)
+  entries = written.each(_cut_reports(annotations, d.max_report_words))
+  if d.recipe:
+    made = recipe.select(radiographs, entries, recipe.read_recipe(d.recipe))
+  else:
+    made = construct.construct(radiographs, entries, **plain(d.construct))
+  return Selection(made, intake, written.cut, checks)
+
+
+def _checks(roots: Mapping[str, Path], intake: Intake) -> Checks | None:
+  if "mimic_cxr_jpg" not in roots:
+    return None
+  root = roots["mimic_cxr_jpg"]
+  tally = intake.tally("mimic_cxr_jpg checks", root)
+  try:
+    return Checks(
+      mimic_cxr_jpg.read_splits(root, tally=tally),
+      mimic_cxr_jpg.read_labels(root, tally=tally),
+    )
+  except FileNotFoundError:
+    tally.met("splits and CheXpert labels", "not there: nothing to check against")
+  except DamagedFile as error:
+    tally.reject_file(error)
+  return None
+
+
+def inputs_of(intake: Intake) -> dict[str, str]:
+  """{"chexmask/OriginalResolution/MIMIC-CXR-JPG.csv": SHA-256} of all that was read."""
+  paths = {
+    f"{tally.source.split()[0]}/{tally.name(path)}": path
+    for tally in intake.tallies.values()
+    for path in tally.inputs
+  }
+  found = {}
+  with progress.bar("hashing the input tables") as tick:
+    for done, (name, path) in enumerate(sorted(paths.items()), 1):
+      found[name] = manifest.sha256_of(path)
+      tick(done, len(paths))
+  return found
+
+
+def roots_of(study: Study) -> dict[str, Path]:
+  """Where each source lies; a phantom hospital's are drawn first."""
+  d = study.config.data
+  if d.source == "phantom":
+    return sources.roots_of(_hospital(study) / "files")
+  if d.source not in SOURCES:
+    raise UsageError(
+      f"--config.data.source={d.source}: expected one of {', '.join(SOURCES)}"
+    )
+  given = {name: Path(place) for name, place in d.roots.items() if place}
+  if not d.root and not given:
+    raise UsageError(
+      f"data source {d.source!r} needs the folder of its files: --config.data.root=FOLDER"
+    )
+  for place in [*([Path(d.root)] if d.root else []), *given.values()]:
+    if not place.exists():
+      raise FileNotFoundError(
+        f"{place}: no such folder; give the {d.source} files with --config.data.root="
+        "FOLDER, or one source's with --config.data.roots.SOURCE=FOLDER"
+      )
+  if d.root and d.source in ("opencxr", "own"):
+    return {d.source: Path(d.root), **given}
+  if d.root and d.source == "physionet":
+    return sources.roots_of(d.root, given) | given
+  if d.root:
+    below = {name: Path(d.root, name) for name in sources.OPEN}
+    given = {name: place for name, place in below.items() if place.is_dir()} | given
+  if not given:
+    raise FileNotFoundError(
+      f"{d.root}: expected a folder with some of {', '.join(sources.OPEN)} in it"
+    )
+  return given
+
+
+def _hospital(study: Study) -> Path:
+  settings = plain(study.config.data.hospital)
+
+  def make(folder: Path) -> None:
+    with progress.bar("rendering the phantom hospital") as tick:
+      hospital.write_hospital(
+        folder / "files", **settings, workers=os.cpu_count() or 1, progress=tick
+      )
+
+  return study.ledger.station("hospital", settings, make)
+
+
+def workers_of(d: ConfigDict) -> int:
+  """Processes to use; 0 in the config: one a core."""
+  return int(d.workers) or os.cpu_count() or 1
+
+
+def _options(d: ConfigDict, roots: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The readers' keyword arguments: the config's, and how many processes they have."""
+  options = {name: dict(given) for name, given in d.options.items() if name in roots}
+  for name in ("chexmask", "chexmask_nih", "chexmask_vindr"):
+    if name in roots:
+      options.setdefault(name, {}).setdefault("workers", workers_of(d))
+  return options
+
+
+def _cut_reports(
+  annotations: Iterable[Annotation], max_words: int
+) -> Iterator[Annotation]:
+  """Reports of at most so many words; 0 leaves them whole.
+
+  Uni-Med cuts targets and references at 50 (blip_processors.py); the paper is silent.
+  """
+  for annotation in annotations:
+    target = annotation.target
+    if max_words and isinstance(target, Report):
+      text = " ".join(target.text.split()[:max_words])
+      yield dataclasses.replace(annotation, target=Report(text))
+    else:
+      yield annotation
+
+
+class _Written:
+  """Boxes in the config's geometry, order and scale; counts those that are cut off."""
+
+  def __init__(self, d: ConfigDict, radiographs: Mapping[str, Radiograph]) -> None:
+    if d.boxes.order not in _BOX_ORDERS:
+      raise UsageError(f"data.boxes.order {d.boxes.order!r}: expected xy or yx")
+    self._order, self._scale = d.boxes.order, int(d.boxes.scale)
+    self._geometry, self._px = geometry_of(d), int(d.image_px)
+    self._radiographs = radiographs
+    self.cut = 0
+
+  def each(self, annotations: Iterable[Annotation]) -> Iterator[Annotation]:
+    plain_boxes = self._geometry.kind == "stretch" and (self._order, self._scale) == (
+      "xy",
+      1000,
+    )
+    for a in annotations:
+      if plain_boxes or not isinstance(a.target, Region):
+        yield a
+        continue
+      r = self._radiographs[a.image_id]
+      box = self._geometry.to_square(a.target.box, r.width, r.height, self._px or 1)
+      if box is None:
+        self.cut += 1
+        continue
+      scale = (self._scale, self._scale) if self._scale else (r.width, r.height)
+      target = Region(a.target.name, box, scale, self._order)
+      yield dataclasses.replace(a, target=target)
+
+
+def geometry_of(d: ConfigDict) -> Geometry:
+  """How pictures become squares when they are stored.
+
+  Raises:
+    UsageError: an unknown one, or one that needs `data.image_px`.
+  """
+  try:
+    geometry = Geometry(d.geometry)
+  except ValueError as error:
+    raise UsageError(f"--config.data.{error}") from None
+  if geometry.kind != "stretch" and not d.image_px:
+    raise UsageError(
+      f"--config.data.geometry={d.geometry} is done when the images are stored: give "
+      "their side, --config.data.image_px=224"
+    )
+  return geometry
