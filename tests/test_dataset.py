@@ -1,0 +1,249 @@
+"""From raw files to datasets by the verbs, on releases and on the open layouts."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imax_jax import experiment
+from imax_jax.data import builder
+from imax_jax.data import interchange
+from imax_jax.data import manifest
+from imax_jax.data import sources
+from imax_jax.data.sources.intake import Intake
+from imax_jax.schema import TASKS
+from tests import open_nih_layout
+from tests import open_vqa_layout
+
+ROOT = Path(__file__).parent.parent
+
+
+def config(name: str, **data: object):
+  made = importlib.import_module(f"configs.{name}").get_config("tiny")
+  made.data.workers = 1
+  made.data.update(data)
+  return made
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A small phantom hospital's files, in PhysioNet's layout."""
+  folder = tmp_path_factory.mktemp("phantom")
+  experiment.run(config("phantom"), folder, ["build"], {})
+  return folder / "hospital" / "files"
+
+
+@pytest.fixture(scope="module")
+def built(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  folder = tmp_path_factory.mktemp("imax")
+  experiment.run(config("imax_data", root=str(hospital)), folder, ["build"], {})
+  return folder
+
+
+def entries_of(folder: Path) -> dict[str, object]:
+  return {
+    entry.id: entry
+    for split in builder.splits_of(folder / "data")
+    for record in builder.open_split(folder / "data", split)
+    for entry in record.entries
+  }
+
+
+def ask(folder: Path, hospital: Path, verb: str, **request: str) -> None:
+  known = dict.fromkeys(("entry", "split", "style", "per_image"), "")
+  asked = config("imax_data", root=str(hospital))
+  experiment.run(asked, folder, [verb], known | request)
+
+
+def test_every_entry_leads_back_to_its_row(built, hospital, capsys):
+  said = {}
+  for task in TASKS:
+    entry = next(e for e in entries_of(built).values() if e.task == task)
+    ask(built, hospital, "explain", entry=entry.id)
+    said[task] = capsys.readouterr().out
+    origin = entry.origin
+    assert f"{origin.source}, {origin.file}, data row {origin.row}" in said[task]
+    assert f"{origin.rule}: " in said[task]
+    assert "no longer a rule" not in said[task]
+    if task == "report":
+      assert entry.answer not in said[task]
+      assert "words, SHA-256" in said[task]
+    else:
+      assert entry.answer in said[task]
+  folder = hospital / "cxr-cardiomegaly/1.0.0"
+  digests = {manifest.sha256_of(path) for path in folder.iterdir()}
+  assert any(digest in said["calculation"] for digest in digests)
+  with pytest.raises(ValueError, match="no split"):
+    ask(built, hospital, "explain", entry="nobody/rec/heart/0")
+  with pytest.raises(experiment.UsageError, match="--entry"):
+    ask(built, hospital, "explain")
+
+
+def test_the_manifest_names_every_input_and_shard(built, hospital):
+  found = manifest.read(built / "data")
+  names = {name.rsplit("/", 1)[-1] for name in found["inputs"]}
+  assert {
+    "mimic-cxr-2.0.0-metadata.csv.gz", "CTRs.csv", "CPARs.csv", "labels.csv",
+    "MIMIC-CXR-JPG.csv", "mimic-cxr-reports.zip", "train.json",
+    "regex_report_edema_severity.csv",
+  } <= names  # fmt: skip
+  assert {name.split("/")[0] for name in found["shards"]} == {"imax", "dmax"}
+  assert not manifest.verify(built / "data")
+
+
+def test_a_build_has_the_counts_the_audit_and_a_quarantine(built):
+  told = json.loads((built / "data/statistics.json").read_text())
+  assert sum(told["audit"]["official_splits"]["imax_train"].values()) == 10
+  assert told["audit"]["chexpert"]
+  assert told["intake"]["chexmask"]["cases"]["masks lie where their landmarks do"]
+  assert (built / "data/quarantine.jsonl").read_text() == ""
+  assert oct((built / "data/quarantine.jsonl").stat().st_mode)[-3:] == "600"
+
+
+def test_a_recipe_gives_the_very_entries_again(built, hospital, tmp_path):
+  recipe = built / "data/recipe.jsonl.gz"
+  again = config("imax_data", root=str(hospital), recipe=str(recipe))
+  again.data.construct.seed = 99  # which the recipe makes idle
+  experiment.run(again, tmp_path, ["build"], {})
+  assert entries_of(tmp_path) == entries_of(built)
+  lines = gzip.decompress(recipe.read_bytes()).decode()
+  for entry in entries_of(built).values():
+    if entry.task == "report":
+      assert entry.answer not in lines
+
+
+def test_other_workers_hash_seed_locale_and_zone_give_the_same_files(
+  built, hospital, tmp_path
+):
+  code = (
+    "import sys; from tests import test_dataset as t; from imax_jax import experiment;"
+    "c = t.config('imax_data', root=sys.argv[1], workers=2);"
+    "experiment.run(c, sys.argv[2], ['build'], {})"
+  )
+  env = os.environ | {
+    "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo", "JAX_PLATFORMS": "cpu"
+  }  # fmt: skip
+  command = [sys.executable, "-c", code, str(hospital), str(tmp_path)]
+  subprocess.run(command, check=True, env=env, cwd=ROOT, capture_output=True)
+  for name in ("manifest.json", "images.sha256", "recipe.jsonl.gz"):
+    assert (tmp_path / "data" / name).read_bytes() == (
+      built / "data" / name
+    ).read_bytes()
+
+
+def test_select_needs_no_image_and_says_the_counts(hospital, tmp_path, capsys):
+  asked = config("imax_data", root=str(hospital))
+  asked.data.options.mimic_cxr_jpg.require_images = False
+  experiment.run(asked, tmp_path, ["select"], {})
+  text = capsys.readouterr().out
+  assert "354,595" in text  # the paper's
+  assert "left out: Dice RCA below the gate" in text
+  assert (tmp_path / "selection/recipe.jsonl.gz").is_file()
+  assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("style", ["llava", "conversations", "messages"])
+def test_an_export_comes_back_whole(built, hospital, style, capsys):
+  ask(
+    built, hospital, "export", split="imax_train", style=style, per_image="yes"
+  )  # fmt: skip
+  folder = built / "export" / style
+  path = folder / f"imax_train.json{'' if style == 'llava' else 'l'}"
+  back = list(interchange.import_jsonl(path, folder / "images"))
+  there = list(builder.open_split(built / "data", "imax_train"))
+  assert [r.entries for r in back] == [r.entries for r in there]
+  assert "10 conversations" in capsys.readouterr().out
+
+
+def damage(hospital: Path, folder: Path, share: float) -> Path:
+  """A copy of the hospital with so many rows of CTRs.csv spoilt."""
+  copy = folder / "files"
+  shutil.copytree(hospital, copy)
+  path = copy / "cxr-cardiomegaly/1.0.0/CTRs.csv"
+  header, *rows = path.read_text().splitlines()
+  for row in range(round(share * len(rows))):
+    rows[row] = "a secret sentence"
+  path.write_text("\n".join([header, *rows]) + "\n")
+  return copy
+
+
+def test_too_many_rejected_rows_end_the_build_and_are_listed(hospital, tmp_path):
+  files = damage(hospital, tmp_path, 0.3)
+  spoilt = config("imax_data", root=str(files))
+  spoilt.data.options.mimic_cxr_jpg.require_images = False
+  with pytest.raises(ValueError, match=r"cardiomegaly: \d+ rejected of") as caught:
+    experiment.run(spoilt, tmp_path / "work", ["select"], {})
+  assert "secret" not in str(caught.value)
+  lines = (tmp_path / "work/quarantine.jsonl").read_text().splitlines()
+  assert len(lines) > 5
+  assert {json.loads(line)["file"] for line in lines} == {"CTRs.csv"}
+  assert "secret" not in "".join(lines)
+  spoilt.data.max_quarantined = 0.5
+  experiment.run(spoilt, tmp_path / "work", ["select"], {})
+  kept = json.loads((tmp_path / "work/selection/statistics.json").read_text())
+  assert sum(kept["intake"]["cardiomegaly"]["rejected"].values()) == len(lines)
+
+
+def test_a_changed_table_is_noticed(hospital, tmp_path, capsys):
+  files = damage(hospital, tmp_path, 0.0)
+  asked = config("imax_data", root=str(files))
+  asked.data.options.mimic_cxr_jpg.require_images = False
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  capsys.readouterr()
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  assert "354,595" not in capsys.readouterr().out  # found done
+  path = files / "cxr-cardiomegaly/1.0.0/CTRs.csv"
+  path.write_text(path.read_text() + "\n")
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  assert "354,595" in capsys.readouterr().out
+
+
+def test_max_quarantined_is_a_share():
+  with pytest.raises(ValueError, match="0 to 1"):
+    Intake(max_quarantined=3)
+
+
+def test_boxes_in_pixels_and_padded_pictures(hospital, tmp_path):
+  asked = config("imax_data", root=str(hospital))
+  asked.data.boxes.update({"order": "yx", "scale": 0})
+  experiment.run(asked, tmp_path / "yx", ["build"], {})
+  plain = config("imax_data", root=str(hospital), image_px=32, geometry="pad")
+  experiment.run(plain, tmp_path / "pad", ["build"], {})
+  regions = [e.target for e in entries_of(tmp_path / "yx").values() if e.task == "rec"]
+  assert {(r.order, r.scale) for r in regions} == {("yx", (64, 64))}
+  record = builder.open_split(tmp_path / "pad/data", "imax_train")[0]
+  assert record.image.startswith(b"\x89PNG")
+  with pytest.raises(experiment.UsageError, match="image_px"):
+    experiment.run(
+      config("imax_data", root=str(hospital), geometry="pad"), tmp_path / "x",
+      ["build"], {},
+    )  # fmt: skip
+
+
+def test_the_open_route_builds_from_the_original_layouts(tmp_path, capsys):
+  files = tmp_path / "files"
+  open_nih_layout.write_nih(files / "nih", 40)
+  open_nih_layout.write_openi(files / "openi", 6)
+  for name in ("vqa_rad", "slake", "vindr", "jsrt", "montgomery", "shenzhen"):
+    getattr(open_vqa_layout, f"write_{name}")(files / name)
+  asked = config("open_cxr_public", root=str(files))
+  asked.data.construct.min_tasks = 2
+  experiment.run(asked, tmp_path / "work", ["build"], {})
+  told = json.loads((tmp_path / "work/data/statistics.json").read_text())
+  used = {entry.origin.source for entry in entries_of(tmp_path / "work").values()}
+  assert {"nih", "montgomery"} <= used
+  for name in ("nih", "openi", "vqa_rad", "slake", "vindr", "jsrt", "montgomery",
+               "shenzhen"):  # fmt: skip
+    assert told["intake"][name]["kept"] > 0, name
+    assert not told["intake"][name]["rejected"], name
+  roots = {name: files / name for name in ("jsrt", "montgomery")}
+  found = sources.read_all(roots, sources.read_radiographs(roots))
+  assert {a.subtask for a in found if a.task == "calculation"} == {"ctr", "cpar"}
