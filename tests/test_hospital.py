@@ -7,6 +7,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -25,14 +26,18 @@ from imax_jax.data.phantom import questions
 from imax_jax.data.phantom import render
 from imax_jax.data.phantom import reports
 from imax_jax.data.phantom import roster
+from imax_jax.data.sources import chexmask
 from imax_jax.data.sources import reading
 from imax_jax.data.sources import sections
+from imax_jax.data.sources.intake import Tally
 from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 
 PX = 96
 FULL = {"calculation": 1.0, "report": 1.0, "multi_class": 1.0, "vqa": 1.0}
+
+ROW_START = re.compile(chexmask.SETS["mimic"].row_start)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +124,9 @@ def test_ratios_read_are_those_of_the_masks(read, ward):
   columns = ("dicom_id", "Heart", "Left Lung", "Right Lung")
   ctr, cpar = _of(read, "calculation", "ctr"), _of(read, "calculation", "cpar")
   checked = 0
-  for _, (name, *runs) in reading.table_rows(path / "MIMIC-CXR-JPG.csv", columns):
+  for _, (name, *runs) in reading.table_rows(
+    path / "MIMIC-CXR-JPG.csv", columns, Tally("chexmask"), row_start=ROW_START
+  ):
     if name not in ctr or not all(runs):
       continue
     heart, left, right = (_decoded(text) for text in runs)
@@ -154,7 +161,7 @@ def test_the_regex_table_disagrees_with_the_careful_ones(ward):
   tables = {}
   for kind in ("regex_report", "expert_report", "consensus_image"):
     path = ward / f"mimic-cxr-pe-severity/1.0.1/{kind}_edema_severity.csv"
-    rows = reading.table_rows(path, ("study_id", "edema_severity"))
+    rows = reading.table_rows(path, ("study_id", "edema_severity"), Tally("pe"))
     tables[kind] = dict(cells for _, cells in rows)
   regex = tables.pop("regex_report")
   for table in tables.values():

@@ -274,6 +274,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
 ) -> None:
   changed = config()
   changed.data.source, changed.data.root = "physionet", str(done / "hospital" / "files")
+  changed.data.workers = 1  # here, where the disk is full
 
   def full(*_: object, **__: object) -> None:
     raise error
@@ -316,7 +317,7 @@ PHANTOM = ("--config", "configs/phantom.py:tiny")
     (
       (*PHANTOM, "--workdir", "W", "--config.data.source=mimic", "build"),
       2,
-      "opencxr or physionet",
+      "expected one of phantom, physionet, open, opencxr, own",
     ),
     (("--config", "configs/none.py", "--workdir", "W"), 2, "configs/none.py"),
     ((*PHANTOM, "--workdir", "W", "train"), 1, "not finished"),

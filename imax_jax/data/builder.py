@@ -124,7 +124,7 @@ def build(
   beam_args: Sequence[str] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[ShardInfo]:
-  """Writes all splits below `data_dir`, readable by their owner only.
+  """Writes all splits below `data_dir`, for their owner only; gives what was written.
 
   A build that fails or is interrupted leaves no dataset behind. What is written is the
   same, byte for byte, wherever, whenever and with however many workers it is built.
@@ -139,25 +139,12 @@ def build(
     progress: called with the number of images just written, as tqdm's `update` is: once
       for each finished file.
 
-  Returns:
-    What was written, for `manifest.write`.
-
   Raises:
     ValueError: an unknown or empty split, a dataset that is already there, or an image
       that cannot be read.
   """
   data_dir = Path(data_dir)
-  for name, group in datasets.splits.items():
-    dataset, _ = _parts(name)
-    if not group:
-      raise ValueError(
-        f"{name} has no image. Give construct more images: a test set needs several "
-        "patients, and DMAX needs images that IMAX leaves over (lower num_images)."
-      )
-    if (data_dir / dataset).exists():
-      raise ValueError(
-        f"{data_dir / dataset} is already there; remove it, or give another data_dir"
-      )
+  _check(datasets, data_dir)
   data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
   store = functools.partial(
     images.to_stored, image_px=image_px, geometry=geometry, draft=draft
@@ -179,6 +166,20 @@ def build(
   finally:
     shutil.rmtree(work, ignore_errors=True)
   return written
+
+
+def _check(datasets: Datasets, data_dir: Path) -> None:
+  for name, group in datasets.splits.items():
+    dataset, _ = _parts(name)
+    if not group:
+      raise ValueError(
+        f"{name} has no image. Give construct more images: a test set needs several "
+        "patients, and DMAX needs images that IMAX leaves over (lower num_images)."
+      )
+    if (data_dir / dataset).exists():
+      raise ValueError(
+        f"{data_dir / dataset} is already there; remove it, or give another data_dir"
+      )
 
 
 def _write_all(

@@ -112,11 +112,9 @@ def construct(
     min_tasks: how many tasks an image of IMAX has at least.
     train_fraction: of IMAX's images (4 : 1 in the paper).
     split_unit: what train and test do not share: "patient", "study" or "image".
-    quotas: {task: entries} of IMAX, train and test, never exceeded; 0 leaves a task
-      out, one not named is unlimited.
-    views: the view positions used, matched exactly; other images are dropped.
-    required_subtasks: {task: sub-tasks} that an image must offer all of to be used for
-      the task. Give {} for sources that annotate single organs or ratios.
+    quotas: {task: entries} of IMAX, never exceeded; one not named is unlimited.
+    views: the view positions used, matched exactly; others are dropped.
+    required_subtasks: {task: sub-tasks} that an image must all offer for the task.
     dmax_patients: whose images DMAX takes, "not in test", "not in imax", or "any".
     num_dmax_images: beyond so many, tasks go to images that DMAX has already.
     controls: further datasets, names of `controls.CONTROLS`.
