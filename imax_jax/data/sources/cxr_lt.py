@@ -18,6 +18,7 @@ from pathlib import Path
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import image_id_of
+from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
@@ -85,9 +86,9 @@ def label_files(root: str | Path, release: str = "") -> list[Path]:
 
 def _first(place: Path, names: tuple[str, ...]) -> Path | None:
   for name in names:
-    for path in (place / name, place / f"{name}.gz"):
-      if path.is_file():
-        return path
+    for candidate in (name, f"{name}.gz"):
+      if (place / candidate).is_file():
+        return inside(place, candidate)
   return None
 
 

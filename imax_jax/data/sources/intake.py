@@ -120,7 +120,9 @@ class Tally:
     return path.name
 
   def origin(self, path: str | Path, row: int, rule: str) -> Origin:
-    return Origin(self.source, self.name(path), row, rule)
+    """`path` is a file, or, as a str, what `name` has made of one."""
+    name = path if isinstance(path, str) else self.name(path)
+    return Origin(self.source, name, row, rule)
 
   def absent(self, image_id: str) -> None:
     """Counts a row about an image that is not among the radiographs, by the reason."""

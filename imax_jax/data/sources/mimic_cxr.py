@@ -181,7 +181,10 @@ def _zip_members(
         continue
       tally.rows += 1
       wrong = _wrong_name(name)
-      if not wrong and place and names[place - 1] == name:
+      if wrong:  # the name itself may be anything
+        tally.reject(tally.name(path), place, wrong, FILE_RULE)
+        continue
+      if place and names[place - 1] == name:
         wrong = "a second member of one name"
       if not wrong and member.file_size > _MAX_REPORT_BYTES:
         wrong = "too large for a report"
@@ -214,11 +217,14 @@ def _folder_members(
       f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
     )
   root = path.resolve()
-  for file in files:
+  for place, file in enumerate(files):
     tally.rows += 1
     name = file.relative_to(path.parent).as_posix()
     wrong = _wrong_name(name)
-    if not wrong and not file.resolve().is_relative_to(root):
+    if wrong:
+      tally.reject(path.name, place, wrong, FILE_RULE)
+      continue
+    if not file.resolve().is_relative_to(root):
       wrong = "a link that leads out of its folder"
     if not wrong and file.stat().st_size > _MAX_REPORT_BYTES:
       wrong = "too large for a report"

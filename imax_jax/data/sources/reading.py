@@ -36,7 +36,7 @@ READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 MAX_ROW_BYTES = 16 * 2**20
 # gzip reaches 1000 : 1 on a bomb, some 10 : 1 on these tables.
 _MAX_RATIO = 200
-_RATIO_FREE_BYTES = 64 * 2**20
+_RATIO_FREE_BYTES = 8 * 2**20
 
 _DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 _NUMBER = re.compile(r"\d{8}")
