@@ -80,6 +80,7 @@ class Tally:
     self.cases: dict[str, str] = {}
     self.inputs: dict[Path, None] = {}  # a set that remembers its order
     self._intake = intake
+    self._names: dict[str | Path, str] = {}
 
   def keep(self, count: int = 1) -> None:
     self.counts[KEPT] += count
@@ -114,10 +115,13 @@ class Tally:
 
   def name(self, path: str | Path) -> str:
     """A file's name as the quarantine and an `Origin` give it: relative to the root."""
-    path = Path(path)
-    if path.is_relative_to(self.root):
-      return path.relative_to(self.root).as_posix()
-    return path.name
+    if path not in self._names:  # asked for every row, and Path is slow
+      place = Path(path)
+      inside = place.is_relative_to(self.root)
+      self._names[path] = (
+        place.relative_to(self.root).as_posix() if inside else place.name
+      )
+    return self._names[path]
 
   def origin(self, path: str | Path, row: int, rule: str) -> Origin:
     """`path` is a file, or, as a str, what `name` has made of one."""
