@@ -228,9 +228,51 @@ def test_boxes_in_pixels_and_padded_pictures(hospital, tmp_path):
     )  # fmt: skip
 
 
+def write_masks(files: Path, images: list[str]) -> None:
+  """CheXmask's NIH part for 1024 x 1024 pixels: lungs 200 px wide, a heart of 240."""
+
+  def runs(x: int, width: int, top: int, bottom: int) -> str:
+    return " ".join(f"{1024 * y + x + 1} {width}" for y in range(top, bottom))
+
+  organs = [
+    runs(560, 200, 200, 800),
+    runs(240, 200, 200, 800),
+    runs(400, 240, 500, 750),
+  ]
+  header = (
+    "Image Index,Dice RCA (Mean),Dice RCA (Max),Landmarks,Left Lung,Right Lung,Heart,"
+    "Height,Width\n"
+  )
+  marks = ",".join(["5"] * 240)
+  path = files / "chexmask_nih/OriginalResolution/ChestX-Ray8.csv"
+  path.parent.mkdir(parents=True)
+  rows = [
+    f'{image}.png,0.9,0.95,"{marks}",{",".join(organs)},1024,1024\n' for image in images
+  ]
+  path.write_text(header + "".join(rows))
+
+
+def test_ratios_come_from_chexmasks_masks_of_nih(tmp_path):
+  images = open_nih_layout.write_nih(tmp_path / "nih", 3)
+  write_masks(tmp_path, images)
+  roots = {name: tmp_path / name for name in ("nih", "chexmask_nih")}
+  found = list(sources.read_all(roots, sources.read_radiographs(roots)))
+  said = {
+    (a.image_id, a.subtask): a.target.value for a in found if a.task == "calculation"
+  }
+  # The lungs reach from 240 to 760.
+  assert said == {
+    (image, kind): value
+    for image in images
+    for kind, value in (("ctr", 240 / 520), ("cpar", 240 * 250 / (2 * 200 * 600)))
+  }
+  boxes = {a.subtask: a.target.box for a in found if a.task == "rec"}
+  assert boxes["heart"] == (400 / 1024, 500 / 1024, 640 / 1024, 750 / 1024)
+
+
 def test_the_open_route_builds_from_the_original_layouts(tmp_path, capsys):
   files = tmp_path / "files"
-  open_nih_layout.write_nih(files / "nih", 40)
+  write_masks(files, open_nih_layout.write_nih(files / "nih", 40))
   open_nih_layout.write_openi(files / "openi", 6)
   for name in ("vqa_rad", "slake", "vindr", "jsrt", "montgomery", "shenzhen"):
     getattr(open_vqa_layout, f"write_{name}")(files / name)
@@ -240,7 +282,7 @@ def test_the_open_route_builds_from_the_original_layouts(tmp_path, capsys):
   told = json.loads((tmp_path / "work/data/statistics.json").read_text())
   used = {entry.origin.source for entry in entries_of(tmp_path / "work").values()}
   assert {"nih", "montgomery"} <= used
-  for name in ("nih", "openi", "vqa_rad", "slake", "vindr", "jsrt", "montgomery",
+  for name in ("nih", "chexmask_nih", "openi", "vqa_rad", "slake", "vindr", "jsrt", "montgomery",
                "shenzhen"):  # fmt: skip
     assert told["intake"][name]["kept"] > 0, name
     assert not told["intake"][name]["rejected"], name

@@ -233,7 +233,7 @@ def _folder_members(
     elif plain_id(file.stem) not in studies:
       tally.leave_out("study without a frontal radiograph here")
     else:
-      yield name, file.read_bytes()
+      yield name, tally.opened(file).read_bytes()
 
 
 def _from_sectioned(
