@@ -229,6 +229,15 @@ class _Written:
       yield dataclasses.replace(a, target=target)
 
 
+def needs_thousandths(d: ConfigDict, verb: str) -> None:
+  """Raises a UsageError where boxes are written otherwise: `verb` makes up its own."""
+  if (d.boxes.order, d.boxes.scale) != ("xy", 1000):
+    raise UsageError(
+      f"{verb} asks about boxes in thousandths, x before y; this config writes them "
+      f"otherwise (data.boxes: order {d.boxes.order}, scale {d.boxes.scale})"
+    )
+
+
 def geometry_of(d: ConfigDict) -> Geometry:
   """How pictures become squares when they are stored.
 

@@ -221,6 +221,8 @@ def test_boxes_in_pixels_and_padded_pictures(hospital, tmp_path):
   assert {(r.order, r.scale) for r in regions} == {("yx", (64, 64))}
   record = builder.open_split(tmp_path / "pad/data", "imax_train")[0]
   assert record.image.startswith(b"\x89PNG")
+  with pytest.raises(experiment.UsageError, match="thousandths"):
+    experiment.run(asked, tmp_path / "yx", ["pseudo"], {})
   with pytest.raises(experiment.UsageError, match="image_px"):
     experiment.run(
       config("imax_data", root=str(hospital), geometry="pad"), tmp_path / "x",
