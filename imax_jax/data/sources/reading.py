@@ -34,6 +34,7 @@ AGAIN = "download it again and compare it with SHA256SUMS.txt"
 READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 # The longest row of the releases has some 100 kB (CheXmask); a table's row is a line.
 MAX_ROW_BYTES = 16 * 2**20
+MAX_EMPTY_LINES = 1000
 # gzip reaches 1000 : 1 on a bomb, some 10 : 1 on these tables.
 _MAX_RATIO = 200
 _RATIO_FREE_BYTES = 8 * 2**20
@@ -183,7 +184,7 @@ def grouped_rows(
   Raises:
     DamagedFile: a row that has no end.
   """
-  row = b""
+  row, empty = b"", 0
   while line := lines.readline(MAX_ROW_BYTES):
     begins = row_start is None or row_start.match(line) is not None
     if begins and row:
@@ -193,6 +194,9 @@ def grouped_rows(
       return
     place += len(line)
     row = row + line if row else (line if line.strip() else b"")
+    empty += not row
+    if empty > MAX_EMPTY_LINES:
+      raise DamagedFile(path, f"has over {MAX_EMPTY_LINES} empty lines", AGAIN)
     if len(row) >= MAX_ROW_BYTES:
       raise DamagedFile(path, f"has a row of over {MAX_ROW_BYTES} bytes", AGAIN)
   if row:
