@@ -21,6 +21,7 @@ from pathlib import Path
 
 from imax_jax.data import sources
 from imax_jax.data.phantom import hospital
+from tests import damaged_open
 
 SECRET = "the patient is Ada Invented of 7 Secret Lane"
 NAME = "aaaaaaaa-aaaaaaaa-aaaaaaaa-aaaaaaaa-{:08x}"
@@ -389,3 +390,8 @@ if __name__ == "__main__":
   roots = write_healthy(target / "healthy")
   for number, one in enumerate(cases(roots)):
     spoil(one, roots, target / f"{number:03d} {one.name.replace('/', ' ')}")
+  bases = damaged_open.write_bases(target / "bases", roots["mimic_cxr_jpg"])
+  exact = damaged_open.exact_cases(roots["mimic_cxr_jpg"])
+  for number, case in enumerate(exact, len(cases(roots))):
+    name = f"{number:03d} {case.name.replace('/', ' ')}"
+    damaged_open.spoil(case, bases, target / name)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import shutil
 import socket
 import time
 import traceback
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from imax_jax.data import images
 from imax_jax.data import sources
 from imax_jax.data.sources.intake import Intake
 from tests import damaged_inputs
+from tests import damaged_open
 
 OPTIONS = {"mimic_cxr_jpg": {"require_images": False}}
 SECONDS = 5
@@ -31,12 +30,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def read(roots: dict[str, Path], quarantine: Path):
   """(radiographs, annotations by image, quarantine lines, what finish() says)."""
   intake = Intake(quarantine, max_quarantined=0.0)
-  try:
-    radiographs = sources.read_radiographs(roots, intake=intake, options=OPTIONS)
-  except sources.DamagedFile as error:  # without images there is nothing to build
-    intake.close()
-    line = {"source": "mimic_cxr_jpg", "file": error.path.name, "row": None}
-    return {}, [], [line | {"reason": error.reason}], error
+  radiographs = sources.read_radiographs(roots, intake=intake, options=OPTIONS)
   found = list(sources.read_all(roots, radiographs, intake=intake))
   said = None
   try:
@@ -53,7 +47,8 @@ def key(a):
 
 def test_the_corpus_is_large(healthy):
   names = [case.name for case in damaged_inputs.cases(healthy)]
-  assert len(set(names)) == len(names) >= 100
+  names += [case.name for case in damaged_open.exact_cases(healthy["mimic_cxr_jpg"])]
+  assert len(set(names)) == len(names) >= 500
 
 
 def check(case, healthy, folder, whole):
@@ -120,22 +115,129 @@ def test_each_damage_is_listed_once_and_costs_no_good_row(
   assert damaged_inputs.SECRET not in caplog.text + told.out + told.err
 
 
-def _png_header(width: int, height: int) -> bytes:
-  """A PNG that says it is that large, and holds a pixel."""
-  buffer = io.BytesIO()
-  Image.fromarray(np.zeros((1, 1), np.uint8)).save(buffer, "PNG")
-  data = bytearray(buffer.getvalue())
-  data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-  import zlib
+# ── The open route, own images, other forms of reports ────────────────────────────
 
-  data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-  return bytes(data)
+BASES = (
+  "nih", "openi", "openi/packed", "vqa_rad", "slake", "vindr", "jsrt", "montgomery",
+  "shenzhen", "own", "own/jsonl", "opencxr", "chexmask_nih", "mimic_cxr/folder",
+  "mimic_cxr/sectioned", "mimic_cxr/captions", "mimic_cxr/annotation", "cxr_lt/2023",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bases(healthy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+  root = tmp_path_factory.mktemp("bases")
+  return damaged_open.write_bases(root, healthy["mimic_cxr_jpg"])
+
+
+def exact_roots(case, root, bases, healthy) -> dict[str, Path]:
+  """The case's source, the one that gives its images, and another, which is healthy."""
+  other = "own" if case.source == "shenzhen" else "shenzhen"
+  roots = {other: bases[other], case.source: root}
+  images_of = damaged_open.IMAGES_OF.get(case.source)
+  if images_of:
+    roots[images_of] = (bases | healthy)[images_of]
+  return roots
+
+
+def raised_alone(roots) -> str:
+  """What a caller without an intake gets to see of a damaged file."""
+  try:
+    radiographs = sources.read_radiographs(roots, options=OPTIONS)
+    list(sources.read_all(roots, radiographs))
+  except ValueError as error:
+    return "".join(traceback.format_exception(error))
+  return ""
+
+
+def check_exact(case, root, before, roots):
+  quarantine = root.parent / "quarantine.jsonl"
+  start = time.perf_counter()
+  _, found, lines, said = read(roots, quarantine)
+  assert time.perf_counter() - start < SECONDS, "it hangs"
+  assert quarantine.stat().st_mode & 0o077 == 0, "others may read the quarantine"
+  listed = [(x["source"], x["file"], x["row"]) for x in lines]
+  assert sorted(listed, key=str) == sorted((x[:3] for x in case.lines), key=str)
+  for line in lines:
+    reasons = [x[3] for x in case.lines if x[1:3] == (line["file"], line["row"])]
+    assert line["reason"].startswith(reasons[0]), line
+    assert line["rule"] in sources.RULES, line
+  assert (said is not None) == bool(case.lines), "finish() does not say so"
+  if case.lost is None:  # a file is given up: nothing is made up, nor others lost
+    depending = (case.source, "chexmask_nih")
+    others = [a for a in before if a.origin.source not in depending]
+    assert [a for a in found if a.origin.source not in depending] == others
+    assert set(map(repr, found)) <= set(map(repr, before))
+  else:
+    kept = [a for a in before if not case.lost(a)]
+    assert found == kept, f"{len(found)} annotations, expected {len(kept)}"
+  text = json.dumps(lines) + "".join(traceback.format_exception(said))
+  assert not told(text + raised_alone(roots)), "a patient's text is told"
+
+
+def told(text: str) -> bool:
+  """Whether any part of the planted sentence is in `text`, in any case."""
+  return any(part in text.lower() for part in ("ada invented", "secret lane"))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_each_damage_costs_what_it_must_and_no_more(
+  healthy, bases, base, tmp_path, monkeypatch, caplog, capfd
+):
+  def no_socket(*_: object, **__: object) -> None:
+    raise AssertionError("a socket is opened")
+
+  monkeypatch.setattr(socket, "socket", no_socket)
+  wrong, before = {}, None
+  with caplog.at_level(logging.DEBUG):
+    for number, case in enumerate(damaged_open.exact_cases(healthy["mimic_cxr_jpg"])):
+      if case.base != base:
+        continue
+      if before is None:
+        root = bases[base] / damaged_open.ROOTS.get(base, "")
+        roots = exact_roots(case, root, bases, healthy)
+        _, before, lines, _ = read(roots, tmp_path / "healthy.jsonl")
+        assert before
+        assert not lines
+      try:
+        root = damaged_open.spoil(case, bases, tmp_path / str(number))
+        check_exact(case, root, before, exact_roots(case, root, bases, healthy))
+      except Exception as error:  # all of them are told, not the first
+        wrong[case.name] = f"{type(error).__name__}: {error}"
+  assert before, "no case is of this base"
+  assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+  output = capfd.readouterr()
+  assert not told(caplog.text + output.out + output.err)
+
+
+def test_the_default_threshold_is_one_percent(bases, tmp_path):
+  """Of 200 rows one may be bad, three may not; the error names count and file."""
+  rows = "".join(f"bo.png,bo,vqa,Question {n}?,no\n" for n in range(200))
+  for bad in (1, 3):
+    root = tmp_path / str(bad)
+    shutil.copytree(bases["own"], root)
+    table = "image,patient,task,name,answer\n" + rows.replace(",no", ",", bad)
+    (root / "annotations.csv").write_text(table)
+    intake = Intake(root / "quarantine.jsonl")
+    radiographs = sources.read_radiographs({"own": root}, intake=intake)
+    found = list(sources.read_all({"own": root}, radiographs, intake=intake))
+    assert len(found) == 200 - bad
+    if bad == 1:
+      intake.finish()
+    else:
+      with pytest.raises(
+        ValueError, match=r"3 rejected of 200 .*3 × answer empty.*qua"
+      ):
+        intake.finish()
+
+
+# ── Images ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
   "data",
   [
-    _png_header(100_000, 100_000), _png_header(60_000, 3), b"", b"no image at all",
+    damaged_open.png_header(100_000, 100_000), damaged_open.png_header(60_000, 3), b"", b"no image at all",
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"GIF89a", b"%!PS-Adobe",
   ],
 )  # fmt: skip

@@ -172,6 +172,9 @@ def read_radiographs(
 ) -> dict[str, Radiograph]:
   """All radiographs of `roots`, by image id.
 
+  With an `intake` a damaged file is listed in its quarantine and the next source is
+  read; `intake.finish()` then says so. Without one it is raised.
+
   Raises:
     ValueError: an unknown source or option, none that gives images, one image id in two
       sources, or a damaged file.
@@ -179,14 +182,20 @@ def read_radiographs(
   """
   chosen = _arguments(options)
   _check(roots)
-  intake = Intake() if intake is None else intake
   radiographs: dict[str, Radiograph] = {}
   for name, source in SOURCES.items():
     if name not in roots or source.read_radiographs is None:
       continue
-    tally = intake.tally(f"{name} images" if source.read else name, roots[name])
+    tally = (intake or Intake()).tally(_images_of(name), roots[name])
     arguments = chosen.get((name, "read_radiographs"), {})
-    found = source.read_radiographs(roots[name], tally=tally, **arguments)
+    try:
+      found = source.read_radiographs(roots[name], tally=tally, **arguments)
+    except DamagedFile as error:
+      if intake is None:
+        raise
+      tally.reject_file(error)
+      tally.log()
+      continue
     twice = radiographs.keys() & found.keys()
     if twice:
       raise ValueError(
@@ -206,8 +215,8 @@ def read_all(
 ) -> Iterator[Annotation]:
   """Every annotation of every source in `roots`, source after source.
 
-  With an `intake` a damaged file is listed in its quarantine and the next source is
-  read; `intake.finish()` then says so. Without one it is raised.
+  A damaged file is listed or raised as by `read_radiographs`. A source whose images
+  could not be read for one is passed over: it is listed already.
 
   Args:
     options: {"mimic_cxr": {"text": "conclusion"}}: keyword arguments of the readers.
@@ -221,6 +230,9 @@ def read_all(
     if name not in roots or source.read is None:
       continue
     tally = (intake or Intake()).tally(name, roots[name])
+    images = intake.tallies.get(_images_of(name)) if intake is not None else None
+    if images is not None and images.damaged_files:
+      continue
     arguments = chosen.get((name, "read"), {})
     try:
       yield from source.read(roots[name], radiographs, tally=tally, **arguments)
@@ -229,6 +241,11 @@ def read_all(
         raise
       tally.reject_file(error)
       tally.log()
+
+
+def _images_of(name: str) -> str:
+  """Under which name a source's images are tallied."""
+  return f"{name} images" if SOURCES[name].read else name
 
 
 def _arguments(options: Options | None) -> dict[tuple[str, str], dict[str, Any]]:

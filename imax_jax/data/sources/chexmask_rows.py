@@ -211,7 +211,10 @@ def _look(
   found.seen["rows"] += 1
   _, left_lung, right_lung = boxes
   found.seen["patient's left"] += left_lung[0] + left_lung[2] > sum(right_lung[::2])
-  outline = np.fromstring(points.translate(_NO_BRACKETS), dtype=np.float64, sep=" ")
+  try:
+    outline = np.fromstring(points.translate(_NO_BRACKETS), dtype=np.float64, sep=" ")
+  except ValueError:  # damaged landmarks: nothing but these counts is made of them
+    return
   if outline.size != 240:
     return
   outline = outline.reshape(120, 2)

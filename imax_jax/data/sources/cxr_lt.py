@@ -18,10 +18,10 @@ from pathlib import Path
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
+from imax_jax.data.sources.reading import within
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits
@@ -74,7 +74,7 @@ def label_files(root: str | Path, release: str = "") -> list[Path]:
     places += sorted(path for path in Path(root).iterdir() if path.is_dir())
   for files in [f for r in RELEASES if release in ("", r) for f in RELEASES[r]]:
     for place in places:
-      paths = [_first(place, names) for names in files]
+      paths = [_first(Path(root), place, names) for names in files]
       if paths[0] is not None:
         return [path for path in paths if path is not None]
   wanted = "cxr-lt-2024/labels.csv, cxr-lt-2024/train_labeled.csv"
@@ -84,11 +84,11 @@ def label_files(root: str | Path, release: str = "") -> list[Path]:
   raise FileNotFoundError(f"{root}: expected {wanted}, not there. {REMEDY}")
 
 
-def _first(place: Path, names: tuple[str, ...]) -> Path | None:
+def _first(root: Path, place: Path, names: tuple[str, ...]) -> Path | None:
   for name in names:
     for candidate in (name, f"{name}.gz"):
       if (place / candidate).is_file():
-        return inside(place, candidate)
+        return within(root, place / candidate)
   return None
 
 

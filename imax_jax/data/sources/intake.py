@@ -38,6 +38,7 @@ KEPT = "kept"
 FILE_RULE = "reading/whole file"
 ROW_RULE = "reading/row"
 TWICE_RULE = "reading/twice"
+CONTRADICTS = "contradicts another row about the same thing"
 RULES: dict[str, str] = {
   FILE_RULE: "A file must be readable to its end and have the columns of its release.",
   ROW_RULE: "A row must be UTF-8 without NUL bytes, with a cell for each column.",
@@ -101,6 +102,12 @@ class Tally:
     if self._intake is not None:
       self._intake.list_rejected(self.source, file, row, reason, rule)
 
+  def add(self, unlisted: Tally) -> None:
+    """Counts what another counted alone: rows that are met, and listed, a second time."""
+    self.rows += unlisted.rows
+    self.counts += unlisted.counts
+    self.rejected += unlisted.rejected
+
   def reject_file(self, error: DamagedFile) -> None:
     self.damaged_files += 1
     self.reject(self.name(error.path), None, error.reason, FILE_RULE)
@@ -117,7 +124,7 @@ class Tally:
     """A file's name as the quarantine and an `Origin` give it: relative to the root."""
     if path not in self._names:  # asked for every row, and Path is slow
       place = Path(path)
-      inside = place.is_relative_to(self.root)
+      inside = place != self.root and place.is_relative_to(self.root)
       self._names[path] = (
         place.relative_to(self.root).as_posix() if inside else place.name
       )
@@ -262,9 +269,8 @@ class Distinct(Generic[K, V]):
 
   def add(self, key: K, value: V, path: str | Path, row: int) -> None:
     file = self._tally.name(path)
-    reason = "contradicts another row about the same thing"
     if key in self._disputed:
-      self._tally.reject(file, row, reason, TWICE_RULE)
+      self._tally.reject(file, row, CONTRADICTS, TWICE_RULE)
     elif key not in self._said:
       self._said[key] = (value, file, row)
     elif self._said[key][0] == value:
@@ -272,8 +278,8 @@ class Distinct(Generic[K, V]):
     else:
       _, first_file, first_row = self._said.pop(key)
       self._disputed.add(key)
-      self._tally.reject(first_file, first_row, reason, TWICE_RULE)
-      self._tally.reject(file, row, reason, TWICE_RULE)
+      self._tally.reject(first_file, first_row, CONTRADICTS, TWICE_RULE)
+      self._tally.reject(file, row, CONTRADICTS, TWICE_RULE)
 
   def items(self) -> Iterator[tuple[K, V, str, int]]:
     """(key, value, file, row) of the undisputed, in the order of the rows."""

@@ -44,6 +44,8 @@ def json_list(path: Path) -> Iterator[tuple[int, Any]]:
       ) from None
     yield number, item
     place, number = _skip(text, place, " \t\r\n,"), number + 1
+  if _skip(text, place + 1, " \t\r\n") < len(text):
+    raise DamagedFile(path, "has something behind its list", AGAIN)
 
 
 def json_whole(path: Path) -> Any:
@@ -52,8 +54,9 @@ def json_whole(path: Path) -> Any:
   Raises:
     DamagedFile: as `json_list`.
   """
+  text = json_text(path)
   try:
-    return json.loads(json_text(path))
+    return json.loads(text)
   except json.JSONDecodeError as error:
     raise DamagedFile(path, f"is not JSON from line {error.lineno} on", AGAIN) from None
   except (RecursionError, ValueError):  # a ValueError: a number of 4,300 digits

@@ -30,7 +30,7 @@ from imax_jax.data.sources.lung_masks import ratios
 from imax_jax.data.sources.lung_masks import regions
 from imax_jax.data.sources.lung_masks import sides_of
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import inside
+from imax_jax.data.sources.reading import within
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
@@ -112,7 +112,7 @@ def read_radiographs(
     image_id = f"jsrt/{name}"
     tally.rows += 1
     try:
-      inside(root, path.relative_to(root).as_posix())
+      within(root, path)
       width, height = _size(path)
     except DamagedFile as error:
       tally.reject(tally.name(path), None, f"image {error.reason}", IMAGE_RULE)
@@ -198,25 +198,23 @@ def _masks(
   """Organ -> its file and mask, of an image."""
   drawn: dict[str, tuple[Path, np.ndarray]] = {}
   for organ in MASKED:
-    path = _mask_file(root, places, organ, radiograph.image_id.removeprefix("jsrt/"))
+    path = _mask_file(places, organ, radiograph.image_id.removeprefix("jsrt/"))
     if path is None:
       tally.leave_out(f"no mask of {organ}")
       continue
-    mask = load(path, radiograph, tally, REGION_RULE)
+    mask = load(root, path, radiograph, tally, REGION_RULE)
     if mask is not None:
       drawn[organ] = (path, mask)
   return drawn
 
 
-def _mask_file(
-  root: str | Path, places: list[Path], organ: str, name: str
-) -> Path | None:
+def _mask_file(places: list[Path], organ: str, name: str) -> Path | None:
   for place in places:
     for folder in (organ, organ.replace(" ", "_")):
       for suffix in (".gif", ".png"):
         path = place / folder / f"{name}{suffix}"
         if path.is_file():
-          return inside(root, path.relative_to(root).as_posix())
+          return path
   return None
 
 

@@ -24,6 +24,7 @@ from imax_jax.data.sources.masks import cpar
 from imax_jax.data.sources.masks import ctr
 from imax_jax.data.sources.masks import fractions
 from imax_jax.data.sources.pictures import read_mask
+from imax_jax.data.sources.reading import within
 from imax_jax.data.sources.sides import ODD
 from imax_jax.data.sources.sides import QUESTION
 from imax_jax.data.sources.sides import Sides
@@ -61,11 +62,12 @@ Organs = dict[str, dict[str, Organ]]
 
 
 def load(
-  path: Path, radiograph: Radiograph, tally: Tally, rule: str
+  root: str | Path, path: Path, radiograph: Radiograph, tally: Tally, rule: str
 ) -> np.ndarray | None:
   """A mask, bool[H, W]; None where it is rejected, which costs this mask only."""
   tally.rows += 1
   try:
+    within(root, path)
     mask = read_mask(tally.opened(path))
     height, width = mask.shape
     stretch = width * radiograph.height / (height * radiograph.width)

@@ -12,9 +12,11 @@ captions, which read like the target of the paper's Figure 1, or R2Gen's annotat
 
 from __future__ import annotations
 
+import collections
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,11 +58,12 @@ RULES: dict[str, str] = {
   "findings, last paragraph, comparison; by hand for 54 studies.",
   **FILE_RULES,
 }
-_MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt")
+_MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt", re.ASCII)
 _ROW_START = re.compile(rb"\"?s?\d{8}\"?,")
 # The longest report has some 20 kB.
 _MAX_REPORT_BYTES = 2**20
 _MAX_MEMBERS = 2_000_000
+SEVERAL = "one of several reports of a study, of which none is used"
 # Where a study was read, its id, and its texts by section.
 _Study = tuple[tuple[str, int], str, dict[str, str]]
 
@@ -174,7 +177,7 @@ def _zip_members(
     members = sorted(archive.infolist(), key=lambda member: member.filename)
     if len(members) > _MAX_MEMBERS:
       raise DamagedFile(path, f"has over {_MAX_MEMBERS} members")
-    names = [member.filename for member in members]
+    reports = _reports_of(member.filename for member in members)
     for place, member in enumerate(members):
       name = member.filename
       if member.is_dir() or not name.endswith(".txt"):
@@ -184,8 +187,8 @@ def _zip_members(
       if wrong:  # the name itself may be anything
         tally.reject(tally.name(path), place, wrong, FILE_RULE)
         continue
-      if place and names[place - 1] == name:
-        wrong = "a second member of one name"
+      if reports[plain_id(Path(name).stem)] > 1:
+        wrong = SEVERAL
       if not wrong and member.file_size > _MAX_REPORT_BYTES:
         wrong = "too large for a report"
       if wrong:
@@ -198,6 +201,13 @@ def _zip_members(
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
                 NotImplementedError):  # fmt: skip
           tally.reject(name, 0, "cannot be unpacked", FILE_RULE)
+
+
+def _reports_of(names: Iterable[str]) -> collections.Counter[str]:
+  """How many files are named after each study."""
+  return collections.Counter(
+    plain_id(Path(name).stem) for name in names if not _wrong_name(name)
+  )
 
 
 def _wrong_name(name: str) -> str:
@@ -216,7 +226,7 @@ def _folder_members(
     raise FileNotFoundError(
       f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
     )
-  root = path.resolve()
+  root, reports = path.resolve(), _reports_of(file.name for file in files)
   for place, file in enumerate(files):
     tally.rows += 1
     name = file.relative_to(path.parent).as_posix()
@@ -224,9 +234,13 @@ def _folder_members(
     if wrong:
       tally.reject(path.name, place, wrong, FILE_RULE)
       continue
-    if not file.resolve().is_relative_to(root):
+    if reports[plain_id(file.stem)] > 1:
+      wrong = SEVERAL
+    elif not file.resolve().is_relative_to(root):
       wrong = "a link that leads out of its folder"
-    if not wrong and file.stat().st_size > _MAX_REPORT_BYTES:
+    elif not file.is_file():
+      wrong = "no file"
+    elif file.stat().st_size > _MAX_REPORT_BYTES:
       wrong = "too large for a report"
     if wrong:
       tally.reject(name, 0, wrong, FILE_RULE)

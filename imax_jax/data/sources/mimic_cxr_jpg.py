@@ -21,6 +21,7 @@ from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import is_dicom_id
 from imax_jax.data.sources.reading import is_mimic_number
+from imax_jax.data.sources.reading import leads_inside
 from imax_jax.data.sources.reading import plain_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
@@ -87,13 +88,15 @@ def read_radiographs(
       continue
     tally.reject(tally.name(path), row, reason, RULE)
   radiographs: dict[str, Radiograph] = {}
-  num_absent = 0
-  for name, radiograph, _, _ in images.items():
+  num_absent, real_root = 0, os.path.realpath(root)
+  for name, radiograph, table, row in images.items():
     if radiograph.view not in FRONTAL_VIEWS:
       tally.leave_out_image(name, "not frontal" if radiograph.view else "view missing")
     elif require_images and not os.path.isfile(radiograph.path):
       num_absent += 1
       tally.leave_out_image(name, "image file absent")
+    elif require_images and not leads_inside(radiograph.path, real_root):
+      tally.reject(table, row, "image is a link that leads out of its folder", RULE)
     else:
       tally.keep()
       radiographs[name] = radiograph
@@ -112,7 +115,7 @@ def _size(cells: Sequence[str]) -> tuple[int, int] | None:
     height, width = (int(float(cell)) for cell in cells)
   except (ValueError, OverflowError):
     return None
-  return (width, height) if width > 0 and height > 0 else None
+  return (width, height) if 0 < width < 2**16 and 0 < height < 2**16 else None
 
 
 def read_splits(root: str | Path, *, tally: Tally | None = None) -> dict[str, str]:

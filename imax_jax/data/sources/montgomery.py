@@ -25,7 +25,6 @@ from imax_jax.data.sources.lung_masks import measure
 from imax_jax.data.sources.lung_masks import ratios
 from imax_jax.data.sources.lung_masks import regions
 from imax_jax.data.sources.lung_masks import sides_of
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.tuberculosis import GRADE_TEXT
 from imax_jax.data.sources.tuberculosis import IMAGE_TEXT
 from imax_jax.data.sources.tuberculosis import find_images
@@ -90,8 +89,7 @@ def read(
       if not path.is_file():
         tally.leave_out(f"no mask of {organ}")
         continue
-      path = inside(root, path.relative_to(root).as_posix())
-      mask = load(path, radiograph, tally, REGION_RULE)
+      mask = load(root, path, radiograph, tally, REGION_RULE)
       found = None if mask is None else measure(path, mask, tally)
       if found is not None:
         organs.setdefault(image_id, {})[organ] = found

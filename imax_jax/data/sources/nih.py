@@ -30,6 +30,7 @@ from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import MAX_ROW_BYTES
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import grouped_rows
+from imax_jax.data.sources.reading import leads_inside
 from imax_jax.data.sources.reading import open_bytes
 from imax_jax.data.sources.reading import split_row
 from imax_jax.data.sources.reading import table_header
@@ -78,7 +79,7 @@ RULES: dict[str, str] = {
   BOX_RULE: "A box drawn by NIH's radiologist, clipped to its image. REC leaves out a "
   "finding that an image has several boxes of.",
 }
-_FILE = re.compile(r"(\d{8})_\d{3}\.png")
+_FILE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
 _BOX_HEADER = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
 # Boxes were drawn on a screen and scaled: an edge may come out a hair outside.
 _SLACK_PX = 1.0
@@ -99,11 +100,13 @@ def read_radiographs(
   files = _image_files(Path(root))
   images: Distinct[str, tuple[str, str]] = Distinct(tally)
   columns = ("Image Index", "Patient ID", "View Position")
-  for row, (file, patient, view) in table_rows(path, columns, tally):
+  rows = Tally("nih images")  # `read` meets them again, and lists those it rejects too
+  for row, (file, patient, view) in table_rows(path, columns, rows):
     match = _FILE.fullmatch(file)
     if match is None:
-      reason = "image name of the wrong form"
-    elif not patient.isdecimal() or int(patient) != int(match[1]):
+      rows.reject(tally.name(path), row, "image name of the wrong form", IMAGE_RULE)
+      continue
+    if patient.lstrip("0") != match[1].lstrip("0"):
       reason = "patient is not the one in the image's name"
     elif view not in ("PA", "AP"):
       reason = "view neither PA nor AP"
@@ -111,13 +114,19 @@ def read_radiographs(
       images.add(_image_id(file), (match[1], view), path, row)
       continue
     tally.reject(tally.name(path), row, reason, IMAGE_RULE)
+  tally.add(rows)
   radiographs: dict[str, Radiograph] = {}
-  for name, (patient, view), _, _ in images.items():
+  real_root = os.path.realpath(root)
+  for name, (patient, view), table, row in images.items():
     file = f"{name}.png"
     if require_images and file not in files:
       tally.leave_out_image(name, "image file absent")
       continue
     where = files.get(file, os.path.join(root, "images", file))
+    if not leads_inside(where, real_root):
+      reason = "image is a link that leads out of its folder"
+      tally.reject(table, row, reason, IMAGE_RULE)
+      continue
     radiographs[name] = Radiograph(name, name, patient, view, SIZE, SIZE, where)
   tally.keep(len(radiographs))
   tally.log()

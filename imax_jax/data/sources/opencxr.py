@@ -20,16 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.json_files import json_whole
 from imax_jax.data.sources.opencxr_items import Said
 from imax_jax.data.sources.opencxr_items import class_names
 from imax_jax.data.sources.opencxr_items import derived_target
+from imax_jax.data.sources.opencxr_items import fault
 from imax_jax.data.sources.opencxr_items import native_targets
 from imax_jax.data.sources.opencxr_items import pseudo_targets
+from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.reading import find_file
+from imax_jax.data.sources.reading import inside
+from imax_jax.data.sources.reading import within
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
@@ -50,7 +53,7 @@ def manifests(root: str | Path) -> dict[str, list[Item]]:
   """{"SOURCE/manifest.json": its images}, sources in the order of their names.
 
   Raises:
-    FileNotFoundError: no manifest. ValueError: a manifest that is not one.
+    FileNotFoundError: no manifest. DamagedFile: a manifest that is not one.
   """
   paths = sorted(Path(root).glob("*/manifest.json"))
   if not paths:
@@ -59,16 +62,14 @@ def manifests(root: str | Path) -> dict[str, list[Item]]:
     )
   found: dict[str, list[Item]] = {}
   for path in paths:
-    items = _json(path, path.read_text(encoding="utf-8"))
+    items = json_whole(within(root, path))
     images = items.get("images") if isinstance(items, dict) else None
     if not isinstance(images, list):
-      raise ValueError(f'{path}: expected {{"source": …, "images": […]}}. {REMEDY}')
+      raise DamagedFile(path, 'expected {"source": …, "images": […]}', REMEDY)
     for number, item in enumerate(images):
-      missing = [key for key in ("id", "image", "size", "tasks") if key not in item]
-      if missing:
-        raise ValueError(
-          f"{path}: image {number} lacks {missing}; expected id, image, size, tasks"
-        )
+      reason = fault(item)
+      if reason:
+        raise DamagedFile(path, f"image {number} {reason}")
     found[f"{path.parent.name}/{path.name}"] = images
   return found
 
@@ -78,8 +79,8 @@ def _json(path: Path, text: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise DamagedFile(path, f"is not JSON from line {error.lineno} on") from None
-  except RecursionError:
-    raise DamagedFile(path, "is nested beyond reason") from None
+  except (RecursionError, ValueError):  # a ValueError: a number of 4,300 digits
+    raise DamagedFile(path, "is nested or long beyond reason") from None
 
 
 def read_radiographs(
@@ -126,19 +127,23 @@ def read_radiographs(
 
 
 def _path(root: str | Path, source: str, item: Item) -> Path:
-  return Path(root, source, item["image"])
+  try:
+    return within(root, inside(Path(root, source), item["image"]))
+  except DamagedFile as error:
+    raise DamagedFile(Path(root, source, "manifest.json"), error.reason) from None
 
 
 def _check_image(path: Path, size: tuple[int, int]) -> None:
   try:
-    with PIL.Image.open(path) as image:
-      found = image.size
-  except (OSError, SyntaxError):
-    raise ValueError(f"{path}: not a readable image; copy it again") from None
+    found = size_of(path)
+  except DamagedFile as error:
+    raise DamagedFile(path, f"not a readable image ({error.reason})") from None
   if found != size:
-    raise ValueError(
-      f"{path}: is {found[0]} x {found[1]}, but the manifest's boxes are in "
-      f"{size[0]} x {size[1]}; take image and manifest from the same copy"
+    raise DamagedFile(
+      path,
+      f"is {found[0]} x {found[1]}, but the manifest's boxes are in "
+      f"{size[0]} x {size[1]}",
+      "Take image and manifest from the same copy",
     )
 
 

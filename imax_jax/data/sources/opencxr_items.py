@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.reading import is_text
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Answer
@@ -31,6 +32,30 @@ _SPELLING = {"Pleural Effusion": "Effusion"}
 _SEMANTIC_TYPES = ("verify", "choose", "query")
 # One bit alone is a yes-no question, not a multi-label task.
 _MIN_LABELS = 2
+_REQUIRED = ("id", "image", "size", "tasks")
+
+
+def fault(item: object) -> str:
+  """Why an item is none of a manifest's, in no word of it; "" where it is one."""
+  if not isinstance(item, dict):
+    return "is not an object"
+  missing = [key for key in _REQUIRED if key not in item]
+  if missing:
+    return f"lacks {missing}; expected {', '.join(_REQUIRED)}"
+  size = item["size"]
+  if not (is_text(item["id"]) and is_text(item["image"])):
+    return "has an id or image that is no text"
+  if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+    return "has a size that is not two whole numbers"
+  try:
+    if not all(map(is_text, item.get("multi_class", {}).values())):
+      return "has a class that is no text"
+    # What the layers would make of it; what fails here would fail there.
+    native_targets(item, class_names([item]), Tally("opencxr"))
+    pseudo_targets(item, 0.0, Tally("opencxr"))
+  except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    return f"has annotations of another form ({type(error).__name__})"
+  return ""
 
 
 def class_names(images: Sequence[Item]) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,6 @@ of a report's images is frontal: views are "", and laterals are among the images
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import tarfile
@@ -27,16 +26,20 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.mimic_cxr import MIN_FINDINGS_WORDS
 from imax_jax.data.sources.mimic_cxr import MIN_IMPRESSION_WORDS
+from imax_jax.data.sources.openi_xml import MAX_XML_BYTES
+from imax_jax.data.sources.openi_xml import Rejected
+from imax_jax.data.sources.openi_xml import tree_of
 from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import one_line
+from imax_jax.data.sources.reading import open_bytes
+from imax_jax.data.sources.reading import within
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits
@@ -85,10 +88,8 @@ RULES: dict[str, str] = {
   "or with an opacity or nodule not said to be the lung's.",
 }
 
-_MAX_XML_BYTES = 2**20
 # NLM's has 3,955 reports and, unpacked, some 20 MB.
 _MAX_ARCHIVE_BYTES = 256 * 2**20
-_MAX_DEPTH = 64
 _MEMBER = re.compile(r"(?:[\w-]+/)*[\w-]+\.xml", re.ASCII)
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _BLANK = re.compile(r"\bXXXX+\b")
@@ -103,10 +104,6 @@ class _Study(NamedTuple):
   headings: tuple[tuple[str, ...], ...]  # ("opacity", "lung", "base", "left")
 
 
-class _Rejected(Exception):
-  """Why an XML file is no report; never a word of it."""
-
-
 def read_radiographs(
   root: str | Path, *, tally: Tally | None = None
 ) -> dict[str, Radiograph]:
@@ -118,9 +115,11 @@ def read_radiographs(
   """
   tally = Tally("openi images") if tally is None else tally
   images: Distinct[str, str] = Distinct(tally)
-  for study in _studies(Path(root), tally):
+  files = Tally("openi images")  # `read` meets them again, and lists the bad ones
+  for study in _studies(Path(root), files):
     for name in study.images:
       images.add(name, study.study_id, study.path, 0)
+  tally.add(files)
   tally.met("patient ids", "none: each report is a patient of its own")
   tally.met("views", "not given: laterals are among the images")
   radiographs: dict[str, Radiograph] = {}
@@ -130,7 +129,7 @@ def read_radiographs(
       tally.leave_out_image(name, "image file absent")
       continue
     try:
-      width, height = size_of(path)
+      width, height = size_of(within(root, path))
     except DamagedFile as error:
       tally.reject(tally.name(path), None, error.reason, IMAGE_RULE)
       continue
@@ -148,10 +147,8 @@ def read_radiographs(
 
 
 def _image_file(root: Path, name: str) -> Path | None:
-  for path in (root / IMAGE_FOLDER / f"{name}.png", root / f"{name}.png"):
-    if path.is_file():
-      return path
-  return None
+  places = (root / IMAGE_FOLDER / f"{name}.png", root / f"{name}.png")
+  return next((path for path in places if path.is_file()), None)
 
 
 def read(
@@ -229,9 +226,9 @@ def _bits(headings: tuple[tuple[str, ...], ...]) -> Bits | str:
 def _studies(root: Path, tally: Tally) -> Iterator[_Study]:
   """The good reports in the order of their numbers; the others are rejected."""
   if (root / FOLDER).is_dir():
-    files = _from_folder(root / FOLDER, tally)
+    files = _from_folder(root, tally)
   elif (root / ARCHIVE).is_file():
-    files = _from_archive(tally.opened(root / ARCHIVE), tally)
+    files = _from_archive(tally.opened(within(root, root / ARCHIVE)), tally)
   else:
     raise FileNotFoundError(
       f"{root}: expected {FOLDER}/ or {ARCHIVE}, which is not there. {REMEDY}"
@@ -241,7 +238,7 @@ def _studies(root: Path, tally: Tally) -> Iterator[_Study]:
     tally.rows += 1
     try:
       study = _study(path, content)
-    except _Rejected as error:
+    except Rejected as error:
       tally.reject(tally.name(path), None, str(error), FILE_RULE)
     else:
       studies.add(study.study_id, study, path, 0)
@@ -249,19 +246,24 @@ def _studies(root: Path, tally: Tally) -> Iterator[_Study]:
   yield from sorted(found, key=lambda study: (len(study.path.stem), study.path))
 
 
-def _from_folder(folder: Path, tally: Tally) -> Iterator[tuple[Path, bytes]]:
-  paths = sorted(folder.glob("*.xml"))
+def _from_folder(root: Path, tally: Tally) -> Iterator[tuple[Path, bytes]]:
+  paths = sorted((root / FOLDER).glob("*.xml"))
   if not paths:
-    raise FileNotFoundError(f"{folder}: expected 1.xml …, found none. {REMEDY}")
+    raise FileNotFoundError(f"{root / FOLDER}: expected 1.xml …, found none. {REMEDY}")
   for path in paths:
-    with tally.opened(path).open("rb") as file:
-      yield path, file.read(_MAX_XML_BYTES + 1)
+    try:
+      with within(root, path).open("rb") as file:
+        yield tally.opened(path), file.read(MAX_XML_BYTES + 1)
+    except (DamagedFile, OSError) as error:
+      tally.rows += 1
+      reason = error.reason if isinstance(error, DamagedFile) else "cannot be read"
+      tally.reject(tally.name(path), None, reason, FILE_RULE)
 
 
 def _from_archive(archive: Path, tally: Tally) -> Iterator[tuple[Path, bytes]]:
   """The archive's regular files named like reports; nothing is written to disk."""
   try:
-    with gzip.open(archive) as packed:
+    with open_bytes(archive) as packed:
       content = packed.read(_MAX_ARCHIVE_BYTES + 1)
     if len(content) > _MAX_ARCHIVE_BYTES:
       raise DamagedFile(archive, f"unpacks to over {_MAX_ARCHIVE_BYTES} bytes")
@@ -275,24 +277,27 @@ def _from_archive(archive: Path, tally: Tally) -> Iterator[tuple[Path, bytes]]:
           reason = "a member of the archive is a link, or named like no report"
           tally.reject(tally.name(archive), None, reason, FILE_RULE)
         else:
-          yield archive.parent / name, file.read(_MAX_XML_BYTES + 1)
+          yield archive.parent / name, file.read(MAX_XML_BYTES + 1)
+      # tarfile takes a member's broken header for the archive's end.
+      if content[members.offset :].strip(b"\0"):
+        raise DamagedFile(archive, "has something behind its last member", AGAIN)
+  except DamagedFile:
+    raise
   except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-    if isinstance(error, DamagedFile):
-      raise
     raise DamagedFile(
       archive, f"cannot be read to its end ({type(error).__name__})", AGAIN
     ) from None
 
 
 def _study(path: Path, content: bytes) -> _Study:
-  tree = _tree(content)
+  tree = tree_of(content)
   uid = tree.find(".//uId")
   study_id = "" if uid is None else uid.get("id", "")
   if _ID.fullmatch(study_id) is None:
-    raise _Rejected("has no uId of the usual form")
+    raise Rejected("has no uId of the usual form")
   images = [image.get("id", "") for image in tree.iter("parentImage")]
   if not all(map(_ID.fullmatch, images)):
-    raise _Rejected("names an image by no usual id")
+    raise Rejected("names an image by no usual id")
   sections = {"FINDINGS": "", "IMPRESSION": ""}
   for part in tree.iter("AbstractText"):
     label = part.get("Label", "")
@@ -306,43 +311,3 @@ def _study(path: Path, content: bytes) -> _Study:
     path, study_id, tuple(dict.fromkeys(images)), sections["FINDINGS"],
     sections["IMPRESSION"], tuple(heading for heading in headings if heading[0]),
   )  # fmt: skip
-
-
-class _Shallow(ElementTree.TreeBuilder):
-  """Builds the tree of a file that is not nested beyond reason."""
-
-  def __init__(self) -> None:
-    super().__init__()
-    self._depth = 0
-
-  def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
-    self._depth += 1
-    if self._depth > _MAX_DEPTH:
-      raise _Rejected("is nested beyond reason")
-    return super().start(tag, attrs)
-
-  def end(self, tag: str, /) -> ElementTree.Element:
-    self._depth -= 1
-    return super().end(tag)
-
-
-def _tree(content: bytes) -> ElementTree.Element:
-  """The parsed file. Entities, which could unfold without end, are refused unparsed."""
-  if len(content) > _MAX_XML_BYTES:
-    raise _Rejected(f"has over {_MAX_XML_BYTES} bytes")
-  try:
-    text = content.decode("utf-8-sig")
-  except UnicodeDecodeError:
-    raise _Rejected("is not UTF-8") from None
-  if "<!DOCTYPE" in text or "<!ENTITY" in text:
-    raise _Rejected("has a document type or entities")
-  parser = ElementTree.XMLParser(target=_Shallow())
-  try:
-    # As text, for the encoding that the file declares must not choose what is parsed.
-    parser.feed(text)
-    root = parser.close()
-  except (ElementTree.ParseError, ValueError):
-    raise _Rejected("is not XML") from None
-  if root.tag != "eCitation":
-    raise _Rejected("has another root than eCitation")
-  return root

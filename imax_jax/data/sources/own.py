@@ -60,8 +60,10 @@ def read_radiographs(
   tally = Tally("own images") if tally is None else tally
   path = find(root, tally)
   rows_of: dict[str, list[tuple[int, Row]]] = {}
-  for number, row in rows_in(path, tally):
+  seen = Tally("own images")  # `read` meets the rows again, and lists the bad ones
+  for number, row in rows_in(path, seen):
     rows_of.setdefault(_image_id(row), []).append((number, row))
+  tally.add(seen)
   radiographs: dict[str, Radiograph] = {}
   named = 0
   for name, rows in rows_of.items():

@@ -63,7 +63,10 @@ def rows(path: Path, tally: Tally) -> Iterator[tuple[int, Row]]:
   """
   if path.stat().st_size > _MAX_BYTES:
     raise DamagedFile(path, f"has over {_MAX_BYTES} bytes")
-  data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+  try:
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+  except OSError as error:
+    raise DamagedFile(path, f"cannot be read ({type(error).__name__})") from None
   found = _json_rows(data) if path.suffix == ".jsonl" else _csv_rows(path, data, tally)
   for number, row in found:
     if not row:

@@ -24,7 +24,7 @@ IMAGE_FORMATS = ("PNG", "JPEG")
 MASK_FORMATS = ("PNG", "GIF", "BMP")
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
-  OverflowError, AttributeError, struct.error, zlib.error, Image.DecompressionBombError,
+  OverflowError, AttributeError, struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
 _ON_ITS_SIDE = (5, 6, 7, 8)
@@ -47,6 +47,8 @@ def size_of(path: Path, formats: Sequence[str] = IMAGE_FORMATS) -> tuple[int, in
         width, height = height, width
   except _UNREADABLE:
     raise DamagedFile(path, f"is no {' or '.join(formats)} image") from None
+  except Image.DecompressionBombError:
+    width = height = 0
   if not 0 < width * height <= MAX_PIXELS:
     raise DamagedFile(path, f"has no pixels, or over {MAX_PIXELS}")
   return width, height

@@ -18,6 +18,7 @@ from typing import Any
 
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
@@ -36,7 +37,8 @@ def text_of(value: object) -> str:
     value = int(value) if value.is_integer() else value
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     return ""
-  return one_line(str(value))
+  text = str(value)
+  return one_line(text) if is_text(text) else ""
 
 
 def asked(item: Mapping[str, Any], content_field: str) -> tuple[str, Answer] | str:

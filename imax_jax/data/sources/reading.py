@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ _MAX_RATIO = 200
 _RATIO_FREE_BYTES = 8 * 2**20
 
 _DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
-_NUMBER = re.compile(r"\d{8}")
+_NUMBER = re.compile(r"[0-9]{8}")
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────
@@ -73,7 +74,7 @@ def inside(root: str | Path, name: str) -> Path:
     DamagedFile: an absolute name, one that climbs with "..", one with a NUL or a
       backslash, or a way through a link that leads out of `root`.
   """
-  if "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+  if "\0" in name or "\\" in name or "//" in f"/{name}" or ".." in name.split("/"):
     raise DamagedFile(root, "names a file outside its own folder")
   path = Path(root, name)
   try:
@@ -84,6 +85,16 @@ def inside(root: str | Path, name: str) -> Path:
   if not real.is_relative_to(Path(root).resolve()):
     raise DamagedFile(path, "is a link that leads out of its folder")
   return path
+
+
+def within(root: str | Path, path: Path) -> Path:
+  """A path that was found below `root`; raises as `inside`."""
+  return inside(root, path.relative_to(root).as_posix())
+
+
+def leads_inside(path: str, real_root: str) -> bool:
+  """As `inside` for the many paths that readers make up: whether no link leads out."""
+  return os.path.commonpath((os.path.realpath(path), real_root)) == real_root
 
 
 class _Bounded(io.RawIOBase):
@@ -113,7 +124,7 @@ class _Bounded(io.RawIOBase):
 
 def open_bytes(path: Path) -> BinaryIO:
   """A gzipped or plain file's content; a gzip bomb raises `DamagedFile` as it is read."""
-  if path.suffix == ".gz":
+  if path.suffix in (".gz", ".tgz"):
     return cast(BinaryIO, io.BufferedReader(_Bounded(path), 2**20))
   return path.open("rb", buffering=2**20)
 
@@ -232,7 +243,7 @@ def column_places(
   """Where `columns` stand among `names`.
 
   Raises:
-    DamagedFile: one is not there.
+    DamagedFile: one is not there, or there twice.
   """
   places = []
   for column in columns:
@@ -246,6 +257,8 @@ def column_places(
         "others",
         "Is this the file it is named after?",
       )
+    if names.count(names[found[0]]) > 1:
+      raise DamagedFile(path, f"has the column {names[found[0]]} twice")
     places.append(found[0])
   return places
 
@@ -281,6 +294,17 @@ def images_by_study(radiographs: Mapping[str, Radiograph]) -> dict[str, list[str
   for name, radiograph in radiographs.items():
     studies.setdefault(radiograph.study_id, []).append(name)
   return studies
+
+
+def is_text(value: object) -> bool:
+  """Whether it is a str that UTF-8 can hold: JSON's "\\ud800", half a character, is not."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def one_line(words: Iterable[str] | str) -> str:

@@ -20,6 +20,7 @@ from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_whole
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
@@ -62,8 +63,8 @@ def read_file(
     name, text = image_id_of(item[keys[0]]), one_line(item[keys[1]])
     if not is_dicom_id(name):
       tally.reject(tally.name(path), row, "image id of the wrong form", rule)
-    elif not text:
-      tally.reject(tally.name(path), row, "empty text", rule)
+    elif not text or not is_text(text):
+      tally.reject(tally.name(path), row, "empty text, or half a character in it", rule)
     elif name not in radiographs:
       tally.absent(name)
     else:

@@ -24,7 +24,6 @@ from imax_jax.data.sources.lung_masks import load
 from imax_jax.data.sources.lung_masks import measure
 from imax_jax.data.sources.lung_masks import regions
 from imax_jax.data.sources.masks import box_of
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.sides import QUESTION
 from imax_jax.data.sources.sides import Sides
 from imax_jax.data.sources.tuberculosis import GRADE_TEXT
@@ -89,7 +88,7 @@ def read(
     if name not in files:
       tally.leave_out("no mask of the lungs")
       continue
-    mask = load(files[name], radiograph, tally, REGION_RULE)
+    mask = load(root, files[name], radiograph, tally, REGION_RULE)
     if mask is None:
       continue
     halves = part(mask)
@@ -112,7 +111,7 @@ def _mask_files(root: str | Path, tally: Tally) -> dict[str, Path]:
     place, found = Path(root, folder), dict[str, Path]()
     for path in sorted(place.iterdir()) if place.is_dir() else ():
       if match := _NAME.fullmatch(path.name):
-        found[match[1]] = inside(root, path.relative_to(root).as_posix())
+        found[match[1]] = path
     if found:
       tally.met("masks", f"{len(found)} in {folder}")
       return found

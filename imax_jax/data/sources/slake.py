@@ -30,6 +30,7 @@ from imax_jax.data.sources.questions import asked
 from imax_jax.data.sources.questions import text_of
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import inside
+from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.sides import ODD
 from imax_jax.data.sources.sides import QUESTION
@@ -220,7 +221,7 @@ def _detections(radiograph: Radiograph, tally: Tally) -> list[Found]:
       continue
     [(name, sides)] = item.items()
     box = _box(sides, radiograph)
-    if isinstance(box, str) or not name.strip():
+    if isinstance(box, str) or not name.strip() or not is_text(name):
       reason = box if isinstance(box, str) else "a box without a name"
       tally.reject(tally.name(path), row, reason, REGION_RULE)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import inside
+from imax_jax.data.sources.reading import within
 from imax_jax.schema import Annotation
 from imax_jax.schema import Grade
 from imax_jax.schema import Radiograph
@@ -44,7 +44,7 @@ def find_images(
   Raises:
     FileNotFoundError: there is no image.
   """
-  pattern = re.compile(rf"({prefix}_(\d{{4}})_[01])\.png")
+  pattern = re.compile(rf"({prefix}_([0-9]{{4}})_[01])\.png")
   radiographs: dict[str, Radiograph] = {}
   places = [p for folder in folders if (p := Path(root, folder, "CXR_png")).is_dir()]
   for path in sorted(places[0].iterdir()) if places else ():
@@ -58,7 +58,7 @@ def find_images(
       )
       continue
     try:
-      width, height = size_of(inside(root, path.relative_to(root).as_posix()))
+      width, height = size_of(within(root, path))
     except DamagedFile as error:
       tally.reject(tally.name(path), None, f"image {error.reason}", f"{source}/image")
       continue
@@ -84,6 +84,6 @@ def grades(
     if image_id.startswith(f"{source}/"):
       tally.rows += 1
       tally.keep()
-      origin = tally.origin(radiograph.path, 0, f"{source}/class")
+      origin = tally.origin(Path(radiograph.path), 0, f"{source}/class")
       grade = Grade(CLASSES[int(image_id[-1])], CLASSES)
       yield Annotation(image_id, "multi_class", "", grade, origin)

@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.sources.intake import CONTRADICTS
+from imax_jax.data.sources.intake import TWICE_RULE
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import image_id_of
 from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
@@ -45,6 +48,8 @@ RULES: dict[str, str] = {
 }
 # The longest question of the 48 templates has some 200 characters.
 _MAX_TEXT = 2000
+# What is asked: image, semantic type, content type, question.
+_Key = tuple[str, str, str, str]
 
 
 def read(
@@ -64,7 +69,10 @@ def read(
       answer-less `_train_part1.json`).
   """
   tally = Tally("vqa") if tally is None else tally
-  programs: collections.Counter[str] = collections.Counter()
+  programs: collections.Counter[str | int] = collections.Counter()
+  said: dict[_Key, tuple[str, ...]] = {}
+  disputed: set[_Key] = set()
+  asked: list[tuple[_Key, Annotation]] = []
   empty = 0
   for split in SPLITS:
     names = [f"{folder}/{split}.json".lstrip("/") for folder in FOLDERS]
@@ -75,21 +83,29 @@ def read(
       if reason:
         tally.reject(tally.name(path), row, reason, RULE)
         continue
-      name = image_id_of(str(item["image_id"]))
-      programs[str(item.get("template_program", "not given"))] += 1
+      name = image_id_of(item["image_id"])
+      program = item.get("template_program", "not given")
+      programs[program if isinstance(program, str | int) else "of no known form"] += 1
       if name not in radiographs:
         tally.absent(name)
       elif not item["answer"] and not keep_empty:
         tally.leave_out("nothing applies")
       else:
-        tally.keep()
-        empty += not item["answer"]
-        answer = Answer(
-          one_line(item["question"]), tuple(item["answer"]), item["content_type"]
-        )
-        yield Annotation(
-          name, "vqa", item["semantic_type"], answer, tally.origin(path, row, RULE)
-        )
+        question, answers = one_line(item["question"]), tuple(item["answer"])
+        answer = Answer(question, answers, item["content_type"])
+        kind, origin = item["semantic_type"], tally.origin(path, row, RULE)
+        key = (name, kind, answer.content_type, question)
+        if said.setdefault(key, answers) != answers:
+          disputed.add(key)
+        asked.append((key, Annotation(name, "vqa", kind, answer, origin)))
+        empty += not answers
+  for key, annotation in asked:
+    if key in disputed:
+      origin = annotation.origin
+      tally.reject(origin.file, origin.row, CONTRADICTS, TWICE_RULE)
+    else:
+      tally.keep()
+      yield annotation
   tally.met("template programs", str(len(programs)))
   tally.met("kept questions to which nothing applies", str(empty))
   tally.log()
@@ -102,16 +118,17 @@ def _fault(item: Any) -> str:
   if any(field not in item for field in FIELDS):
     return f"lacks one of {', '.join(FIELDS)}"
   answers, question = item["answer"], item["question"]
-  if not is_dicom_id(image_id_of(str(item["image_id"]))):
+  name = item["image_id"]
+  if not isinstance(name, str) or not is_dicom_id(image_id_of(name)):
     return "image id of the wrong form"
   if item["semantic_type"] not in SEMANTIC_TYPES:
     return "unknown semantic type"
   if item["content_type"] not in CONTENT_TYPES:
     return "unknown content type"
-  if not isinstance(question, str) or not question.strip():
+  if not is_text(question) or not question.strip():
     return "question empty or not a text"
   if not isinstance(answers, list) or not all(
-    isinstance(a, str) and a.strip() for a in answers
+    is_text(a) and a.strip() for a in answers
   ):
     return "answer not a list of texts"
   if len(question) > _MAX_TEXT or any(len(answer) > _MAX_TEXT for answer in answers):
