@@ -10,7 +10,7 @@ paper does not state is here by name, with the default that comes nearest to its
 `select` stops before the images: counts, the recipe, the quarantine. The folder is what
 `wget -r` makes; a source that lies elsewhere is given by its name,
 --config.data.roots.chexmask=FOLDER. Needed: MIMIC-CXR-JPG 2.1.0 and the others of
-imax_jax/data/sources, each with its PhysioNet slug. `select` takes two to four minutes on
+imax_jax/data/sources, each with its PhysioNet slug. `select` takes two to five minutes on
 2 cores with the 13 GB mask file, and 4 GiB; storing the images takes as long as your disk
 needs to read them.
 

@@ -81,10 +81,14 @@ def data() -> ConfigDict:
   d.source = "phantom"  # physionet, open, opencxr, own
   d.root = ""  # the folder of the files
   d.roots = ConfigDict()  # a source's own folder: --config.data.roots.chexmask=FOLDER
+  d.without = ()  # sources of PhysioNet to do without; any other absent one is an error
   d.options = ConfigDict()  # arguments of a source's reader
   d.max_quarantined = 0.01  # more rejected rows of a source than this end the build
   d.max_report_words = 0  # whole
-  d.boxes = {"order": "xy", "scale": 1000}  # Figure 1: "yx", 0 (pixels of the image)
+  d.boxes = {
+    "order": "xy",
+    "scale": 1000,
+  }  # Figure 1: "yx", 0 (pixels of the stored image)
   d.image_px = (
     0  # images are stored as they are; else fitted to this side, in `geometry`
   )

@@ -123,9 +123,37 @@ def inputs_of(intake: Intake) -> dict[str, str]:
   return found
 
 
+def _check(d: ConfigDict) -> None:
+  """What can be refused before hours are spent on reading.
+
+  Raises:
+    UsageError: with the flag at fault.
+  """
+  geometry_of(d)
+  if d.boxes.order not in _BOX_ORDERS:
+    raise UsageError(f"--config.data.boxes.order={d.boxes.order}: expected xy or yx")
+  if d.boxes.scale < 0:
+    raise UsageError(
+      f"--config.data.boxes.scale={d.boxes.scale}: expected 1000, or 0 for pixels"
+    )
+  settings = plain(d.construct)
+  names = {"split_unit", "dmax_patients", "controls"} & settings.keys()
+  try:
+    construct.check_choices(**{name: settings[name] for name in names})
+    if d.recipe:
+      recipe.read_recipe(d.recipe)
+  except FileNotFoundError:
+    raise UsageError(
+      f"--config.data.recipe={d.recipe}: no such file; give a build's recipe.jsonl.gz"
+    ) from None
+  except ValueError as error:
+    raise UsageError(f"--config.data: {error}") from None
+
+
 def roots_of(study: Study) -> dict[str, Path]:
   """Where each source lies; a phantom hospital's are drawn first."""
   d = study.config.data
+  _check(d)
   if d.source == "phantom":
     return sources.roots_of(_hospital(study) / "files")
   if d.source not in SOURCES:
@@ -146,7 +174,7 @@ def roots_of(study: Study) -> dict[str, Path]:
   if d.root and d.source in ("opencxr", "own"):
     return {d.source: Path(d.root), **given}
   if d.root and d.source == "physionet":
-    return sources.roots_of(d.root, given) | given
+    return _all_of_physionet(d, sources.roots_of(d.root, given) | given)
   if d.root:
     below = {name: Path(d.root, name) for name in sources.OPEN}
     given = {name: place for name, place in below.items() if place.is_dir()} | given
@@ -155,6 +183,23 @@ def roots_of(study: Study) -> dict[str, Path]:
       f"{d.root}: expected a folder with some of {', '.join(sources.OPEN)} in it"
     )
   return given
+
+
+def _all_of_physionet(d: ConfigDict, roots: dict[str, Path]) -> dict[str, Path]:
+  """`roots` less those that are not wanted.
+
+  Raises:
+    FileNotFoundError: a wanted one is not there: a whole task would be missing.
+  """
+  absent = sources.FOLDERS.keys() - roots.keys() - set(d.without)
+  if absent:
+    places = ", ".join(f"{name} ({sources.FOLDERS[name]})" for name in sorted(absent))
+    raise FileNotFoundError(
+      f"{d.root}: not there: {places}. Fetch them, give a folder of another name or "
+      "version with --config.data.roots.SOURCE=FOLDER, or do without: "
+      f"--config.data.without=\"('{min(absent)}',)\""
+    )
+  return {name: place for name, place in roots.items() if name not in d.without}
 
 
 def _hospital(study: Study) -> Path:
@@ -203,8 +248,6 @@ class _Written:
   """Boxes in the config's geometry, order and scale; counts those that are cut off."""
 
   def __init__(self, d: ConfigDict, radiographs: Mapping[str, Radiograph]) -> None:
-    if d.boxes.order not in _BOX_ORDERS:
-      raise UsageError(f"data.boxes.order {d.boxes.order!r}: expected xy or yx")
     self._order, self._scale = d.boxes.order, int(d.boxes.scale)
     self._geometry, self._px = geometry_of(d), int(d.image_px)
     self._radiographs = radiographs
@@ -224,7 +267,9 @@ class _Written:
       if box is None:
         self.cut += 1
         continue
-      scale = (self._scale, self._scale) if self._scale else (r.width, r.height)
+      # Pixels are those of the picture that is stored.
+      side = self._scale or self._px
+      scale = (side, side) if side else (r.width, r.height)
       target = Region(a.target.name, box, scale, self._order)
       yield dataclasses.replace(a, target=target)
 

@@ -139,13 +139,13 @@ class Study:
 
   @property
   def data_inputs(self) -> dict[str, Any]:
-    """What the built data depends on: the files' origin and how it is constructed."""
+    """What the built data depends on."""
     d = self.config.data
+    origin: Any = sources.stamps({"": d.root, **d.roots})
     if d.source == "phantom":
-      origin: Any = self.ledger.digest("hospital", plain(d.hospital))
-    else:
-      origin = sources.stamps({"": d.root, **d.roots})
-    return {"origin": origin} | {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
+      origin = self.ledger.digest("hospital", plain(d.hospital))
+    asked = {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
+    return {"origin": origin, "recipe file": sources.stamps({"": d.recipe}), **asked}
 
   @property
   def data_digest(self) -> str:

@@ -206,6 +206,60 @@ def test_a_changed_table_is_noticed(hospital, tmp_path, capsys):
   assert "354,595" in capsys.readouterr().out
 
 
+def test_an_absent_source_is_named_and_may_be_done_without(hospital, tmp_path):
+  files = damage(hospital, tmp_path, 0.0)
+  (files / "cxr-cardiomegaly/1.0.0").rename(files / "cxr-cardiomegaly/0.9")
+  asked = config("imax_data", root=str(files))
+  asked.data.options.mimic_cxr_jpg.require_images = False
+  with pytest.raises(FileNotFoundError, match=r"cardiomegaly \(cxr-cardiomegaly/1.0.0"):
+    experiment.run(asked, tmp_path / "work", ["select"], {})
+  asked.data.without = ("cardiomegaly",)
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  told = json.loads((tmp_path / "work/selection/statistics.json").read_text())
+  assert told["splits"]["imax"]["entries_per_task"]["calculation"] == 0
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("recipe", "/nowhere", "no such file"), ("geometry", "bend", "geometry"),
+    ("boxes.order", "zz", "boxes.order"), ("boxes.scale", -5, "boxes.scale"),
+    ("construct.split_unit", "ward", "split_unit"),
+    ("construct.controls", ("other",), "controls"),
+  ],
+)  # fmt: skip
+def test_a_wrong_choice_is_refused_before_anything_is_read(
+  hospital, tmp_path, monkeypatch, key, value, message
+):
+  def read(*_: object, **__: object) -> None:
+    raise AssertionError("files are read")
+
+  monkeypatch.setattr(sources, "read_radiographs", read)
+  asked = config("imax_data", root=str(hospital))
+  asked.data.update_from_flattened_dict({key: value})
+  with pytest.raises(experiment.UsageError, match=message):
+    experiment.run(asked, tmp_path, ["select"], {})
+
+
+def test_pixels_are_those_of_the_stored_picture(hospital, tmp_path):
+  asked = config("imax_data", root=str(hospital), image_px=32, geometry="pad")
+  asked.data.boxes.scale = 0
+  experiment.run(asked, tmp_path, ["build"], {})
+  for entry in entries_of(tmp_path).values():
+    if entry.task == "rec":
+      assert entry.target.scale == (32, 32)
+
+
+def test_another_recipe_file_is_noticed(built, hospital, tmp_path):
+  recipe = tmp_path / "recipe.jsonl.gz"
+  shutil.copy(built / "data/recipe.jsonl.gz", recipe)
+  asked = config("imax_data", root=str(hospital), recipe=str(recipe))
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  recipe.write_bytes(b"spoilt")
+  with pytest.raises(ValueError, match="recipe"):
+    experiment.run(asked, tmp_path / "work", ["select"], {})
+
+
 def test_max_quarantined_is_a_share():
   with pytest.raises(ValueError, match="0 to 1"):
     Intake(max_quarantined=3)

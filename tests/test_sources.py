@@ -676,3 +676,13 @@ def test_a_source_without_a_root_is_not_read_and_wget_folders_are_found(tmp_path
   assert sorted(roots) == ["cardiomegaly", "mimic_cxr_jpg"]
   found: list[Annotation] = list(sources.read_all(roots, RADIOGRAPHS))
   assert collections.Counter(a.task for a in found) == {"calculation": 2}
+
+
+def test_a_repeated_row_is_listed_when_a_third_contradicts_it(tmp_path):
+  rows = [f"{_name(1)},0.5", f"{_name(1)},0.5", f"{_name(1)},0.6"]
+  _ratios(tmp_path, rows, [f"{_name(1)},0.4"])
+  tally = Tally("made")
+  found = list(cardiomegaly.read(tmp_path, ONE, require_both=False, tally=tally))
+  assert [a.subtask for a in found] == ["cpar"]
+  assert tally.rejected == {"contradicts another row about the same thing": 3}
+  assert not tally.counts["says again what another row says"]

@@ -125,7 +125,7 @@ def construct(
   """
   quotas = dict(quotas or {})
   _check_arguments(num_images, min_tasks, train_fraction, [*quotas, *required_subtasks])
-  _check_choices(split_unit, dmax_patients)
+  check_choices(split_unit, dmax_patients, controls)
   offers, dropped = gather(radiographs, annotations, views, required_subtasks)
   order = _shuffled(sorted(offers), seed, 0)
   chosen = _draw_images(offers, order, num_images, min_tasks, quotas)
@@ -164,7 +164,13 @@ def _check_arguments(
     raise ValueError(f"quotas or required_subtasks: {unknown} are not of {list(TASKS)}")
 
 
-def _check_choices(split_unit: str, dmax_patients: str) -> None:
+def check_choices(
+  split_unit: str = "patient",
+  dmax_patients: str = "not in test",
+  controls: Sequence[str] = (),
+) -> None:
+  """Raises a ValueError for a choice that `construct` does not know."""
+  controls_lib.check(controls)
   for name, given, known in (
     ("split_unit", split_unit, ("patient", "study", "image")),
     ("dmax_patients", dmax_patients, ("not in test", "not in imax", "any")),

@@ -44,9 +44,7 @@ def make(
   Raises:
     ValueError: an unknown name.
   """
-  unknown = [name for name in names if name not in CONTROLS]
-  if unknown:
-    raise ValueError(f"controls {unknown}: expected some of {list(CONTROLS)}")
+  check(names)
   made: dict[str, dict[str, Tasks]] = {}
   if "same_images" in names:
     spread = _one_task_each(train, seed)
@@ -56,6 +54,13 @@ def make(
     chosen = _shuffled(sorted(dmax), seed, 5)[: len(train)]
     made["same_count_train"] = {image: dmax[image] for image in sorted(chosen)}
   return made
+
+
+def check(names: Sequence[str]) -> None:
+  """Raises a ValueError for an unknown name."""
+  unknown = [name for name in names if name not in CONTROLS]
+  if unknown:
+    raise ValueError(f"controls {unknown}: expected some of {list(CONTROLS)}")
 
 
 def _shuffled(images: Sequence[str], seed: int, stage: int) -> list[str]:

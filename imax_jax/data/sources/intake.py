@@ -39,6 +39,7 @@ FILE_RULE = "reading/whole file"
 ROW_RULE = "reading/row"
 TWICE_RULE = "reading/twice"
 CONTRADICTS = "contradicts another row about the same thing"
+_AGAIN = "says again what another row says"
 RULES: dict[str, str] = {
   FILE_RULE: "A file must be readable to its end and have the columns of its release.",
   ROW_RULE: "A row must be UTF-8 without NUL bytes, with a cell for each column.",
@@ -266,6 +267,7 @@ class Distinct(Generic[K, V]):
     self._tally = tally
     self._said: dict[K, tuple[V, str, int]] = {}
     self._disputed: set[K] = set()
+    self._again: dict[K, list[tuple[str, int]]] = {}
 
   def add(self, key: K, value: V, path: str | Path, row: int) -> None:
     file = self._tally.name(path)
@@ -274,11 +276,15 @@ class Distinct(Generic[K, V]):
     elif key not in self._said:
       self._said[key] = (value, file, row)
     elif self._said[key][0] == value:
-      self._tally.leave_out("says again what another row says")
+      self._tally.leave_out(_AGAIN)
+      self._again.setdefault(key, []).append((file, row))
     else:
       _, first_file, first_row = self._said.pop(key)
       self._disputed.add(key)
       self._tally.reject(first_file, first_row, CONTRADICTS, TWICE_RULE)
+      for again in self._again.pop(key, []):
+        self._tally.counts[_AGAIN] -= 1
+        self._tally.reject(*again, CONTRADICTS, TWICE_RULE)
       self._tally.reject(file, row, CONTRADICTS, TWICE_RULE)
 
   def items(self) -> Iterator[tuple[K, V, str, int]]:
