@@ -40,7 +40,7 @@ class Case:
   row: int | None = None
 
 
-# {source: (tables, what a row of another id would be)}
+# The tables of each source.
 TABLES: dict[str, tuple[str, ...]] = {
   "mimic_cxr_jpg": ("mimic-cxr-2.0.0-metadata.csv.gz",),
   "cardiomegaly": ("CTRs.csv", "CPARs.csv"),
