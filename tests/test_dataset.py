@@ -255,9 +255,14 @@ def test_another_recipe_file_is_noticed(built, hospital, tmp_path):
   shutil.copy(built / "data/recipe.jsonl.gz", recipe)
   asked = config("imax_data", root=str(hospital), recipe=str(recipe))
   experiment.run(asked, tmp_path / "work", ["select"], {})
-  recipe.write_bytes(b"spoilt")
-  with pytest.raises(ValueError, match="recipe"):
-    experiment.run(asked, tmp_path / "work", ["select"], {})
+  other = config("imax_data", root=str(hospital))
+  other.data.construct.seed = 5
+  experiment.run(other, tmp_path / "other", ["select"], {})
+  shutil.copy(tmp_path / "other/selection/recipe.jsonl.gz", recipe)
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  found = (tmp_path / "work/selection/recipe.jsonl.gz").read_bytes()
+  assert found == recipe.read_bytes()
+  assert found != (built / "data/recipe.jsonl.gz").read_bytes()
 
 
 def test_max_quarantined_is_a_share():
