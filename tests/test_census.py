@@ -30,7 +30,7 @@ from imax_jax.data.phantom import labels
 from imax_jax.data.phantom import tables
 from imax_jax.data.sources import intake as intake_lib
 from imax_jax.data.sources import mimic_cxr_jpg
-from imax_jax.data.sources import reading
+from imax_jax.data.sources import mimic_ids
 from imax_jax.data.sources import sections
 from imax_jax.schema import ORGANS
 
@@ -68,8 +68,11 @@ def whole() -> census_people.People:
 def _table(root: Path, name: str) -> list[dict[str, str]]:
   data = (root / name).read_bytes()
   text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
-  csv.field_size_limit(2**24)
-  return list(csv.DictReader(io.StringIO(text, newline="")))
+  before = csv.field_size_limit(2**24)
+  try:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+  finally:
+    csv.field_size_limit(before)
 
 
 def _digest(root: Path) -> dict[str, str]:
@@ -134,7 +137,7 @@ def test_metadata_has_the_scaled_counts_and_the_official_layout(counted):
   assert views == {**expected, "": 754 - sum(expected.values())}
   keys = [(int(row["subject_id"]), int(row["study_id"])) for row in rows]
   assert keys == sorted(keys)
-  assert all(reading.is_dicom_id(row["dicom_id"]) for row in rows)
+  assert all(mimic_ids.is_dicom_id(row["dicom_id"]) for row in rows)
   assert all(re.fullmatch(r"1\d{7}", row["subject_id"]) for row in rows)
   assert all(re.fullmatch(r"5\d{7}", row["study_id"]) for row in rows)
   assert all(re.fullmatch(r"2[12]\d{6}", row["StudyDate"]) for row in rows)

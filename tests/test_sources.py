@@ -22,8 +22,8 @@ from imax_jax.data.sources import cxr_lt
 from imax_jax.data.sources import masks
 from imax_jax.data.sources import mimic_cxr
 from imax_jax.data.sources import mimic_cxr_jpg
+from imax_jax.data.sources import mimic_ids
 from imax_jax.data.sources import pe_severity
-from imax_jax.data.sources import reading
 from imax_jax.data.sources import sections
 from imax_jax.data.sources import vqa
 from imax_jax.data.sources.intake import DamagedFile
@@ -651,12 +651,12 @@ def test_no_text_of_a_patient_is_logged(tmp_path, caplog):
   ],
 )  # fmt: skip
 def test_ids_lose_their_prefixes(text, expected):
-  assert reading.plain_id(text) == expected
+  assert mimic_ids.plain_id(text) == expected
 
 
 def test_image_ids_are_found_in_paths():
   for text in (_name(1), f"{_name(1)}.dcm", f"files/p10/{_name(1)}.jpg"):
-    assert reading.image_id_of(text) == _name(1)
+    assert mimic_ids.image_id_of(text) == _name(1)
 
 
 def test_roots_say_what_is_read(tmp_path):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.mimic_ids import image_id_of
+from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Annotation
@@ -57,7 +57,7 @@ def read(
   found: dict[str, list[Annotation]] = {}
   for file, column in (("CTRs.csv", "CTR"), ("CPARs.csv", "CPAR")):
     path = find_file(root, [file], remedy=REMEDY, tally=tally)
-    for name, value, _, row in _ratios(path, column, tally).items():
+    for name, value, source_file, row in _ratios(path, column, tally).items():
       if name not in radiographs:
         tally.absent(name)
       elif value in _ERROR_MARKS:
@@ -65,7 +65,7 @@ def read(
       else:
         annotation = Annotation(
           name, "calculation", column.lower(), Ratio(value),
-          tally.origin(path, row, RULE),
+          tally.origin(source_file, row, RULE),
         )  # fmt: skip
         found.setdefault(name, []).append(annotation)
   for pair in found.values():
@@ -99,7 +99,7 @@ def _ratios(path: Path, column: str, tally: Tally) -> Distinct[str, float]:
     if 0 < value < 1 or value in _ERROR_MARKS:
       if value in _ERROR_MARKS:
         tally.met("error marks print as", "2" if cell.strip().isdigit() else "2.0")
-      ratios.add(name, value, path, row)
+      ratios.add(name, value, file, row)
     else:
       tally.reject(file, row, f"{column} neither in (0, 1) nor an error mark", RULE)
   return ratios

@@ -11,14 +11,15 @@ joined by dicom_id alone, so neither matters.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
-from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.mimic_ids import image_id_of
+from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.data.sources.reading import within
@@ -106,7 +107,8 @@ def read(
     DamagedFile: a file lacks some of the ten labels, or can not be read to its end.
   """
   tally = Tally("cxr_lt") if tally is None else tally
-  labels: Distinct[str, tuple[int, ...]] = Distinct(tally)
+  labels: Distinct[str, Bits] = Distinct(tally)
+  bits_of = functools.cache(_bits)  # few of the 1,024 combinations occur
   paths = label_files(root, release)
   tally.met("label files", ", ".join(tally.name(path) for path in paths))
   for place, path in enumerate(paths):
@@ -114,17 +116,25 @@ def read(
     if place and not set(FINDINGS) & set(table_header(path)):
       tally.met(tally.name(path), "carries no labels and is passed over")
       continue
-    for row, (dicom, *cells) in table_rows(path, ("dicom_id", *FINDINGS), tally):
-      name = image_id_of(dicom)
-      if not is_dicom_id(name):
-        tally.reject(tally.name(path), row, "image id of the wrong form", RULE)
-      elif any(cell not in _BITS for cell in cells):
-        tally.reject(tally.name(path), row, "label not 0 or 1", RULE)
-      elif name not in radiographs:
-        tally.absent(name)
+    file = tally.name(path)
+    for row, cells in table_rows(path, ("dicom_id", *FINDINGS), tally):
+      name, bits = image_id_of(cells[0]), bits_of(cells[1:])
+      known = name in radiographs
+      if not known and not is_dicom_id(name):
+        tally.reject(file, row, "image id of the wrong form", RULE)
+      elif bits is None:
+        tally.reject(file, row, "label not 0 or 1", RULE)
+      elif known:
+        labels.add(name, bits, file, row)
       else:
-        labels.add(name, tuple([_BITS[cell] for cell in cells]), path, row)
+        tally.absent(name)
   for name, bits, file, row in labels.items():
     tally.keep()
-    yield Annotation(name, "multi_label", "", Bits(bits), tally.origin(file, row, RULE))
+    yield Annotation(name, "multi_label", "", bits, tally.origin(file, row, RULE))
   tally.log()
+
+
+def _bits(cells: tuple[str, ...]) -> Bits | None:
+  if any(cell not in _BITS for cell in cells):
+    return None
+  return Bits(tuple([_BITS[cell] for cell in cells]))

@@ -270,7 +270,8 @@ class Distinct(Generic[K, V]):
     self._again: dict[K, list[tuple[str, int]]] = {}
 
   def add(self, key: K, value: V, path: str | Path, row: int) -> None:
-    file = self._tally.name(path)
+    """`path` is a file, or, as a str, what `Tally.name` has made of one."""
+    file = path if isinstance(path, str) else self._tally.name(path)
     if key in self._disputed:
       self._tally.reject(file, row, CONTRADICTS, TWICE_RULE)
     elif key not in self._said:

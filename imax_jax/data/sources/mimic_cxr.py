@@ -24,12 +24,12 @@ from pathlib import Path
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.mimic_ids import images_by_study
+from imax_jax.data.sources.mimic_ids import is_mimic_number
+from imax_jax.data.sources.mimic_ids import plain_id
 from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import images_by_study
-from imax_jax.data.sources.reading import is_mimic_number
 from imax_jax.data.sources.reading import one_line
-from imax_jax.data.sources.reading import plain_id
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.data.sources.report_files import RULES as FILE_RULES
 from imax_jax.data.sources.report_files import read_file

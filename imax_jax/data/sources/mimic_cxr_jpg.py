@@ -11,18 +11,18 @@ Layout (the file names still say 2.0.0 in release 2.1.0; gzipped or not):
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.mimic_ids import image_id_of
+from imax_jax.data.sources.mimic_ids import is_dicom_id
+from imax_jax.data.sources.mimic_ids import is_mimic_number
+from imax_jax.data.sources.mimic_ids import plain_id
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import is_dicom_id
-from imax_jax.data.sources.reading import is_mimic_number
 from imax_jax.data.sources.reading import leads_inside
-from imax_jax.data.sources.reading import plain_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Radiograph
@@ -68,38 +68,37 @@ def read_radiographs(
   tally = Tally("mimic_cxr_jpg") if tally is None else tally
   path = find_file(root, [METADATA], remedy=REMEDY, tally=tally)
   columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns")
-  images: Distinct[str, Radiograph] = Distinct(tally)
+  images: Distinct[str, tuple[str, str, str, tuple[int, int]]] = Distinct(tally)
+  size_of = functools.cache(_size)  # the detectors have some hundred sizes
+  file = tally.name(path)
   for row, (dicom, subject, study, view, *size) in table_rows(path, columns, tally):
     name, patient, study_id = image_id_of(dicom), plain_id(subject), plain_id(study)
-    pixels = _size(size)
+    pixels = size_of(*size)
     if not is_dicom_id(name):
-      reason = "image id of the wrong form"
+      tally.reject(file, row, "image id of the wrong form", RULE)
     elif not is_mimic_number(patient) or not is_mimic_number(study_id):
-      reason = "patient or study id of the wrong form"
+      tally.reject(file, row, "patient or study id of the wrong form", RULE)
     elif pixels is None:
-      reason = "Rows or Columns not a positive number"
+      tally.reject(file, row, "Rows or Columns not a positive number", RULE)
     else:
-      file = f"files/p{patient[:2]}/p{patient}/s{study_id}/{name}.jpg"
-      width, height = pixels
-      radiograph = Radiograph(
-        name, study_id, patient, view, width, height, os.path.join(root, file)
-      )
-      images.add(name, radiograph, path, row)
-      continue
-    tally.reject(tally.name(path), row, reason, RULE)
+      images.add(name, (study_id, patient, view, pixels), file, row)
   radiographs: dict[str, Radiograph] = {}
   num_absent, real_root = 0, os.path.realpath(root)
-  for name, radiograph, table, row in images.items():
-    if radiograph.view not in FRONTAL_VIEWS:
-      tally.leave_out_image(name, "not frontal" if radiograph.view else "view missing")
-    elif require_images and not os.path.isfile(radiograph.path):
+  for name, (study_id, patient, view, (width, height)), _, row in images.items():
+    if view not in FRONTAL_VIEWS:
+      tally.leave_out_image(name, "not frontal" if view else "view missing")
+      continue
+    image = f"{root}/files/p{patient[:2]}/p{patient}/s{study_id}/{name}.jpg"
+    if require_images and not os.path.isfile(image):
       num_absent += 1
       tally.leave_out_image(name, "image file absent")
-    elif require_images and not leads_inside(radiograph.path, real_root):
-      tally.reject(table, row, "image is a link that leads out of its folder", RULE)
+    elif require_images and not leads_inside(image, real_root):
+      tally.reject(file, row, "image is a link that leads out of its folder", RULE)
     else:
       tally.keep()
-      radiographs[name] = radiograph
+      radiographs[name] = Radiograph(
+        name, study_id, patient, view, width, height, image
+      )
   tally.log()
   if num_absent and not radiographs:
     raise FileNotFoundError(
@@ -109,10 +108,10 @@ def read_radiographs(
   return radiographs
 
 
-def _size(cells: Sequence[str]) -> tuple[int, int] | None:
+def _size(rows: str, columns: str) -> tuple[int, int] | None:
   """(width, height) of the cells Rows and Columns."""
   try:
-    height, width = (int(float(cell)) for cell in cells)
+    height, width = int(float(rows)), int(float(columns))
   except (ValueError, OverflowError):
     return None
   return (width, height) if 0 < width < 2**16 and 0 < height < 2**16 else None

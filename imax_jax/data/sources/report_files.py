@@ -18,8 +18,8 @@ from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_whole
-from imax_jax.data.sources.reading import image_id_of
-from imax_jax.data.sources.reading import is_dicom_id
+from imax_jax.data.sources.mimic_ids import image_id_of
+from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
