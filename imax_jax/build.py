@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import json
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from imax_jax.data import interchange
 from imax_jax.data import manifest
 from imax_jax.data import recipe
 from imax_jax.data import statistics
+from imax_jax.data.sources import intake
 from imax_jax.ledger import write_json
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Bits
@@ -25,6 +28,7 @@ from imax_jax.study import Study
 from imax_jax.study import UsageError
 
 RECIPE = "recipe.jsonl.gz"
+STATISTICS = "statistics.json"
 
 
 def build(study: Study) -> None:
@@ -56,41 +60,69 @@ def build(study: Study) -> None:
     _describe(study, selected, folder)
     manifest.write(folder, shards, selection.inputs_of(selected.intake))
 
-  selection.roots_of(study)  # a phantom hospital is drawn before it is depended on
-  study.ledger.station("data", study.data_inputs, make)
+  _at_station(study, "data", make)
 
 
 def select(study: Study) -> None:
-  """Everything up to the selected entries: counts, recipe, quarantine. No image is read."""
+  """Everything up to the selected entries: counts, recipe, quarantine. No image is read.
+
+  A rehearsal of `build`, which then reads the tables again.
+  """
 
   def make(folder: Path) -> None:
     selected = selection.select(study)
     _describe(study, selected, folder)
     manifest.write(folder, [], selection.inputs_of(selected.intake))
 
-  selection.roots_of(study)
-  study.ledger.station("selection", study.data_inputs, make)
+  _at_station(study, "selection", make)
+
+
+def _at_station(study: Study, name: str, make: Callable[[Path], None]) -> None:
+  """Makes it or finds it made, and says what it holds."""
+  d = study.config.data
+  selection.roots_of(study)  # a phantom hospital is drawn before it is depended on
+  begun = False
+
+  def begin(folder: Path) -> None:
+    nonlocal begun
+    begun = True
+    make(folder)
+
+  folder = study.ledger.station(name, study.data_inputs, begin)
+  described = json.loads((folder / STATISTICS).read_text(encoding="utf8"))
+  intake.check(
+    described["intake"], d.max_quarantined, folder / selection.QUARANTINE
+  )  # again: it may be another share than when it was made
+  if d.source == "phantom" and name == "data":
+    return  # whose files are whole and whose counts are in the report
+  counts = statistics.table(described, with_paper=d.source == "physionet")
+  sys.stdout.write(f"\n{intake.table(described['intake'])}\n\n{counts}\n")
+  if not described["publishable"]:
+    sys.stdout.write(
+      f"{RECIPE} is not to be published: of so few images, its hashes tell answers\n"
+    )
+  done = (
+    "made" if begun else "made before, of the same files and settings: nothing done"
+  )
+  sys.stdout.write(f"{folder}: {done}\n\n")
 
 
 def _describe(study: Study, selected: Selection, folder: Path) -> None:
-  """Writes statistics.json, the recipe, a copy of the quarantine; prints the counts."""
-  made, intake = selected.datasets, selected.intake
+  """Writes statistics.json, the recipe and a copy of the quarantine."""
+  made = selected.datasets
   described = {
     "splits": made.statistics(),
     "shortfall": made.shortfall,
     "quota_shortfall": made.quota_shortfall,
     "dropped": made.dropped,
     "boxes_cut_off": selected.boxes_cut_off,
-    "intake": intake.summary(),
+    "intake": selected.intake.summary(),
     "audit": _audit(selected),
+    "publishable": recipe.is_publishable(made),
   }
-  write_json(folder / "statistics.json", described)
-  recipe.write_recipe(made, folder / RECIPE)
+  write_json(folder / STATISTICS, described)
+  recipe.write_recipe(made, folder / RECIPE, selection.settings_of(study.config.data))
   shutil.copy(study.workdir / selection.QUARANTINE, folder / selection.QUARANTINE)
-  if study.config.data.source != "phantom":  # whose files are always whole
-    real = study.config.data.source == "physionet"
-    counts = statistics.table(described, with_paper=real)
-    sys.stdout.write(f"\n{intake.table()}\n\n{counts}\n\n")
 
 
 def _audit(selected: Selection) -> dict[str, Any]:
@@ -122,6 +154,7 @@ def _audit(selected: Selection) -> dict[str, Any]:
         )
       )
       for name, split in splits.items()
+      if official
     },
     "chexpert": {
       label: {"agree": counts[True], "of": counts.total()}
@@ -139,7 +172,7 @@ def export(study: Study, request: Mapping[str, str | None]) -> None:
   """
   if not request["split"]:
     raise UsageError("export needs --split, e.g. --split=imax_train")
-  assert study.data_digest
+  study.require_data()
   style = str(request["style"])
   folder = study.workdir / "export" / style
   with progress.bar("exporting") as tick:

@@ -56,7 +56,7 @@ def write(study: Study) -> None:
 
 def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
-  assert study.data_digest
+  study.require_data()
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
   scores, unparsed = _evaluations(study)
   seeds = study.config.seeds

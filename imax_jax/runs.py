@@ -150,7 +150,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   """
   run, seed = name.rsplit("-s", 1)
   t, p = study.config.train, study.config.pseudo
-  assert study.data_digest
+  study.require_data()
   built = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
   entries = built["splits"]["dmax_train"]["entries"]
   steps = {
@@ -159,7 +159,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
     "finetune": study.num_steps(entries, p.finetune_epochs),
   }
   snapshots, num_steps = {}, steps["primary"]
-  inputs: dict[str, Any] = {"data": study.data_digest, "split": split_of(name)}
+  inputs: dict[str, Any] = {"data": study.require_data(), "split": split_of(name)}
   if run in ("dmax", "imax"):
     phases = study.config.fisher.phases
     snapshots = {phase: round(at * num_steps) for phase, at in phases}
@@ -194,7 +194,7 @@ def evaluation_inputs(study: Study, name: str) -> dict[str, Any]:
   """What the evaluation of a run is made from."""
   return {
     "run": digest(study, name),
-    "data": study.data_digest,
+    "data": study.require_data(),
     "max_new_tokens": study.config.evaluate.max_new_tokens,
   }
 

@@ -28,6 +28,7 @@ from imax_jax.data import sources
 from imax_jax.data.construct import Datasets
 from imax_jax.data.geometry import Geometry
 from imax_jax.data.phantom import hospital
+from imax_jax.data.sources import intake as intake_lib
 from imax_jax.data.sources import mimic_cxr_jpg
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Intake
@@ -46,7 +47,10 @@ _BOX_ORDERS = ("xy", "yx")
 
 
 class Checks(NamedTuple):
-  """What MIMIC-CXR-JPG says beside its images; the study makes no task of it."""
+  """What MIMIC-CXR-JPG says beside its images; the study makes no task of it.
+
+  Empty where the table is not there.
+  """
 
   official_splits: dict[str, str]  # image id -> train, validate, test
   chexpert: dict[str, dict[str, int | None]]  # study id -> label -> 1, 0, -1, None
@@ -114,23 +118,26 @@ def _checks(roots: Mapping[str, Path], intake: Intake) -> Checks | None:
   if "mimic_cxr_jpg" not in roots:
     return None
   root = roots["mimic_cxr_jpg"]
-  tally = intake.tally("mimic_cxr_jpg checks", root)
-  try:
-    return Checks(
-      mimic_cxr_jpg.read_splits(root, tally=tally),
-      mimic_cxr_jpg.read_labels(root, tally=tally),
-    )
-  except FileNotFoundError:
-    tally.met("splits and CheXpert labels", "not there: nothing to check against")
-  except DamagedFile as error:
-    tally.reject_file(error)
-  return None
+  tally = intake.tally("mimic_cxr_jpg", root, part="checks")
+  found: list[dict[str, Any]] = []
+  for name, read in (
+    ("official splits", mimic_cxr_jpg.read_splits),
+    ("CheXpert labels", mimic_cxr_jpg.read_labels),
+  ):
+    found.append({})
+    try:
+      found[-1] = read(root, tally=tally)
+    except FileNotFoundError:
+      tally.met(name, "not there: nothing to check against")
+    except DamagedFile as error:
+      tally.reject_file(error)
+  return Checks(*found)
 
 
 def inputs_of(intake: Intake) -> dict[str, str]:
   """{"chexmask/OriginalResolution/MIMIC-CXR-JPG.csv": SHA-256} of all that was read."""
   paths = {
-    f"{tally.source.split()[0]}/{tally.name(path)}": path
+    f"{tally.dataset}/{tally.name(path)}": path
     for tally in intake.tallies.values()
     for path in tally.inputs
   }
@@ -155,18 +162,41 @@ def _check(d: ConfigDict) -> None:
     raise UsageError(
       f"--config.data.boxes.scale={d.boxes.scale}: expected 1000, or 0 for pixels"
     )
+  try:
+    intake_lib.check_share(d.max_quarantined)
+  except ValueError as error:
+    raise UsageError(f"--config.data.{error}") from None
   settings = plain(d.construct)
   names = {"split_unit", "dmax_patients", "controls"} & settings.keys()
   try:
     construct.check_choices(**{name: settings[name] for name in names})
     if d.recipe:
-      recipe.read_recipe(d.recipe)
+      recipe.check_settings(recipe.read_recipe(d.recipe), settings_of(d))
   except FileNotFoundError:
     raise UsageError(
       f"--config.data.recipe={d.recipe}: no such file; give a build's recipe.jsonl.gz"
     ) from None
   except ValueError as error:
     raise UsageError(f"--config.data: {error}") from None
+
+
+def settings_of(d: ConfigDict) -> dict[str, Any]:
+  """What decides how an annotation reads, {"boxes.order": "xy", …}, below `data`."""
+  found = {
+    "boxes.order": d.boxes.order,
+    "boxes.scale": d.boxes.scale,
+    "geometry": d.geometry,
+    "max_report_words": d.max_report_words,
+  }
+  if d.geometry != "stretch" or not d.boxes.scale:  # else no box depends on it
+    found["image_px"] = d.image_px
+  for source, options in plain(d.options).items():
+    found |= {
+      f"options.{source}.{key}": value
+      for key, value in options.items()
+      if key != "require_images"  # which of them are there
+    }
+  return found
 
 
 def roots_of(study: Study) -> dict[str, Path]:

@@ -131,7 +131,7 @@ class Study:
       )
       tokenizer_lib.save(made, folder / "tokenizer.json")
 
-    inputs = {"vocab_size": size, "data": self.data_digest}
+    inputs = {"vocab_size": size, "data": self.require_data()}
     folder = self.ledger.station("tokenizer", inputs, make)
     return tokenizer_lib.load(folder / "tokenizer.json")
 
@@ -147,15 +147,14 @@ class Study:
     asked = {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
     return {"origin": origin, "recipe file": sources.stamps({"": d.recipe}), **asked}
 
-  @property
-  def data_digest(self) -> str:
-    """Raises a ValueError that names the verb unless this config's data is built."""
+  def require_data(self) -> str:
+    """The built data's fingerprint; a ValueError names the verb if they are not built."""
     self.ledger.digest("data")
     return self.ledger.digest("data", self.data_inputs)
 
   def records(self, split: str) -> Sequence[ImageRecord]:
-    """A split on disk; raises as `data_digest` does."""
-    assert self.data_digest
+    """A split on disk; raises as `require_data`."""
+    self.require_data()
     return builder.open_split(self.workdir / "data", split)
 
   def entries(self, split: str) -> list[Any]:
@@ -173,7 +172,7 @@ class Study:
     """
     encoder = self.config.model.encoder
     inputs = {
-      "data": self.data_digest,
+      "data": self.require_data(),
       "encoder": plain(encoder),
       "foundation": self.foundation_digest,
       "features": self.encoder_is_frozen,

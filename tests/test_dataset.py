@@ -24,6 +24,7 @@ from tests import open_nih_layout
 from tests import open_vqa_layout
 
 ROOT = Path(__file__).parent.parent
+MADE_BEFORE = "made before, of the same files and settings: nothing done"
 
 
 def config(name: str, **data: object):
@@ -76,6 +77,9 @@ def test_every_entry_leads_back_to_its_row(built, hospital, capsys):
     if task == "report":
       assert entry.answer not in said[task]
       assert "words, SHA-256" in said[task]
+      archive = hospital / "mimic-cxr/2.1.0/mimic-cxr-reports.zip"
+      digest = manifest.sha256_of(archive)
+      assert f"a member of {archive.name}, SHA-256 {digest}" in said[task]
     else:
       assert entry.answer in said[task]
   folder = hospital / "cxr-cardiomegaly/1.0.0"
@@ -146,8 +150,26 @@ def test_select_needs_no_image_and_says_the_counts(hospital, tmp_path, capsys):
   text = capsys.readouterr().out
   assert "354,595" in text  # the paper's
   assert "left out: Dice RCA below the gate" in text
-  assert (tmp_path / "selection/recipe.jsonl.gz").is_file()
   assert not (tmp_path / "data").exists()
+  assert "not to be published" in text and "selection: made\n" in text
+  # The same again: the same lines, and nothing is done.
+  experiment.run(asked, tmp_path, ["select"], {})
+  again = capsys.readouterr().out
+  assert again == text.replace(": made\n", f": {MADE_BEFORE}\n")
+  recipe = gzip.decompress((tmp_path / "selection/recipe.jsonl.gz").read_bytes())
+  line = next(x for x in map(json.loads, recipe.splitlines()[1:]) if x["task"] == "rec")
+  experiment.run(asked, tmp_path, ["explain"], {"entry": line["id"]})
+  chain = capsys.readouterr().out
+  masks = hospital / "chexmask-cxr-segmentation-data/1.0.0" / line["file"]
+  assert f"chexmask, {line['file']}, data row {line['row']}" in chain
+  assert f"SHA-256 {manifest.sha256_of(masks)}" in chain
+  with pytest.raises(ValueError, match="no entry 'nobody/rec/heart/0'"):
+    experiment.run(asked, tmp_path, ["explain"], {"entry": "nobody/rec/heart/0"})
+
+
+def test_a_split_that_is_not_built_is_refused_with_those_that_are(built, hospital):
+  with pytest.raises(FileNotFoundError, match="there are dmax_train, imax_test, imax_"):
+    ask(built, hospital, "export", split="core_train", style="messages")
 
 
 @pytest.mark.parametrize("style", ["llava", "conversations", "messages"])
@@ -188,6 +210,9 @@ def test_too_many_rejected_rows_end_the_build_and_are_listed(hospital, tmp_path)
   assert "secret" not in "".join(lines)
   spoilt.data.max_quarantined = 0.5
   experiment.run(spoilt, tmp_path / "work", ["select"], {})
+  spoilt.data.max_quarantined = 0.01  # what is made already is looked at again
+  with pytest.raises(ValueError, match=r"cardiomegaly: \d+ rejected of"):
+    experiment.run(spoilt, tmp_path / "work", ["select"], {})
   kept = json.loads((tmp_path / "work/selection/statistics.json").read_text())
   assert sum(kept["intake"]["cardiomegaly"]["rejected"].values()) == len(lines)
 
@@ -199,11 +224,35 @@ def test_a_changed_table_is_noticed(hospital, tmp_path, capsys):
   experiment.run(asked, tmp_path / "work", ["select"], {})
   capsys.readouterr()
   experiment.run(asked, tmp_path / "work", ["select"], {})
-  assert "354,595" not in capsys.readouterr().out  # found done
+  assert MADE_BEFORE in capsys.readouterr().out
   path = files / "cxr-cardiomegaly/1.0.0/CTRs.csv"
   path.write_text(path.read_text() + "\n")
   experiment.run(asked, tmp_path / "work", ["select"], {})
-  assert "354,595" in capsys.readouterr().out
+  assert MADE_BEFORE not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("gone", "kept"), [("split", "chexpert"), ("chexpert", "official_splits")]
+)
+def test_each_check_is_made_with_the_tables_that_are_there(
+  hospital, tmp_path, gone, kept
+):
+  files = damage(hospital, tmp_path, 0.0)
+  (files / f"mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-{gone}.csv.gz").unlink()
+  asked = config("imax_data", root=str(files))
+  experiment.run(asked, tmp_path / "work", ["select"], {})
+  told = json.loads((tmp_path / "work/selection/statistics.json").read_text())
+  assert [name for name, found in told["audit"].items() if found] == [kept]
+  cases = told["intake"]["mimic_cxr_jpg checks"]["cases"]
+  assert "not there: nothing to check against" in cases.values()
+
+
+def test_a_recipe_of_other_settings_is_refused_by_their_name(built, hospital, tmp_path):
+  asked = config("imax_data", root=str(hospital))
+  asked.data.recipe = str(built / "data/recipe.jsonl.gz")
+  asked.data.boxes.order = "yx"
+  with pytest.raises(experiment.UsageError, match=r"boxes\.order='xy' \(here 'yx'\)"):
+    experiment.run(asked, tmp_path, ["select"], {})
 
 
 def test_an_absent_source_is_named_and_may_be_done_without(hospital, tmp_path):
@@ -225,6 +274,7 @@ def test_an_absent_source_is_named_and_may_be_done_without(hospital, tmp_path):
     ("recipe", "/nowhere", "no such file"), ("geometry", "bend", "geometry"),
     ("boxes.order", "zz", "boxes.order"), ("boxes.scale", -5, "boxes.scale"),
     ("construct.split_unit", "ward", "split_unit"),
+    ("max_quarantined", 3.0, "max_quarantined"),
     ("construct.controls", ("other",), "controls"),
   ],
 )  # fmt: skip

@@ -270,7 +270,7 @@ def test_a_split_goes_to_llava_by_its_suffix(built, tmp_path):
     interchange.export_split(built, "imax_test", tmp_path, suffix=".txt")
   with pytest.raises(ValueError, match="style 'llava': expected one of"):
     interchange.export_split(built, "imax_test", tmp_path, style="llava")
-  with pytest.raises(FileNotFoundError, match="no dataset here"):
+  with pytest.raises(FileNotFoundError, match="there are imax_test, imax_train"):
     interchange.export_split(built, "dmax_train", tmp_path)
 
 

@@ -17,6 +17,7 @@ from imax_jax.schema import Ratio
 from imax_jax.schema import Region
 from imax_jax.schema import Report
 
+SETTINGS = {"boxes.order": "xy", "max_report_words": 0, "options.vqa.keep_empty": True}
 PLANTED = "Invented words about an invented patient"
 
 
@@ -65,7 +66,7 @@ def _small_groups(monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-  recipe.write_recipe(made(), tmp_path / "recipe.jsonl.gz")
+  recipe.write_recipe(made(), tmp_path / "recipe.jsonl.gz", SETTINGS)
   return tmp_path / "recipe.jsonl.gz"
 
 
@@ -103,13 +104,13 @@ def test_fewer_images_than_a_group_are_not_to_be_published(tmp_path, monkeypatch
   total = sum(map(len, made().splits.values()))
   for group, publishable in ((total, True), (total + 1, False)):
     monkeypatch.setattr(recipe, "GROUP", group)
-    recipe.write_recipe(made(), tmp_path / "r.gz")
+    recipe.write_recipe(made(), tmp_path / "r.gz", SETTINGS)
     header = recipe.read_recipe(tmp_path / "r.gz").header
     assert (header["publishable"], len(header["groups"])) == (publishable, 1)
 
 
 def test_equal_datasets_have_equal_recipes(path, tmp_path):
-  recipe.write_recipe(made(), tmp_path / "other name")
+  recipe.write_recipe(made(), tmp_path / "other name", SETTINGS)
   packed = path.read_bytes()
   assert (tmp_path / "other name").read_bytes() == packed
   assert packed[4:8] == bytes(4)  # the time in gzip's header (RFC 1952, 2.3.1)
@@ -151,7 +152,7 @@ def test_a_changed_patient_is_noticed(tmp_path, monkeypatch, place):
   total = sum(map(len, splits.values()))
   size = next(n for n in range(3, 9) if total % n)  # the last group is larger
   monkeypatch.setattr(recipe, "GROUP", size)
-  recipe.write_recipe(made(), tmp_path / "r.gz")
+  recipe.write_recipe(made(), tmp_path / "r.gz", SETTINGS)
   radiographs, annotations = sources()
   content = recipe.read_recipe(tmp_path / "r.gz")
   assert len(content.header["groups"]) == total // size
@@ -185,6 +186,17 @@ def test_an_annotation_without_words_matters_only_where_it_is_used(path):
   assert recipe.select(radiographs, annotations, content) == made()
 
 
+def test_other_settings_are_named(path):
+  content = recipe.read_recipe(path)
+  recipe.check_settings(content, SETTINGS)
+  # What only one of the two knows does not matter: an option of a source not used here.
+  recipe.check_settings(content, {"boxes.order": "xy", "options.nih.x": 1})
+  with pytest.raises(
+    ValueError, match=r"boxes\.order='xy' \(here 'yx'\); give the same"
+  ):
+    recipe.check_settings(content, SETTINGS | {"boxes.order": "yx"})
+
+
 def test_an_entry_is_found(path):
   entry = made().splits["imax_train"][0].entries[0]
   found = recipe.find(path, entry.id)
@@ -194,7 +206,9 @@ def test_an_entry_is_found(path):
     recipe.find(path, "i00/none")
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "line", "field", "format"])
+@pytest.mark.parametrize(
+  "damage", ["cut", "text", "line", "field", "format", "settings"]
+)
 def test_a_damaged_recipe_is_named(path, damage):
   text = gzip.decompress(path.read_bytes()).decode()
   if damage == "line":
@@ -202,7 +216,9 @@ def test_a_damaged_recipe_is_named(path, damage):
   if damage == "field":
     text = text.replace('"row": ', '"line": ', 1)
   if damage == "format":
-    text = text.replace('"format": 1', '"format": 2', 1)
+    text = text.replace('"format": 2', '"format": 1', 1)
+  if damage == "settings":
+    text = text.replace('"settings": {', '"settings": "x", "other": {', 1)
   packed = gzip.compress(text.encode())
   if damage == "cut":
     packed = packed[:-20]

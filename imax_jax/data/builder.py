@@ -70,7 +70,8 @@ class _Builder(  # type: ignore[call-arg]
     del args, kwargs
     raise ValueError(
       f"{self.name} {self.version} is not in data_dir, and there is nothing to download "
-      "it from; build it from the raw files with this package's verb `build`"
+      "it from; build it from the raw files with this package's verb `build` (a control: "
+      "with its name in --config.data.construct.controls)"
     )
 
 
@@ -307,12 +308,10 @@ def open_split(data_dir: str | Path, name: str) -> Records:
   """
   dataset, split = _parts(name)
   folder = Path(data_dir) / dataset / shards.VERSION
-  if not (folder / "dataset_info.json").is_file():
-    raise FileNotFoundError(f"{folder}: no dataset here; build the data first")
-  if not any(folder.glob(f"{dataset}-{split}.*")):
-    raise FileNotFoundError(
-      f"{folder}: no split {split!r} here; build the data with it"
-    )
+  whole = (folder / "dataset_info.json").is_file()
+  if not whole or not any(folder.glob(f"{dataset}-{split}.*")):
+    there = ", ".join(splits_of(data_dir)) or "none: build the data first"
+    raise FileNotFoundError(f"{data_dir}: no split {name!r}; there are {there}")
   return Records(data_dir, name)
 
 

@@ -13,6 +13,9 @@ The header holds a SHA-256 for every `GROUP` images, over their entries whole. I
 given for single entries, nor for fewer images beside others: the hash of an answer that
 is yes or no is the answer. A dataset of fewer images than that has one group, and its
 recipe should not leave the house: "publishable" in the header is false.
+
+Also in the header: the settings that decide what an annotation says (how boxes are
+written, where reports are cut, the readers' options).
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from imax_jax.schema import Entry
 from imax_jax.schema import Radiograph
 
 GROUP = 1024  # images
-_FORMAT = 1
+_FORMAT = 2
 _KEYS = (
   "id", "image", "split", "task", "subtask", "template", "source", "file", "row", "rule",
 )  # fmt: skip
@@ -52,8 +55,8 @@ _SHOWN = 5  # ids that an error names
 class Recipe(NamedTuple):
   """What `read_recipe` returns.
 
-  header: "format", "publishable", "splits" (images and entries of each), "groups"
-    (SHA-256 each) and "counts", what construct counted.
+  header: "format", "publishable", "settings", "splits" (images and entries of each),
+    "groups" (SHA-256 each) and "counts", what construct counted.
   entries: the lines.
   """
 
@@ -61,12 +64,24 @@ class Recipe(NamedTuple):
   entries: list[dict[str, Any]]
 
 
-def write_recipe(datasets: Datasets, path: str | Path) -> None:
-  """Writes what `datasets` is made of; equal datasets give equal bytes."""
+def is_publishable(datasets: Datasets) -> bool:
+  """Whether there are images enough for a group's hash to give no answer away."""
+  return sum(map(len, datasets.splits.values())) >= GROUP
+
+
+def write_recipe(
+  datasets: Datasets, path: str | Path, settings: Mapping[str, Any]
+) -> None:
+  """Writes what `datasets` is made of; equal datasets give equal bytes.
+
+  Args:
+    settings: {"boxes.order": "xy", …}, which `select` must be given entries made by.
+  """
   splits = datasets.splits
   header = {
     "format": _FORMAT,
-    "publishable": sum(map(len, splits.values())) >= GROUP,
+    "publishable": is_publishable(datasets),
+    "settings": dict(settings),
     "splits": {
       name: {"images": len(group), "entries": sum(len(s.entries) for s in group)}
       for name, group in splits.items()
@@ -96,6 +111,8 @@ def read_recipe(path: str | Path) -> Recipe:
       raise ValueError(f"format {header['format']!r}")
     if len(entries) != sum(split["entries"] for split in header["splits"].values()):
       raise ValueError(f"{len(entries)} entries, not what its header says")
+    if not isinstance(header["settings"], dict):
+      raise ValueError("settings of another kind")
     if any(tuple(entry) != _KEYS for entry in entries):
       raise ValueError("an entry with other fields")
   except (EOFError, KeyError, TypeError, ValueError, gzip.BadGzipFile) as error:
@@ -103,6 +120,18 @@ def read_recipe(path: str | Path) -> Recipe:
       f"{path}: expected a whole recipe of format {_FORMAT} ({error}); copy it again"
     ) from None
   return Recipe(header, entries)
+
+
+def check_settings(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+  """Raises a ValueError that names the settings which are not the recipe's."""
+  asked = recipe.header["settings"]
+  other = [
+    f"{key}={asked[key]!r} (here {settings[key]!r})"
+    for key in sorted(asked.keys() & settings.keys())
+    if asked[key] != settings[key]
+  ]
+  if other:
+    raise ValueError(f"the recipe was made with {', '.join(other)}; give the same")
 
 
 def find(path: str | Path, entry_id: str) -> list[dict[str, Any]]:
@@ -200,7 +229,7 @@ def _check_groups(
     raise ValueError(
       f"{len(other)} of {len(made)} groups of images say something else than the "
       f"recipe's, though they have the same rows: {', '.join(other[:_SHOWN])}. A source "
-      "file was changed, or reports were cut at another length"
+      "file was changed"
     )
 
 

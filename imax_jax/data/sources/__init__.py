@@ -100,6 +100,8 @@ OPEN: tuple[str, ...] = (
   "nih", "chexmask_nih", "openi", "vqa_rad", "slake", "vindr", "chexmask_vindr", "jsrt",
   "montgomery", "shenzhen",
 )  # fmt: skip
+# The part of a source's tally that is its images', where it has annotations as well.
+IMAGES = "images"
 # Tables are looked for no deeper than mimic-cxr-jpg/2.1.0/files/p10.
 _DEPTH = 3
 _TABLES = (".csv", ".gz", ".json", ".jsonl", ".zip", ".tgz", ".xml", ".txt")
@@ -186,7 +188,8 @@ def read_radiographs(
   for name, source in SOURCES.items():
     if name not in roots or source.read_radiographs is None:
       continue
-    tally = (intake or Intake()).tally(_images_of(name), roots[name])
+    part = IMAGES if source.read else ""
+    tally = (intake or Intake()).tally(name, roots[name], part=part)
     arguments = chosen.get((name, "read_radiographs"), {})
     try:
       found = source.read_radiographs(roots[name], tally=tally, **arguments)
@@ -230,7 +233,7 @@ def read_all(
     if name not in roots or source.read is None:
       continue
     tally = (intake or Intake()).tally(name, roots[name])
-    images = intake.tallies.get(_images_of(name)) if intake is not None else None
+    images = intake.tallies.get(f"{name} {IMAGES}") if intake is not None else None
     if images is not None and images.damaged_files:
       continue
     arguments = chosen.get((name, "read"), {})
@@ -241,11 +244,6 @@ def read_all(
         raise
       tally.reject_file(error)
       tally.log()
-
-
-def _images_of(name: str) -> str:
-  """Under which name a source's images are tallied."""
-  return f"{name} images" if SOURCES[name].read else name
 
 
 def _arguments(options: Options | None) -> dict[tuple[str, str], dict[str, Any]]:

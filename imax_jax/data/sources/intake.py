@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Hashable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from typing import Generic
@@ -62,7 +63,8 @@ class Tally:
   """The rows of one source. Used alone (in a test, at a prompt) it lists nothing.
 
   Attributes:
-    source: whose rows these are.
+    source: whose rows these are, "nih"; or which part of them, "nih images".
+    dataset: the former, where `source` is the latter.
     root: its folder, which the file names of the quarantine are relative to.
     counts: "kept", and every other row by the reason why it was not.
     rejected: the reasons among those of `counts` that are rejections.
@@ -73,7 +75,7 @@ class Tally:
   """
 
   def __init__(self, source: str, intake: Intake | None = None) -> None:
-    self.source = source
+    self.source = self.dataset = source
     self.root = Path()
     self.counts: collections.Counter[str] = collections.Counter()
     self.rejected: collections.Counter[str] = collections.Counter()
@@ -106,6 +108,7 @@ class Tally:
   def add(self, unlisted: Tally) -> None:
     """Counts what another counted alone: rows that are met, and listed, a second time."""
     self.rows += unlisted.rows
+    self.damaged_files += unlisted.damaged_files
     self.counts += unlisted.counts
     self.rejected += unlisted.rejected
 
@@ -141,22 +144,17 @@ class Tally:
     known = self._intake.absent if self._intake is not None else {}
     self.leave_out(f"image: {known.get(image_id, 'not among the radiographs')}")
 
-  def share_rejected(self) -> float:
-    if self.damaged_files:
-      return 1.0
-    return self.rejected.total() / self.rows if self.rows else 0.0
-
   def log(self) -> None:
     """What was kept, left out, rejected, for which reasons; short if an intake sums up."""
     if self._intake is not None:
       logging.info(
-        "%s: %s rows read, %s annotations kept, %s rejected", self.source,
+        "%s: %s rows read, %s kept, %s rejected", self.source,
         f"{self.rows:,}", f"{self.counts[KEPT]:,}", f"{self.rejected.total():,}",
       )  # fmt: skip
       return
     left_out = self.counts - self.rejected
     logging.info(
-      "%s: %d rows read, %d annotations kept; left out %s; rejected %s",
+      "%s: %d rows read, %d kept; left out %s; rejected %s",
       self.source, self.rows, left_out.pop(KEPT, 0),
       dict(sorted(left_out.items())), dict(sorted(self.rejected.items())),
     )  # fmt: skip
@@ -180,10 +178,7 @@ class Intake:
   def __init__(
     self, quarantine: Path | None = None, *, max_quarantined: float = 0.01
   ) -> None:
-    if not 0 <= max_quarantined <= 1:
-      raise ValueError(
-        f"max_quarantined {max_quarantined}: expected a share of rows, 0 to 1"
-      )
+    check_share(max_quarantined)
     self.tallies: dict[str, Tally] = {}
     self.absent: dict[str, str] = {}
     self._max = max_quarantined
@@ -193,9 +188,11 @@ class Intake:
       descriptor = os.open(quarantine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
       self._file = os.fdopen(descriptor, "w", encoding="utf-8")
 
-  def tally(self, source: str, root: str | Path = ".") -> Tally:
-    tally = self.tallies.setdefault(source, Tally(source, self))
-    tally.root = Path(root)
+  def tally(self, source: str, root: str | Path = ".", *, part: str = "") -> Tally:
+    """Of a source; or of a `part` of its files that is counted by itself."""
+    name = f"{source} {part}" if part else source
+    tally = self.tallies.setdefault(name, Tally(name, self))
+    tally.root, tally.dataset = Path(root), source
     return tally
 
   def list_rejected(
@@ -212,7 +209,9 @@ class Intake:
       self._file = None
 
   def summary(self) -> dict[str, dict[str, Any]]:
-    """{source: {"rows", "kept", "left_out": {…}, "rejected": {…}, "cases": {…}}}."""
+    """{source: {"rows", "kept", "left_out": {…}, "rejected": {…}, "damaged_files",
+    "cases": {…}}}; JSON-able.
+    """
     return {
       name: {
         "rows": tally.rows,
@@ -223,41 +222,62 @@ class Intake:
           if reason != KEPT
         },
         "rejected": dict(sorted(tally.rejected.items())),
+        "damaged_files": tally.damaged_files,
         "cases": dict(tally.cases),
       }
       for name, tally in self.tallies.items()
     }
 
-  def table(self) -> str:
-    """The summary in lines: what was kept, left out and rejected, and which cases."""
-    lines = []
-    for name, said in self.summary().items():
-      lines.append(f"{name}: {said['rows']:,} rows read, {said[KEPT]:,} kept")
-      for verb, key in (("left out", "left_out"), ("REJECTED", "rejected")):
-        lines += [f"  {n:>9,} {verb}: {reason}" for reason, n in said[key].items()]
-      lines += [f"    {question}: {case}" for question, case in said["cases"].items()]
-    return "\n".join(lines)
-
   def finish(self) -> None:
-    """Closes the quarantine.
-
-    Raises:
-      ValueError: a source has more rejected than `max_quarantined`; names the reasons,
-        their counts and the quarantine.
-    """
+    """Closes the quarantine; raises as `check`."""
     self.close()
-    bad = [t for t in self.tallies.values() if t.share_rejected() > self._max]
-    if bad:
-      lines = [
-        f"{t.source}: {t.rejected.total()} rejected of {t.rows} rows "
-        f"({', '.join(f'{count} × {reason}' for reason, count in t.rejected.items())})"
-        for t in bad
-      ]
-      where = f"Each is listed in {self._path}. " if self._path else ""
-      raise ValueError(
-        f"more than {self._max:.2%} of a source was rejected: {'; '.join(lines)}. {where}"
-        "Mend or fetch the files again, or allow it: --config.data.max_quarantined=SHARE"
-      )
+    check(self.summary(), self._max, self._path)
+
+
+def check_share(max_quarantined: float) -> None:
+  """Raises a ValueError if it is no share."""
+  if not 0 <= max_quarantined <= 1:
+    raise ValueError(
+      f"max_quarantined {max_quarantined}: expected a share of rows, 0 to 1"
+    )
+
+
+def check(
+  summary: Mapping[str, Mapping[str, Any]],
+  max_quarantined: float,
+  quarantine: Path | None,
+) -> None:
+  """Looks through what `Intake.summary` gave, of this build or of one before.
+
+  Raises:
+    ValueError: a source has more rejected than `max_quarantined`; names the reasons,
+      their counts and the quarantine.
+  """
+  lines = []
+  for name, said in summary.items():
+    rejected = sum(said["rejected"].values())
+    share = 1.0 if said["damaged_files"] else rejected / max(said["rows"], rejected, 1)
+    if share > max_quarantined:
+      reasons = ", ".join(f"{n} × {reason}" for reason, n in said["rejected"].items())
+      lines.append(f"{name}: {rejected} rejected of {said['rows']} rows ({reasons})")
+  if lines:
+    where = f"Each is listed in {quarantine}. " if quarantine else ""
+    raise ValueError(
+      f"more than {max_quarantined:.2%} of a source was rejected: {'; '.join(lines)}. "
+      f"{where}Mend or fetch the files again, or allow it: "
+      "--config.data.max_quarantined=SHARE"
+    )
+
+
+def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+  """What `Intake.summary` gave, in lines."""
+  lines = []
+  for name, said in summary.items():
+    lines.append(f"{name}: {said['rows']:,} rows read, {said[KEPT]:,} kept")
+    for verb, key in (("left out", "left_out"), ("REJECTED", "rejected")):
+      lines += [f"  {n:>9,} {verb}: {reason}" for reason, n in said[key].items()]
+    lines += [f"    {question}: {case}" for question, case in said["cases"].items()]
+  return "\n".join(lines)
 
 
 class Distinct(Generic[K, V]):
