@@ -33,6 +33,7 @@ from imax_jax.data.sources import cxr_lt
 from imax_jax.data.sources import mimic_cxr_jpg
 from imax_jax.data.sources.intake import Intake
 from imax_jax.data.sources.masks import parse_runs
+from imax_jax.data.sources.reading import Inside
 from imax_jax.ledger import plain
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
@@ -43,6 +44,7 @@ from imax_jax.schema import Ratio
 
 _MASKS = 60
 _ROUNDS = 3
+_LOOKED_UP = 20_000
 
 
 def say(text: str) -> None:
@@ -90,6 +92,30 @@ def select(root: Path, scale: float) -> None:
   counts = {name: len(split) for name, split in made.splits.items()}
   say(f"  {'construct':16}{end - start:8.1f} s   {counts}")
   say(f"  {'all':16}{end - begun:8.1f} s, at most {peak_gib():.2f} GiB")
+
+
+def lookups(root: Path) -> None:
+  """Whether each image is there and no link leads out: on empty files, like the real ones.
+
+  The census has no images, so `select` above does not look.
+  """
+  release = root / sources.FOLDERS["mimic_cxr_jpg"]
+  found = mimic_cxr_jpg.read_radiographs(release, require_images=False)
+  paths = [r.path.removeprefix(f"{release}/") for r in found.values()][:_LOOKED_UP]
+  with tempfile.TemporaryDirectory() as folder:
+    for path in paths:
+      Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+      Path(folder, path).touch()
+    start = time.perf_counter()
+    leads_inside = Inside(folder)
+    for path in paths:
+      whole = f"{folder}/{path}"
+      assert os.path.isfile(whole) and leads_inside(whole)
+    each = (time.perf_counter() - start) / len(paths)
+  say(
+    f"images looked up, {len(paths):,} empty files: {1e6 * each:.1f} us each, "
+    f"{each * len(found):.1f} s for all {len(found):,} (on this disk)"
+  )
 
 
 def masks(root: Path) -> None:
@@ -245,6 +271,7 @@ def main() -> None:
     say(f"{size / 1e9:.2f} GB of tables, {os.cpu_count()} cores")
     with selection.uncollected():  # as the verbs `select` and `build` do
       select(root, asked.scale)
+      lookups(root)
       masks(root)
       joins(root)
 

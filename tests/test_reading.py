@@ -92,3 +92,25 @@ def test_a_line_without_an_end_is_not_kept_in_memory(tmp_path, monkeypatch):
   path.write_bytes(b"a,b,c\n" + b"1" * 5000)
   with pytest.raises(DamagedFile, match="a row of over 1000 bytes"):
     _read(path, tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_links_may_lead_where_they_stay_inside(tmp_path, ending):
+  root, outside = tmp_path / "root", tmp_path / "outside"
+  for folder in (root / "a/b", outside / "b"):
+    folder.mkdir(parents=True)
+    (folder / "x.jpg").touch()
+  (root / "a/in.jpg").symlink_to(root / "a/b/x.jpg")
+  (root / "a/out.jpg").symlink_to(outside / "b/x.jpg")
+  (root / "in").symlink_to(root / "a")
+  (root / "out").symlink_to(outside)
+  (root / "beside").symlink_to(tmp_path / "root-2")
+  leads_inside = reading.Inside(f"{root}{ending}")
+  said = {
+    "a/b/x.jpg": True, "a/in.jpg": True, "a/out.jpg": False, "in/b/x.jpg": True,
+    "out/b/x.jpg": False, "in/out.jpg": False, "beside/x.jpg": False, "x.jpg": True,
+  }  # fmt: skip
+  for _ in range(2):  # the second time of what is remembered
+    assert {name: leads_inside(f"{root}{ending}/{name}") for name in said} == said
+  (tmp_path / "link").symlink_to(root)  # the root itself may be one
+  assert reading.Inside(tmp_path / "link")(f"{tmp_path}/link/a/b/x.jpg")

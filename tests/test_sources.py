@@ -637,7 +637,7 @@ def test_no_text_of_a_patient_is_logged(tmp_path, caplog):
   _zip(tmp_path / mimic_cxr.ZIP, {1: REPORT, 2: "x\n FINDINGS: secret\n"})
   with caplog.at_level(std_logging.DEBUG, logger="absl"):
     assert len(list(mimic_cxr.read(tmp_path, RADIOGRAPHS))) == 2
-  assert "2 annotations kept" in caplog.text
+  assert "2 kept" in caplog.text
   assert "no impression" in caplog.text
   assert "lungs" not in caplog.text
   assert "secret" not in caplog.text

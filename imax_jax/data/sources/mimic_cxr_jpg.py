@@ -21,8 +21,8 @@ from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.mimic_ids import is_mimic_number
 from imax_jax.data.sources.mimic_ids import plain_id
+from imax_jax.data.sources.reading import Inside
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import leads_inside
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Radiograph
@@ -83,7 +83,7 @@ def read_radiographs(
     else:
       images.add(name, (study_id, patient, view, pixels), file, row)
   radiographs: dict[str, Radiograph] = {}
-  num_absent, real_root = 0, os.path.realpath(root)
+  num_absent, leads_inside = 0, Inside(root)
   for name, (study_id, patient, view, (width, height)), _, row in images.items():
     if view not in FRONTAL_VIEWS:
       tally.leave_out_image(name, "not frontal" if view else "view missing")
@@ -92,7 +92,7 @@ def read_radiographs(
     if require_images and not os.path.isfile(image):
       num_absent += 1
       tally.leave_out_image(name, "image file absent")
-    elif require_images and not leads_inside(image, real_root):
+    elif require_images and not leads_inside(image):
       tally.reject(file, row, "image is a link that leads out of its folder", RULE)
     else:
       tally.keep()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +27,10 @@ from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import MAX_ROW_BYTES
+from imax_jax.data.sources.reading import READ_ERRORS
+from imax_jax.data.sources.reading import Inside
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import grouped_rows
-from imax_jax.data.sources.reading import leads_inside
 from imax_jax.data.sources.reading import open_bytes
 from imax_jax.data.sources.reading import split_row
 from imax_jax.data.sources.reading import table_header
@@ -116,14 +116,14 @@ def read_radiographs(
     tally.reject(tally.name(path), row, reason, IMAGE_RULE)
   tally.add(rows)
   radiographs: dict[str, Radiograph] = {}
-  real_root = os.path.realpath(root)
+  leads_inside = Inside(root)
   for name, (patient, view), table, row in images.items():
     file = f"{name}.png"
     if require_images and file not in files:
       tally.leave_out_image(name, "image file absent")
       continue
     where = files.get(file, os.path.join(root, "images", file))
-    if not leads_inside(where, real_root):
+    if not leads_inside(where):
       reason = "image is a link that leads out of its folder"
       tally.reject(table, row, reason, IMAGE_RULE)
       continue
@@ -283,7 +283,7 @@ def _box_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
           yield row, cells
   except DamagedFile:
     raise
-  except (OSError, EOFError, zlib.error) as error:
+  except READ_ERRORS as error:
     raise DamagedFile(
       path, f"cannot be read to its end ({type(error).__name__})", AGAIN
     ) from None

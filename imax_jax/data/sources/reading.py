@@ -41,6 +41,22 @@ _MAX_RATIO = 200
 _RATIO_FREE_BYTES = 8 * 2**20
 
 
+def is_text(value: object) -> bool:
+  """Whether it is a str that UTF-8 can hold: JSON's "\\ud800", half a character, is not."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def one_line(words: Iterable[str] | str) -> str:
+  """White space collapsed."""
+  return " ".join(words.split() if isinstance(words, str) else words)
+
+
 # ── Files ─────────────────────────────────────────────────────────────────────────
 
 
@@ -89,9 +105,27 @@ def within(root: str | Path, path: Path) -> Path:
   return inside(root, path.relative_to(root).as_posix())
 
 
-def leads_inside(path: str, real_root: str) -> bool:
-  """As `inside` for the many paths that readers make up: whether no link leads out."""
-  return os.path.commonpath((os.path.realpath(path), real_root)) == real_root
+class Inside:
+  """As `inside` for the many paths below `root` that readers make up.
+
+  Each folder is looked at once: a quarter of a million images take a second, not six.
+  """
+
+  def __init__(self, root: str | Path) -> None:
+    self._root, self._real_root = str(Path(root)), os.path.realpath(root)
+    self._folders: dict[str, bool] = {}
+
+  def __call__(self, path: str) -> bool:
+    """Whether no link on the way leads out."""
+    if os.path.islink(path):
+      real = os.path.realpath(path)
+      return os.path.commonpath((real, self._real_root)) == self._real_root
+    folder = os.path.dirname(path)
+    if len(folder) <= len(self._root):
+      return True
+    if folder not in self._folders:
+      self._folders[folder] = self(folder)
+    return self._folders[folder]
 
 
 class _Bounded(io.RawIOBase):
@@ -314,22 +348,3 @@ def column_places(
       raise DamagedFile(path, f"has the column {names[found[0]]} twice")
     places.append(found[0])
   return places
-
-
-# ── Text ──────────────────────────────────────────────────────────────────────
-
-
-def is_text(value: object) -> bool:
-  """Whether it is a str that UTF-8 can hold: JSON's "\\ud800", half a character, is not."""
-  if not isinstance(value, str):
-    return False
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
-
-
-def one_line(words: Iterable[str] | str) -> str:
-  """White space collapsed."""
-  return " ".join(words.split() if isinstance(words, str) else words)
