@@ -127,6 +127,7 @@ def test_questions_said_twice_count_once_and_contradictions_not(tmp_path):
   _rewrite(tmp_path / RAD_JSON, lambda items: [*items, *again])
   found, tally = _read(vqa_rad, tmp_path)
   assert len(found) == 4
+  assert found[0].target.question == "Is the heart large?"  # as it was first asked
   assert tally.counts["says again what another row says"] == 1
   assert tally.rejected == {"contradicts another row about the same thing": 2}
 
@@ -176,6 +177,9 @@ def test_absent_and_broken_images_are_told_apart(tmp_path):
   assert tally.rejected == {
     "image is no PNG or JPEG image": 1, "image is a link that leads out of its folder": 1,
   }  # fmt: skip
+  found, tally = _read(vqa_rad, tmp_path)
+  assert len(found) == 4
+  assert tally.counts["image: not among the radiographs"] == 3 * 4
   (folder / "synpic3.jpg").unlink()
   with pytest.raises(FileNotFoundError, match="none of the 4 images.*Point vqa_rad at"):
     vqa_rad.read_radiographs(tmp_path)

@@ -24,11 +24,6 @@ from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.lung_masks import RATIO_TEXT
 from imax_jax.data.sources.lung_masks import REGION_TEXT
 from imax_jax.data.sources.lung_masks import Organs
-from imax_jax.data.sources.lung_masks import load
-from imax_jax.data.sources.lung_masks import measure
-from imax_jax.data.sources.lung_masks import ratios
-from imax_jax.data.sources.lung_masks import regions
-from imax_jax.data.sources.lung_masks import sides_of
 from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.reading import within
 from imax_jax.schema import ORGANS
@@ -174,26 +169,24 @@ def read(
       f"{REMEDY}"
     )
   tally.met("masks", " and ".join(p.relative_to(root).as_posix() for p in places))
-  organs: Organs = {}
+  organs = Organs(root, REGION_RULE, tally)
   shades: list[bool] = []
   for image_id, radiograph in radiographs.items():
     if not image_id.startswith("jsrt/"):
       continue
-    drawn = _masks(root, places, radiograph, tally)
+    drawn = _masks(places, radiograph, organs, tally)
     for organ, (path, mask) in drawn.items():
-      measured = measure(path, mask, tally)
-      if measured is not None:
-        organs.setdefault(image_id, {})[organ] = measured
+      organs.add(image_id, organ, path, mask)
     if len(shades) < _NUM_LOOKED_AT:
       shades += _lung_over_heart(radiograph, drawn)
   _check_grey_scale(root, shades, tally)
-  yield from regions(organs, sides_of(organs, tally), tally, REGION_RULE)
-  yield from ratios(organs, tally, RATIO_RULE)
+  yield from organs.regions(organs.sides())
+  yield from organs.ratios(RATIO_RULE)
   tally.log()
 
 
 def _masks(
-  root: str | Path, places: list[Path], radiograph: Radiograph, tally: Tally
+  places: list[Path], radiograph: Radiograph, organs: Organs, tally: Tally
 ) -> dict[str, tuple[Path, np.ndarray]]:
   """Organ -> its file and mask, of an image."""
   drawn: dict[str, tuple[Path, np.ndarray]] = {}
@@ -202,7 +195,7 @@ def _masks(
     if path is None:
       tally.leave_out(f"no mask of {organ}")
       continue
-    mask = load(root, path, radiograph, tally, REGION_RULE)
+    mask = organs.load(path, radiograph)
     if mask is not None:
       drawn[organ] = (path, mask)
   return drawn

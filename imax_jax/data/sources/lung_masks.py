@@ -57,69 +57,66 @@ class Organ(NamedTuple):
   height: int
 
 
-# image id -> what the release calls an organ -> its mask, measured.
-Organs = dict[str, dict[str, Organ]]
+class Organs:
+  """The measured masks of a source's images; `rule` is that of their regions."""
 
+  def __init__(self, root: str | Path, rule: str, tally: Tally) -> None:
+    self._root, self._rule, self._tally = root, rule, tally
+    # image id -> what the release calls an organ -> its mask, measured.
+    self._found: dict[str, dict[str, Organ]] = {}
 
-def load(
-  root: str | Path, path: Path, radiograph: Radiograph, tally: Tally, rule: str
-) -> np.ndarray | None:
-  """A mask, bool[H, W]; None where it is rejected, which costs this mask only."""
-  tally.rows += 1
-  try:
-    within(root, path)
-    mask = read_mask(tally.opened(path))
+  def load(self, path: Path, radiograph: Radiograph) -> np.ndarray | None:
+    """A mask, bool[H, W]; None where it is rejected, which costs this mask only."""
+    self._tally.rows += 1
+    try:
+      within(self._root, path)
+      mask = read_mask(self._tally.opened(path))
+      height, width = mask.shape
+      stretch = width * radiograph.height / (height * radiograph.width)
+      if abs(stretch - 1) > _MAX_STRETCH:
+        raise DamagedFile(path, "mask has another shape than its image")
+    except DamagedFile as error:
+      self._tally.reject(self._tally.name(path), None, error.reason, self._rule)
+      return None
+    return mask
+
+  def add(self, image_id: str, organ: str, path: Path, mask: np.ndarray) -> None:
+    """Takes a mask's box and area; an empty mask is left out."""
+    box = box_of(mask)
+    if box is None:
+      self._tally.leave_out("mask empty")
+      return
     height, width = mask.shape
-    stretch = width * radiograph.height / (height * radiograph.width)
-    if abs(stretch - 1) > _MAX_STRETCH:
-      raise DamagedFile(path, "mask has another shape than its image")
-  except DamagedFile as error:
-    tally.reject(tally.name(path), None, error.reason, rule)
-    return None
-  return mask
+    measured = Organ(path, box, area_of(mask), width, height)
+    self._found.setdefault(image_id, {})[organ] = measured
 
+  def sides(self) -> Sides:
+    """Whose left the masks of "left lung" are, from where they lie."""
+    sides = find_sides(
+      (name, {k: (o.box[0] + o.box[2]) / 2 / o.width for k, o in organs.items()})
+      for name, organs in self._found.items()
+    )
+    self._tally.met(QUESTION, sides.case)
+    return sides
 
-def measure(path: Path, mask: np.ndarray, tally: Tally) -> Organ | None:
-  """A mask's box and area; an empty mask is left out."""
-  box = box_of(mask)
-  if box is None:
-    tally.leave_out("mask empty")
-    return None
-  height, width = mask.shape
-  return Organ(path, box, area_of(mask), width, height)
+  def regions(self, sides: Sides) -> Iterator[Annotation]:
+    """Yields a `Region` an organ, for REC and for REG."""
+    for image_id, organs in self._found.items():
+      for given, organ in organs.items():
+        if not sides.knows(image_id, given):
+          self._tally.leave_out(ODD)
+          continue
+        self._tally.keep(2)
+        name = sides.name(given)
+        region = Region(name, fractions(organ.box, organ.width, organ.height))
+        origin = self._tally.origin(organ.path, 0, self._rule)
+        for task in ("rec", "reg"):
+          yield Annotation(image_id, task, name, region, origin)
 
-
-def sides_of(organs: Organs, tally: Tally) -> Sides:
-  """Whose left the masks of "left lung" are, from where they lie."""
-  sides = find_sides(
-    (image_id, {name: (o.box[0] + o.box[2]) / 2 / o.width for name, o in found.items()})
-    for image_id, found in organs.items()
-  )
-  tally.met(QUESTION, sides.case)
-  return sides
-
-
-def regions(
-  organs: Organs, sides: Sides, tally: Tally, rule: str
-) -> Iterator[Annotation]:
-  """Yields a `Region` an organ, for REC and for REG."""
-  for image_id, found in organs.items():
-    for given, organ in found.items():
-      if not sides.knows(image_id, given):
-        tally.leave_out(ODD)
-        continue
-      tally.keep(2)
-      name = sides.name(given)
-      region = Region(name, fractions(organ.box, organ.width, organ.height))
-      origin = tally.origin(organ.path, 0, rule)
-      for task in ("rec", "reg"):
-        yield Annotation(image_id, task, name, region, origin)
-
-
-def ratios(organs: Organs, tally: Tally, rule: str) -> Iterator[Annotation]:
-  """Yields CTR and CPAR, for which left and right need not be told apart."""
-  for image_id, found in organs.items():
-    yield from _ratios(image_id, found, tally, rule)
+  def ratios(self, rule: str) -> Iterator[Annotation]:
+    """Yields CTR and CPAR, for which left and right need not be told apart."""
+    for image_id, organs in self._found.items():
+      yield from _ratios(image_id, organs, self._tally, rule)
 
 
 def _ratios(

@@ -20,11 +20,6 @@ from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.lung_masks import RATIO_TEXT
 from imax_jax.data.sources.lung_masks import REGION_TEXT
 from imax_jax.data.sources.lung_masks import Organs
-from imax_jax.data.sources.lung_masks import load
-from imax_jax.data.sources.lung_masks import measure
-from imax_jax.data.sources.lung_masks import ratios
-from imax_jax.data.sources.lung_masks import regions
-from imax_jax.data.sources.lung_masks import sides_of
 from imax_jax.data.sources.tuberculosis import GRADE_TEXT
 from imax_jax.data.sources.tuberculosis import IMAGE_TEXT
 from imax_jax.data.sources.tuberculosis import find_images
@@ -76,7 +71,7 @@ def read(
   tally = Tally("montgomery") if tally is None else tally
   yield from grades("montgomery", radiographs, tally)
   hearts = _hearts(Path(root), tally)
-  organs: Organs = {}
+  organs = Organs(root, REGION_RULE, tally)
   for image_id, radiograph in radiographs.items():
     source, _, name = image_id.partition("/")
     if source != "montgomery":
@@ -89,12 +84,11 @@ def read(
       if not path.is_file():
         tally.leave_out(f"no mask of {organ}")
         continue
-      mask = load(root, path, radiograph, tally, REGION_RULE)
-      found = None if mask is None else measure(path, mask, tally)
-      if found is not None:
-        organs.setdefault(image_id, {})[organ] = found
-  yield from regions(organs, sides_of(organs, tally), tally, REGION_RULE)
-  yield from ratios(organs, tally, RATIO_RULE)
+      mask = organs.load(path, radiograph)
+      if mask is not None:
+        organs.add(image_id, organ, path, mask)
+  yield from organs.regions(organs.sides())
+  yield from organs.ratios(RATIO_RULE)
   tally.log()
 
 

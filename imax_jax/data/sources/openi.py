@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +36,7 @@ from imax_jax.data.sources.openi_xml import Rejected
 from imax_jax.data.sources.openi_xml import tree_of
 from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.reading import AGAIN
+from imax_jax.data.sources.reading import READ_ERRORS
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.reading import open_bytes
 from imax_jax.data.sources.reading import within
@@ -283,7 +283,7 @@ def _from_archive(archive: Path, tally: Tally) -> Iterator[tuple[Path, bytes]]:
         raise DamagedFile(archive, "has something behind its last member", AGAIN)
   except DamagedFile:
     raise
-  except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+  except (*READ_ERRORS, tarfile.TarError, ValueError) as error:
     raise DamagedFile(
       archive, f"cannot be read to its end ({type(error).__name__})", AGAIN
     ) from None

@@ -20,9 +20,6 @@ import numpy as np
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.lung_masks import REGION_TEXT
 from imax_jax.data.sources.lung_masks import Organs
-from imax_jax.data.sources.lung_masks import load
-from imax_jax.data.sources.lung_masks import measure
-from imax_jax.data.sources.lung_masks import regions
 from imax_jax.data.sources.masks import box_of
 from imax_jax.data.sources.sides import QUESTION
 from imax_jax.data.sources.sides import Sides
@@ -80,7 +77,7 @@ def read(
   tally = Tally("shenzhen") if tally is None else tally
   yield from grades("shenzhen", radiographs, tally)
   files = _mask_files(root, tally)
-  organs: Organs = {}
+  organs = Organs(root, REGION_RULE, tally)
   for image_id, radiograph in radiographs.items():
     source, _, name = image_id.partition("/")
     if source != "shenzhen":
@@ -88,7 +85,7 @@ def read(
     if name not in files:
       tally.leave_out("no mask of the lungs")
       continue
-    mask = load(root, files[name], radiograph, tally, REGION_RULE)
+    mask = organs.load(files[name], radiograph)
     if mask is None:
       continue
     halves = part(mask)
@@ -96,12 +93,9 @@ def read(
       tally.leave_out("lungs' mask has no gap between them")
       continue
     for organ, half in zip((_RIGHT, _LEFT), halves, strict=True):
-      found = measure(files[name], half, tally)
-      if found is not None:
-        organs.setdefault(image_id, {})[organ] = found
+      organs.add(image_id, organ, files[name], half)
   tally.met(QUESTION, "not said by one mask of both: taken to face the reader")
-  as_shown = Sides(exchanged=False, odd=frozenset(), case="")
-  yield from regions(organs, as_shown, tally, REGION_RULE)
+  yield from organs.regions(Sides(exchanged=False, odd=frozenset(), case=""))
   tally.log()
 
 

@@ -17,16 +17,15 @@ import collections
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.json_files import json_whole
-from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.questions import SUBTASK_RULE
+from imax_jax.data.sources.questions import Item
 from imax_jax.data.sources.questions import Questions
-from imax_jax.data.sources.questions import asked
+from imax_jax.data.sources.questions import find_images
 from imax_jax.data.sources.questions import text_of
 from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import inside
@@ -75,32 +74,13 @@ def read_radiographs(
     DamagedFile: a JSON file is damaged.
   """
   tally = Tally("slake images") if tally is None else tally
-  seen: set[str] = set()
-  radiographs: dict[str, Radiograph] = {}
-  for path, row, name, _ in _items(root, tally, count=False):
-    image_id = _image_id(name)
-    if image_id in seen:
-      continue
-    seen.add(image_id)
-    tally.rows += 1
-    try:
-      file = inside(path.parent, f"imgs/{name}")
-      if not file.is_file():
-        tally.leave_out_image(image_id, "image file absent")
-        continue
-      width, height = size_of(file)
-    except DamagedFile as error:
-      tally.reject(tally.name(path), row, f"image {error.reason}", IMAGE_RULE)
-      continue
-    radiographs[image_id] = Radiograph(
-      image_id, image_id, image_id, "", width, height, str(file)
-    )
+  # `read` judges and lists the items; here they only name images.
+  radiographs = find_images(_items(root, tally, Tally("slake")), IMAGE_RULE, tally)
   tally.met("patient ids", "none: an image is its own patient")
-  tally.keep(len(radiographs))
   tally.log()
-  if seen and not radiographs:
+  if tally.rows and not radiographs:
     raise FileNotFoundError(
-      f"{root}: none of the {len(seen)} radiographs can be read under imgs/. {REMEDY}"
+      f"{root}: none of the {tally.rows} radiographs can be read under imgs/. {REMEDY}"
     )
   return radiographs
 
@@ -117,39 +97,32 @@ def read(
     FileNotFoundError, DamagedFile: a JSON file of questions is missing or damaged.
   """
   tally = Tally("slake") if tally is None else tally
-  said = Questions(tally)
-  images: dict[str, None] = {}  # a dict keeps the order, a set would not
-  for path, row, name, item in _items(root, tally):
-    found = asked(item, "content_type")
-    if isinstance(found, str):
-      tally.reject(tally.name(path), row, found, RULE)
-    elif _image_id(name) not in radiographs:
-      tally.absent(_image_id(name))
-    else:
-      images[_image_id(name)] = None
-      said.add(_image_id(name), *found, path, row)
-  yield from said.annotations(RULE)
-  yield from _regions([radiographs[image_id] for image_id in images], tally)
+  questions = Questions(radiographs, "content_type", RULE, tally)
+  for item in _items(root, tally, tally):
+    questions.add(item)
+  yield from questions.annotations()
+  asked = [radiographs[image_id] for image_id in questions.image_ids()]
+  yield from _regions(asked, tally)
   tally.log()
 
 
-def _items(
-  root: str | Path, tally: Tally, *, count: bool = True
-) -> Iterator[tuple[Path, int, str, dict[str, Any]]]:
-  """(file, row, img_name, item) of the items to read; `count`: tally the others."""
+def _items(root: str | Path, files: Tally, rows: Tally) -> Iterator[Item]:
+  """The items to read; `files` gets the files that were opened, `rows` counts all."""
   for names in SPLITS:
     places = [f"{folder}{name}" for folder in FOLDERS for name in names]
-    path = find_file(root, places, remedy=REMEDY, tally=tally)
-    for row, item in json_list(path):
-      reason = _why_not(item)
-      if count:
-        tally.rows += 1
+    path = find_file(root, places, remedy=REMEDY, tally=files)
+    for row, said in json_list(path):
+      rows.rows += 1
+      reason = _why_not(said)
       if reason is None:
-        yield path, row, text_of(item["img_name"]), item
-      elif count and reason == "no img_name":
-        tally.reject(tally.name(path), row, reason, RULE)
-      elif count:
-        tally.leave_out(reason)
+        name = text_of(said["img_name"])
+        # "xmlab102/source.jpg" -> "slake/xmlab102"
+        image_id = f"slake/{name.rsplit('/', 1)[0]}"
+        yield Item(path, row, image_id, "", f"imgs/{name}", said)
+      elif reason == "no img_name":
+        rows.reject(rows.name(path), row, reason, RULE)
+      else:
+        rows.leave_out(reason)
 
 
 def _why_not(item: object) -> str | None:
@@ -161,11 +134,6 @@ def _why_not(item: object) -> str | None:
   if text_of(item.get("location")).lower() not in ("lung", "chest"):
     return "location neither Lung nor Chest"
   return None if text_of(item.get("q_lang")).lower() == "en" else "not in English"
-
-
-def _image_id(name: str) -> str:
-  """ "xmlab102/source.jpg" -> "slake/xmlab102"."""
-  return f"slake/{name.rsplit('/', 1)[0]}"
 
 
 # ── Boxes ─────────────────────────────────────────────────────────────────────────

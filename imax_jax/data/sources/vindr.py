@@ -20,7 +20,6 @@ it must not be a smaller copy.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
+from imax_jax.data.sources.vindr_boxes import IMAGE_NAME
 from imax_jax.data.sources.vindr_boxes import RULE as REGION_RULE
 from imax_jax.data.sources.vindr_boxes import RULE_TEXT as REGION
 from imax_jax.data.sources.vindr_boxes import Row
@@ -75,7 +75,6 @@ COLUMNS: dict[str, str] = {
 # Kaggle's fourteen classes have no Pneumonia (it has no box) and no Edema.
 KAGGLE = tuple(name for name in COLUMNS if name not in ("Pneumonia", "Edema"))
 READERS = 3
-_ID = re.compile(r"[0-9a-f]{32}")
 _BIT = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "": 0}
 
 
@@ -122,7 +121,7 @@ def read_radiographs(
     # `read` judges and lists the rows; here they only name images.
     rows = table_rows(split.labels, ("image_id",), Tally("vindr"))
     for row, (cell,) in rows:
-      if cell in named or not _ID.fullmatch(cell):
+      if cell in named or not IMAGE_NAME.fullmatch(cell):
         continue
       named.add(cell)
       tally.rows += 1
@@ -218,7 +217,7 @@ def _votes(path: Path, radiographs: Mapping[str, Radiograph], tally: Tally) -> V
   blank = False
   for row, (cell, reader, *cells) in table_rows(path, columns, tally):
     bits = tuple(_BIT.get(one.strip(), -1) for one in cells)
-    if not _ID.fullmatch(cell) or not reader:
+    if not IMAGE_NAME.fullmatch(cell) or not reader:
       tally.reject(tally.name(path), row, "image or reader id of the wrong form", RULE)
     elif -1 in bits:
       tally.reject(tally.name(path), row, "a label is neither 0 nor 1", RULE)

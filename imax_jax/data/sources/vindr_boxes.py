@@ -31,7 +31,7 @@ NO_FINDING, OTHER = "no finding", "other lesion"
 _BEYOND = "a box of this image is outside of it: is the image a smaller copy?"
 # Single rows may be wrong; this many images are not.
 _FEW_BEYOND, _SHARE_BEYOND = 3, 0.05
-_ID = re.compile(r"[0-9a-f]{32}")
+IMAGE_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class Row(NamedTuple):
@@ -57,7 +57,7 @@ def read_rows(
     file, image_id = tally.name(path), f"vindr/{cell}"
     name = " ".join(finding.lower().split())
     key = (image_id, reader, name, tuple(sides))
-    if not _ID.fullmatch(cell) or not reader.strip() or not name:
+    if not IMAGE_NAME.fullmatch(cell) or not reader.strip() or not name:
       tally.reject(file, row, "image id, reader or class_name of the wrong form", RULE)
     elif image_id not in radiographs:
       tally.absent(image_id)

@@ -17,18 +17,15 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from pathlib import PurePosixPath
-from typing import Any
 
-from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
-from imax_jax.data.sources.pictures import size_of
 from imax_jax.data.sources.questions import SUBTASK_RULE
+from imax_jax.data.sources.questions import Item
 from imax_jax.data.sources.questions import Questions
-from imax_jax.data.sources.questions import asked
+from imax_jax.data.sources.questions import find_images
 from imax_jax.data.sources.questions import text_of
 from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import inside
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
@@ -58,34 +55,12 @@ def read_radiographs(
   """
   tally = Tally("vqa_rad images") if tally is None else tally
   path = find_file(root, [ITEMS], remedy=REMEDY, tally=tally)
-  cases: dict[str, str] = {}
-  radiographs: dict[str, Radiograph] = {}
-  for row, name, item in _items(path):
-    image_id, case = _image_id(name), text_of(item.get("image_case_url"))
-    if image_id in cases:
-      if case != cases[image_id]:
-        tally.met("an image under two cases", "yes: the first counts")
-      continue
-    cases[image_id] = case
-    tally.rows += 1
-    try:
-      file = inside(root, f"{FOLDER}/{name}")
-      if not file.is_file():
-        tally.leave_out_image(image_id, "image file absent")
-        continue
-      width, height = size_of(file)
-    except DamagedFile as error:
-      tally.reject(tally.name(path), row, f"image {error.reason}", IMAGE_RULE)
-      continue
-    patient = f"vqa_rad/{case}" if case else image_id
-    radiographs[image_id] = Radiograph(
-      image_id, image_id, patient, "", width, height, str(file)
-    )
-  tally.keep(len(radiographs))
+  # `read` judges and lists the items; here they only name images.
+  radiographs = find_images(_items(path, Tally("vqa_rad")), IMAGE_RULE, tally)
   tally.log()
-  if cases and not radiographs:
+  if tally.rows and not radiographs:
     raise FileNotFoundError(
-      f"{root}/{FOLDER}: none of the {len(cases)} images of the chest can be read. "
+      f"{root}/{FOLDER}: none of the {tally.rows} images of the chest can be read. "
       f"{REMEDY}"
     )
   return radiographs
@@ -104,38 +79,25 @@ def read(
   """
   tally = Tally("vqa_rad") if tally is None else tally
   path = find_file(root, [ITEMS], remedy=REMEDY, tally=tally)
-  said = Questions(tally)
-  for row, name, item in _items(path, tally):
-    found = asked(item, "question_type")
-    if isinstance(found, str):
-      tally.reject(tally.name(path), row, found, RULE)
-    elif _image_id(name) not in radiographs:
-      tally.absent(_image_id(name))
-    else:
-      said.add(_image_id(name), *found, path, row)
-  yield from said.annotations(RULE)
+  questions = Questions(radiographs, "question_type", RULE, tally)
+  for item in _items(path, tally):
+    questions.add(item)
+  yield from questions.annotations()
   tally.log()
 
 
-def _items(
-  path: Path, tally: Tally | None = None
-) -> Iterator[tuple[int, str, dict[str, Any]]]:
-  """(row, image_name, item) of the chest's items; `tally` gets the others."""
-  for row, item in json_list(path):
+def _items(path: Path, tally: Tally) -> Iterator[Item]:
+  """The items about the chest; `tally` counts all."""
+  for row, said in json_list(path):
+    tally.rows += 1
     organ = name = ""
-    if isinstance(item, dict):
-      organ, name = text_of(item.get("image_organ")), text_of(item.get("image_name"))
-    if organ and name and organ.upper() == "CHEST":
-      if tally is not None:
-        tally.rows += 1
-      yield row, name, item
-    elif tally is not None:
-      tally.rows += 1
-      if organ and name:
-        tally.leave_out("organ is not the chest")
-      else:
-        tally.reject(tally.name(path), row, "no image_name or image_organ", RULE)
-
-
-def _image_id(name: str) -> str:
-  return f"vqa_rad/{PurePosixPath(name).stem}"
+    if isinstance(said, dict):
+      organ, name = text_of(said.get("image_organ")), text_of(said.get("image_name"))
+    if not organ or not name:
+      tally.reject(tally.name(path), row, "no image_name or image_organ", RULE)
+    elif organ.upper() != "CHEST":
+      tally.leave_out("organ is not the chest")
+    else:
+      case = text_of(said.get("image_case_url"))
+      image_id, patient_id = PurePosixPath(name).stem, case and f"vqa_rad/{case}"
+      yield Item(path, row, f"vqa_rad/{image_id}", patient_id, f"{FOLDER}/{name}", said)
