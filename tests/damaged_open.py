@@ -13,6 +13,9 @@ import gzip
 import io
 import json
 import shutil
+import struct
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ REPORT = f"In this invented text {SECRET} and the lungs are clear."
 
 Damage = Callable[[Path], None]
 Lost = Callable[[Annotation], bool]
+ZIP = "mimic-cxr-reports.zip"
 # (source, file, row, how the reason begins)
 Line = tuple[str, str, int | None, str]
 
@@ -46,6 +50,8 @@ class Exact:
   damage: Damage
   lines: tuple[Line, ...]
   lost: Lost | None
+  # (file, row): a row more stands there, which moves that file's others on.
+  inserted: tuple[str, int] | None = None
 
   @property
   def source(self) -> str:
@@ -60,7 +66,8 @@ ROOTS = {
   "mimic_cxr/annotation": "annotation.json",
 }
 IMAGES_OF = {
-  "chexmask_nih": "nih", "mimic_cxr": "mimic_cxr_jpg", "cxr_lt": "mimic_cxr_jpg"
+  "chexmask_nih": "nih", "mimic_cxr": "mimic_cxr_jpg", "cxr_lt": "mimic_cxr_jpg",
+  "cardiomegaly": "mimic_cxr_jpg",
 }  # fmt: skip
 OWN_ROWS = (
   ("ana/1.png", "ana", "calculation", "CTR", "0.47"),
@@ -79,7 +86,8 @@ def write_bases(root: Path, mimic_jpg: Path) -> dict[str, Path]:
     for name in ("nih", "openi", "vqa_rad", "slake", "vindr", "jsrt", "montgomery",
                  "shenzhen", "own", "own/jsonl", "opencxr", "chexmask_nih",
                  "mimic_cxr/folder", "mimic_cxr/sectioned", "mimic_cxr/captions",
-                 "mimic_cxr/annotation", "cxr_lt/2023", "openi/packed")
+                 "mimic_cxr/annotation", "cxr_lt/2023", "openi/packed", "mimic_cxr/zip",
+                 "cardiomegaly/gz")
   }  # fmt: skip
   nih_layout.write_nih(bases["nih"], 6)
   _write_openi(bases["openi"], bases["openi/packed"])
@@ -182,6 +190,10 @@ def _write_reports(mimic_jpg: Path, bases: dict[str, Path]) -> None:
   text = f"x\n FINDINGS: {REPORT}\n IMPRESSION: {SECRET}\n"
   sectioned = ["study,impression,findings"]
   captions, reports = [], []
+  bases["mimic_cxr/zip"].mkdir()
+  with zipfile.ZipFile(bases["mimic_cxr/zip"] / ZIP, "w", zipfile.ZIP_DEFLATED) as new:
+    for study in studies:
+      new.writestr(member_of(study), text)
   for number, (patient, study, image) in enumerate(studies):
     place = f"files/p{patient[:2]}/p{patient}/s{study}.txt"
     path = bases["mimic_cxr/folder"] / place
@@ -203,6 +215,11 @@ def _write_reports(mimic_jpg: Path, bases: dict[str, Path]) -> None:
   path = bases["cxr_lt/2023"] / "cxr-lt-2023/train.csv"
   path.parent.mkdir(parents=True)
   shutil.copy(source, path)
+  bases["cardiomegaly/gz"].mkdir()
+  for name in ("CTRs.csv", "CPARs.csv"):
+    data = next(mimic_jpg.parent.parent.rglob(name)).read_bytes()
+    path = bases["cardiomegaly/gz"] / f"{name}.gz"
+    path.write_bytes(gzip.compress(data, mtime=0))
 
 
 def mimic_studies(mimic_jpg: Path) -> list[tuple[str, str, str]]:
@@ -214,6 +231,11 @@ def mimic_studies(mimic_jpg: Path) -> list[tuple[str, str, str]]:
       study = row["study_id"].removeprefix("s")
       found.setdefault(study, (row["subject_id"], study, row["dicom_id"]))
   return sorted(found.values())[:6]
+
+
+def member_of(study: tuple[str, str, str]) -> str:
+  patient, number, _ = study
+  return f"files/p{patient[:2]}/p{patient}/s{number}.txt"
 
 
 # ── Ways to spoil ─────────────────────────────────────────────────────────────────
@@ -344,6 +366,32 @@ HARMLESS: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
 )
 
 
+def header_of(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+  def changed(data: bytes) -> bytes:
+    header, _, rows = data.partition(b"\n")
+    return change(header) + b"\n" + rows
+
+  return changed
+
+
+def spaced(header: bytes) -> bytes:
+  return header.replace(b",", b" , ")
+
+
+def header_again(file: str, row: int, mark: bytes = b"") -> Damage:
+  """The header once more, as data row `row`: two tables joined end to end."""
+
+  def damage(root: Path) -> None:
+    packed = file.endswith(".gz")
+    data = (root / file).read_bytes()
+    lines = (gzip.decompress(data) if packed else data).split(b"\n")
+    lines.insert(row + 1, mark + lines[0])
+    data = b"\n".join(lines)
+    (root / file).write_bytes(gzip.compress(data, mtime=0) if packed else data)
+
+  return damage
+
+
 def swap_columns(data: bytes) -> bytes:
   """The first column becomes the last (of a table without quotes)."""
   rows = [line.split(b",") for line in data.splitlines()]
@@ -367,6 +415,9 @@ def table_cases(
   for name, damage, reason in (
     ("empty", on(file, lambda _: b""), "has no column"),
     ("another header", on(file, lambda _: b"a,b\n1,2\n"), "has no column"),
+    ("header in capitals", on(file, header_of(bytes.upper)), "has no column"),
+    ("header with spaces", on(file, header_of(spaced)), "has no column"),
+    ("CR alone", on(file, lambda d: d.replace(b"\n", b"\r")), "has no readable first"),
     ("binary", on(file, lambda _: b"\xff\xfe" * 99), "has no readable first line"),
     ("a folder", as_folder(file), "has no readable first line"),
     ("a link that leads out", link_out(file), "is a link"),
@@ -1004,7 +1055,7 @@ def report_cases(study: tuple[str, str, str]) -> Iterator[Exact]:
   moved = file.replace(f"p{patient}", "p19999999")
   yield Exact(
     "mimic_cxr/folder/two reports of a study", "mimic_cxr/folder", another,
-    tuple(("mimic_cxr", one, 0, "one of several reports") for one in (file, moved)),
+    tuple(("mimic_cxr", one, 0, "contradicts") for one in (file, moved)),
     of_study,
   )  # fmt: skip
   yield from sectioned_cases(number)
@@ -1110,11 +1161,261 @@ def json_report_cases(
     yield Exact(f"{base}/{what}", base, damage, lines, None)
 
 
+def zip_cases(studies: list[tuple[str, str, str]]) -> Iterator[Exact]:
+  """The reports as they come; what is spoilt is the last study's member, or the end."""
+  base, name = "mimic_cxr/zip", member_of(studies[-1])
+  of_study, before = at(name, 0), member_of(studies[-2])
+
+  def case(
+    what: str, damage: Damage, reason: str, *names: str, lost: Lost = of_study
+  ) -> Exact:
+    lines = tuple(("mimic_cxr", one, 0, reason) for one in names or (name,))
+    return Exact(f"{base}/{what}", base, damage, lines, lost)
+
+  def fine(what: str, damage: Damage) -> Exact:
+    return Exact(f"{base}/{what}", base, damage, (), nothing)
+
+  def given_up(what: str, change: Callable[[bytes], bytes], reason: str) -> Exact:
+    lines = (("mimic_cxr", ZIP, None, reason),)
+    return Exact(f"{base}/{what}", base, on(ZIP, change), lines, None)
+
+  torn = "cannot be unpacked"
+  yield case("encrypted", record(name, 8, "H", 1), torn)
+  yield case("packed in a way of its own", record(name, 10, "H", 99), torn)
+  yield case("packed with bzip2", packed_as(name, zipfile.ZIP_BZIP2), torn)
+  yield case("check sum wrong", record(name, 16, "I", 1), torn)
+  yield case("size understated", record(name, 24, "I", 10), torn)
+  yield fine("size overstated", record(name, 24, "I", 5000))  # the check sum is right
+  yield case("size of gigabytes", record(name, 24, "I", 3 * 10**9), "too large")
+  first = member_of(studies[0])
+  yield Exact(
+    f"{base}/begins inside another", base, record(name, 42, "I", 7),
+    (("mimic_cxr", first, 0, "overlaps"), ("mimic_cxr", name, 0, torn)),
+    lambda a: of_study(a) or at(first, 0)(a),
+  )  # fmt: skip
+  yield case("begins behind the end", record(name, 42, "I", 2**31), torn)
+  spaces = (b" " * 50 * 2**20,)
+  yield case("50 MB of spaces", with_members((name, *spaces)), "too large")
+  for size in (1000, 2**20):
+    lies = record(name, 24, "I", size)
+    damage = then(with_members((name, *spaces)), lies)
+    yield case(f"50 MB of spaces said to be {size}", damage, torn)
+  text = f"x\n FINDINGS: {REPORT}\n IMPRESSION: {SECRET}\n".encode()
+  yield fine("twice the same", more_members((name, text)))
+  other = more_members((name, text.replace(b"clear", b"not clear")))
+  yield case("twice, with another text", other, "contradicts", name, name)
+  three = more_members((name, text), (name, text + b"!"), (name, text))
+  yield case("four times, one another text", three, "contradicts", *[name] * 4)
+  both = lambda a: of_study(a) or at(before, 0)(a)  # noqa: E731
+  yield case("two of the same bytes", same_bytes(name, before), "overlaps", name, before,
+             lost=both)  # fmt: skip
+  yield case("reaches into the next", record(before, 20, "I", 5000), "overlaps", before,
+             lost=at(before, 0))  # fmt: skip
+  ends_early = on(
+    ZIP, lambda d: d.replace(name.encode(), name[:-4].encode() + b"\0txt")
+  )
+  line = ("mimic_cxr", ZIP, 5, "a name that")
+  yield Exact(f"{base}/name with a NUL", base, ends_early, (line,), of_study)
+  yield fine("garbage behind", on(ZIP, lambda d: d + b"garbage" * 99))
+  yield fine("a program before", on(ZIP, lambda d: b"#!/bin/sh\n" * 9 + d))
+  yield fine("another file", more_members(("files/index.html", SECRET.encode())))
+  yield fine("zip64", on(ZIP, zip64()))
+  incomplete = "is not a complete zip"
+  yield given_up("70 kB of garbage behind", lambda d: d + b"g" * 70_000, incomplete)
+  yield given_up("end says more members", end_record(10, "H", 7), incomplete)
+  yield given_up("end says no directory", end_record(12, "I", 0), incomplete)
+  for what, lie in (
+    ("count of 10**9", {"count": 10**9}), ("directory of 0", {"size": 0}),
+    ("directory of 100", {"size": 100}), ("directory of 2**62", {"size": 2**62}),
+    ("directory at 2**62", {"place": 2**62}), ("nine disks", {"disks": 9}),
+  ):  # fmt: skip
+    yield given_up(f"zip64 {what}", zip64(**lie), incomplete)
+  nothing_in_it = lambda _: zip_of([("index.html", b"x")])  # noqa: E731
+  yield given_up("no report", nothing_in_it, "has no report")
+  yield given_up("empty zip", lambda _: zip_of([]), "has no report")
+
+
+def zip_of(members: list[tuple[str, bytes]]) -> bytes:
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    for name, data in members:
+      new.writestr(name, data)
+  return buffer.getvalue()
+
+
+def then(*damages: Damage) -> Damage:
+  def damage(root: Path) -> None:
+    for one in damages:
+      one(root)
+
+  return damage
+
+
+def packed_as(name: str, method: int) -> Damage:
+  """A member packed in another way, its text unchanged."""
+
+  def change(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+      for one in old.namelist():
+        kind = method if one == name else zipfile.ZIP_DEFLATED
+        new.writestr(one, old.read(one), kind)
+    return buffer.getvalue()
+
+  return on(ZIP, change)
+
+
+def with_members(*members: tuple[str, bytes]) -> Damage:
+  """Members replaced."""
+
+  def change(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as old:
+      return zip_of(
+        list(({n: old.read(n) for n in old.namelist()} | dict(members)).items())
+      )
+
+  return on(ZIP, change)
+
+
+def more_members(*members: tuple[str, bytes]) -> Damage:
+  """Members added, whether or not their names are there already."""
+
+  def damage(root: Path) -> None:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of names that are there twice
+      with zipfile.ZipFile(root / ZIP, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+          archive.writestr(name, data)
+
+  return damage
+
+
+def record_of(data: bytes, name: str) -> int:
+  """Where the directory's record of a member begins."""
+  return data.index(name.encode(), data.index(b"PK\1\2")) - 46
+
+
+def record(name: str, place: int, form: str, value: int) -> Damage:
+  """Changes a number in the directory's record of a member."""
+
+  def change(data: bytes) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(f"<{form}", changed, record_of(data, name) + place, value)
+    return bytes(changed)
+
+  return on(ZIP, change)
+
+
+def same_bytes(name: str, other: str) -> Damage:
+  """The directory has one member begin where another does."""
+
+  def damage(root: Path) -> None:
+    with zipfile.ZipFile(root / ZIP) as archive:
+      start = archive.getinfo(other).header_offset
+    record(name, 42, "I", start)(root)
+
+  return damage
+
+
+def end_record(place: int, form: str, value: int) -> Callable[[bytes], bytes]:
+  def change(data: bytes) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(f"<{form}", changed, data.rindex(b"PK\5\6") + place, value)
+    return bytes(changed)
+
+  return change
+
+
+def zip64(
+  count: int = 6, size: int | None = None, place: int | None = None, disks: int = 1
+) -> Callable[[bytes], bytes]:
+  """Puts zip64's end records before the end, with the true numbers unless given."""
+
+  def change(data: bytes) -> bytes:
+    start, end = data.index(b"PK\1\2"), data.rindex(b"PK\5\6")
+    old = bytearray(data[end:])
+    struct.pack_into("<HHII", old, 8, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1)
+    numbers = (
+      count, count, end - start if size is None else size,
+      start if place is None else place,
+    )  # fmt: skip
+    large = struct.pack("<4sQHHII4Q", b"PK\6\6", 44, 45, 45, 0, 0, *numbers)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, end, disks)
+    return data[:end] + large + locator + bytes(old)
+
+  return change
+
+
+def gzip_cases() -> Iterator[Exact]:
+  base, file = "cardiomegaly/gz", "CTRs.csv.gz"
+
+  def case(what: str, change: Callable[[bytes], bytes], reason: str) -> Exact:
+    lines = ((("cardiomegaly", file, None, reason),)) if reason else ()
+    lost = None if reason else nothing
+    return Exact(f"{base}/{what}", base, on(file, change), lines, lost)
+
+  def in_two(data: bytes) -> bytes:
+    text = gzip.decompress(data)
+    return gzip.compress(text[:200]) + gzip.compress(text[200:])
+
+  cut = "cannot be read to its end"
+  yield case("two members", in_two, "")
+  yield case("an empty member behind", lambda d: d + gzip.compress(b""), "")
+  yield case("zeros behind", lambda d: d + bytes(512), "")
+  yield case("garbage behind", lambda d: d + b"garbage", cut)
+  yield case("second member cut short", lambda d: in_two(d)[:-9], cut)
+  yield case("check sum wrong", lambda d: d[:-8] + b"abcd" + d[-4:], cut)
+  yield case("size wrong", lambda d: d[:-4] + b"abcd", cut)
+  yield case("without its end", lambda d: d[:-5], cut)
+  yield case("empty", lambda _: b"", "has no column")
+  yield case("packed emptiness", lambda _: gzip.compress(b""), "has no column")
+  yield case("not packed", gzip.decompress, "has no readable first line")
+  yield case("packed twice", gzip.compress, "has no readable first line")
+
+
+def joined_cases() -> Iterator[Exact]:
+  """Tables made of parts: a header, or a byte order mark, where a row should be."""
+  for base, file, row, reason in (
+    ("cardiomegaly/gz", "CTRs.csv.gz", 3, "image id"),
+    ("nih", "Data_Entry_2017_v2020.csv", 3, "image name of"),
+    ("own", "annotations.csv", 3, "image file absent"),
+    ("cxr_lt/2023", "cxr-lt-2023/train.csv", 3, "image id"),
+    ("mimic_cxr/sectioned", "mimic_cxr_sectioned.csv", 3, "study id"),
+  ):
+    # A report's row is two lines.
+    line = 2 * row if base == "mimic_cxr/sectioned" else row
+    source = f"{base} images" if base == "own" else base.split("/")[0]
+    for what, mark in (
+      ("header again", b""),
+      ("mark and header again", b"\xef\xbb\xbf"),
+    ):
+      yield Exact(
+        f"{base}/{file}/{what}", base, header_again(file, line, mark),
+        ((source, file, row, reason),), nothing, inserted=(file, row),
+      )  # fmt: skip
+  mark = lambda row: b"\xef\xbb\xbf" + row  # noqa: E731
+  for base, file, row, lost in (
+    ("nih", "Data_Entry_2017_v2020.csv", 1, image("00000001_001")),
+    ("cxr_lt/2023", "cxr-lt-2023/train.csv", 0, at("cxr-lt-2023/train.csv", 0)),
+  ):
+    reason = "image name of" if base == "nih" else "image id"
+    yield Exact(
+      f"{base}/{file}/mark before a row", base, on_line(file, row, mark),
+      ((base.split("/")[0], file, row, reason),), lost,
+    )  # fmt: skip
+  base, file = "mimic_cxr/sectioned", "mimic_cxr_sectioned.csv"
+  yield Exact(
+    f"{base}/mark before a row", base, on_line(file, 2, mark),
+    (("mimic_cxr", file, 1, "study id"),), at(file, 1),
+  )  # fmt: skip
+
+
 def exact_cases(mimic_jpg: Path) -> list[Exact]:
   return [
     *nih_cases(), *chexmask_cases(), *openi_cases(), *packed_cases(), *question_cases(),
     *detection_cases(), *vindr_cases(), *mask_cases(), *own_cases(), *jsonl_cases(),
     *opencxr_cases(), *report_cases(mimic_studies(mimic_jpg)[0]),
+    *zip_cases(mimic_studies(mimic_jpg)), *gzip_cases(), *joined_cases(),
   ]  # fmt: skip
 
 

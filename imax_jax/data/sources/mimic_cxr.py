@@ -13,12 +13,14 @@ captions, which read like the target of the paper's Figure 1, or R2Gen's annotat
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from imax_jax.data.sources.intake import DamagedFile
@@ -59,11 +61,16 @@ RULES: dict[str, str] = {
   **FILE_RULES,
 }
 _MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt", re.ASCII)
-_ROW_START = re.compile(rb"\"?s?\d{8}\"?,")
+# The header too, with which the second of two joined tables begins: it is a bad row by
+# itself, not the end of the good one before it.
+_ROW_START = re.compile(rb"(?:\xef\xbb\xbf)?\"?(?:s?\d{8}|study)\"?,")
 # The longest report has some 20 kB.
 _MAX_REPORT_BYTES = 2**20
 _MAX_MEMBERS = 2_000_000
-SEVERAL = "one of several reports of a study, of which none is used"
+# What `unzip` knows, and what zlib can be told to unpack no more than so much of.
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOCAL_HEADER_BYTES = 30
+_END_BYTES, _END64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 # Where a study was read, its id, and its texts by section.
 _Study = tuple[tuple[str, int], str, dict[str, str]]
 
@@ -175,32 +182,91 @@ def _zip_members(
     raise DamagedFile(path, "is not a complete zip", AGAIN) from None
   with archive:
     members = sorted(archive.infolist(), key=lambda member: member.filename)
-    if len(members) > _MAX_MEMBERS:
-      raise DamagedFile(path, f"has over {_MAX_MEMBERS} members")
+    _check_directory(path, members)
+    overlapping = _overlapping(members)
     reports = _reports_of(member.filename for member in members)
+    several: Distinct[str, bytes] = Distinct(tally)
     for place, member in enumerate(members):
-      name = member.filename
-      if member.is_dir() or not name.endswith(".txt"):
+      name = member.orig_filename  # `filename` ends at a NUL
+      if member.is_dir():
         continue
       tally.rows += 1
+      if not name.endswith(".txt") and "\0" not in name:
+        tally.leave_out("a member that is no text")
+        continue
       wrong = _wrong_name(name)
       if wrong:  # the name itself may be anything
         tally.reject(tally.name(path), place, wrong, FILE_RULE)
         continue
-      if reports[plain_id(Path(name).stem)] > 1:
-        wrong = SEVERAL
-      if not wrong and member.file_size > _MAX_REPORT_BYTES:
+      study = plain_id(Path(name).stem)
+      if member.file_size > _MAX_REPORT_BYTES:
         wrong = "too large for a report"
+      elif member.header_offset in overlapping:
+        wrong = "overlaps another member"
       if wrong:
         tally.reject(name, 0, wrong, FILE_RULE)
-      elif plain_id(Path(name).stem) not in studies:
+      elif study not in studies:
         tally.leave_out("study without a frontal radiograph here")
       else:
-        try:
-          yield name, archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
-                NotImplementedError):  # fmt: skip
+        data = _unpacked(archive, member)
+        if data is None:
           tally.reject(name, 0, "cannot be unpacked", FILE_RULE)
+        elif reports[study] > 1:
+          several.add(study, data, name, 0)
+        else:
+          yield name, data
+    for _, data, name, _ in several.items():
+      yield name, data
+
+
+def _check_directory(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+  """Raises a DamagedFile if members are missing from the archive's directory.
+
+  `zipfile` reads as many as the directory holds, whatever number its end record gives.
+  """
+  if len(members) > _MAX_MEMBERS:
+    raise DamagedFile(path, f"has over {_MAX_MEMBERS} members")
+  with path.open("rb") as file:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 2**16 - _END_BYTES - _LOCATOR_BYTES - _END64_BYTES))
+    tail = file.read()
+  end = tail.rfind(b"PK\5\6")
+  promised = int.from_bytes(tail[end + 10 : end + 12], "little")
+  end64 = end - _LOCATOR_BYTES - _END64_BYTES
+  if end64 >= 0 and tail[end64 : end64 + 4] == b"PK\6\6":
+    promised = int.from_bytes(tail[end64 + 32 : end64 + 40], "little")
+  if promised > len(members) or any(member.header_offset < 0 for member in members):
+    raise DamagedFile(path, "is not a complete zip: its directory lacks members", AGAIN)
+  if not any(member.filename.endswith(".txt") for member in members):
+    raise DamagedFile(path, "has no report files/p10/p10000001/s50000001.txt", AGAIN)
+
+
+def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
+  """Where the members begin that reach into another, as in a bomb of few bytes.
+
+  The `zipfile` of some Python releases refuses them by itself, of others it does not.
+  """
+  places = sorted((m.header_offset, m.compress_size) for m in members)
+  return {
+    start
+    for (start, size), (following, _) in itertools.pairwise(places)
+    if start + _LOCAL_HEADER_BYTES + size > following
+  }
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
+  """A member's bytes; None if they are encrypted, or not what its check sum says.
+
+  No more is unpacked than a report may have, whatever size the directory gives.
+  """
+  if member.compress_type not in _PACKED:
+    return None
+  try:
+    with archive.open(member) as file:
+      return file.read(_MAX_REPORT_BYTES + 1)
+  except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
+          NotImplementedError):  # fmt: skip
+    return None
 
 
 def _reports_of(names: Iterable[str]) -> collections.Counter[str]:
@@ -227,6 +293,7 @@ def _folder_members(
       f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
     )
   root, reports = path.resolve(), _reports_of(file.name for file in files)
+  several: Distinct[str, bytes] = Distinct(tally)
   for place, file in enumerate(files):
     tally.rows += 1
     name = file.relative_to(path.parent).as_posix()
@@ -234,9 +301,8 @@ def _folder_members(
     if wrong:
       tally.reject(path.name, place, wrong, FILE_RULE)
       continue
-    if reports[plain_id(file.stem)] > 1:
-      wrong = SEVERAL
-    elif not file.resolve().is_relative_to(root):
+    study = plain_id(file.stem)
+    if not file.resolve().is_relative_to(root):
       wrong = "a link that leads out of its folder"
     elif not file.is_file():
       wrong = "no file"
@@ -244,10 +310,14 @@ def _folder_members(
       wrong = "too large for a report"
     if wrong:
       tally.reject(name, 0, wrong, FILE_RULE)
-    elif plain_id(file.stem) not in studies:
+    elif study not in studies:
       tally.leave_out("study without a frontal radiograph here")
+    elif reports[study] > 1:
+      several.add(study, tally.opened(file).read_bytes(), name, 0)
     else:
       yield name, tally.opened(file).read_bytes()
+  for _, data, name, _ in several.items():
+    yield name, data
 
 
 def _from_sectioned(
