@@ -31,9 +31,9 @@ from imax_jax.data.phantom import census
 from imax_jax.data.sources import cardiomegaly
 from imax_jax.data.sources import cxr_lt
 from imax_jax.data.sources import mimic_cxr_jpg
+from imax_jax.data.sources.files import Inside
 from imax_jax.data.sources.intake import Intake
 from imax_jax.data.sources.masks import parse_runs
-from imax_jax.data.sources.reading import Inside
 from imax_jax.ledger import plain
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation

@@ -234,7 +234,9 @@ def test_control_datasets_are_built_where_there_are_some(datasets, tmp_path):
     assert [r.image_id for r in records] == [s.radiograph.image_id for s in want]
   source = tfds.data_source("same_images", data_dir=str(tmp_path), split="train")
   assert len(source) == 10
-  with pytest.raises(FileNotFoundError, match="no split 'imax_test'; there are core_train"):
+  with pytest.raises(
+    FileNotFoundError, match="no split 'imax_test'; there are core_train"
+  ):
     builder.open_split(tmp_path, "imax_test")
 
 

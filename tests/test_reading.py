@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from imax_jax.data.sources import files
 from imax_jax.data.sources import reading
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Intake
@@ -105,7 +106,7 @@ def test_links_may_lead_where_they_stay_inside(tmp_path, ending):
   (root / "in").symlink_to(root / "a")
   (root / "out").symlink_to(outside)
   (root / "beside").symlink_to(tmp_path / "root-2")
-  leads_inside = reading.Inside(f"{root}{ending}")
+  leads_inside = files.Inside(f"{root}{ending}")
   said = {
     "a/b/x.jpg": True, "a/in.jpg": True, "a/out.jpg": False, "in/b/x.jpg": True,
     "out/b/x.jpg": False, "in/out.jpg": False, "beside/x.jpg": False, "x.jpg": True,
@@ -113,4 +114,4 @@ def test_links_may_lead_where_they_stay_inside(tmp_path, ending):
   for _ in range(2):  # the second time of what is remembered
     assert {name: leads_inside(f"{root}{ending}/{name}") for name in said} == said
   (tmp_path / "link").symlink_to(root)  # the root itself may be one
-  assert reading.Inside(tmp_path / "link")(f"{tmp_path}/link/a/b/x.jpg")
+  assert files.Inside(tmp_path / "link")(f"{tmp_path}/link/a/b/x.jpg")

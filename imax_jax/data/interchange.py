@@ -36,8 +36,8 @@ from imax_jax.data.conversations import STYLES
 from imax_jax.data.conversations import Style
 from imax_jax.data.conversations import from_object
 from imax_jax.data.conversations import to_object
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.json_files import json_list
-from imax_jax.data.sources.reading import inside
 from imax_jax.schema import ImageRecord
 
 SUFFIXES = (".jsonl", ".json")

@@ -30,11 +30,12 @@ from imax_jax.data.sources.chexmask_rows import Measured
 from imax_jax.data.sources.chexmask_rows import Piece
 from imax_jax.data.sources.chexmask_rows import measure
 from imax_jax.data.sources.chexmask_rows import places_of
+from imax_jax.data.sources.files import find_file
+from imax_jax.data.sources.files import is_packed
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.masks import cpar
 from imax_jax.data.sources.masks import ctr
-from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import table_header
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
@@ -180,9 +181,11 @@ def _pieces(
   """The file in ranges of bytes; a row belongs to the range that it begins in."""
   size = path.stat().st_size
   # A gzip file has no middle to begin in.
-  step = max(size, 1) if path.suffix == ".gz" else PIECE_BYTES
+  step = max(size, 1) if is_packed(path) else PIECE_BYTES
+  # A second header, of joined files, is a bad row by itself, not the end of the one before.
+  begins = which.row_start + rb'|"?%s"?,' % which.id_column.encode()
   return [
-    Piece(path, start, start + step, header, which.id_column, which.row_start, min_dice)
+    Piece(path, start, start + step, header, which.id_column, begins, min_dice)
     for start in range(0, max(size, 1), step)
   ]
 

@@ -14,15 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import open_bytes
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.masks import PixelBox
 from imax_jax.data.sources.masks import Runs
 from imax_jax.data.sources.masks import parse_runs
-from imax_jax.data.sources.reading import AGAIN
+from imax_jax.data.sources.reading import BOM
 from imax_jax.data.sources.reading import MAX_ROW_BYTES
 from imax_jax.data.sources.reading import column_places
 from imax_jax.data.sources.reading import grouped_rows
-from imax_jax.data.sources.reading import open_bytes
 from imax_jax.data.sources.reading import split_row
 from imax_jax.schema import ORGANS
 
@@ -148,7 +149,7 @@ def _rows(piece: Piece) -> Iterator[bytes]:
 def _skip_to_row(file: BinaryIO, place: int, begins: re.Pattern[bytes]) -> int:
   """Moves to the next line that begins a row; gives its place."""
   while line := file.readline(MAX_ROW_BYTES):
-    if begins.match(line):
+    if begins.match(line.removeprefix(BOM)):
       file.seek(place)
       break
     place += len(line)
@@ -157,7 +158,7 @@ def _skip_to_row(file: BinaryIO, place: int, begins: re.Pattern[bytes]) -> int:
 
 def _cells(row: bytes, expected: int) -> list[str] | str:
   """As `split_row`, at a tenth of its time where one cell is quoted, as landmarks are."""
-  parts = row.rstrip(b"\r\n").split(b'"')
+  parts = row.rstrip(b"\r\n").removeprefix(BOM).split(b'"')
   if len(parts) == 3 and parts[0].endswith(b",") and parts[2].startswith(b","):
     cells = [*parts[0][:-1].split(b","), parts[1], *parts[2][1:].split(b",")]
     if len(cells) == expected and b"\0" not in row:

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
-from imax_jax.data.sources.reading import within
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits

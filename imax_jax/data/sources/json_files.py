@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import READ_ERRORS
+from imax_jax.data.sources.files import open_bytes
 from imax_jax.data.sources.intake import DamagedFile
-from imax_jax.data.sources.reading import AGAIN
-from imax_jax.data.sources.reading import READ_ERRORS
-from imax_jax.data.sources.reading import open_bytes
 
 MAX_JSON_BYTES = 4 * 2**30
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from imax_jax.data.images import encode_png
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.lung_masks import RATIO_TEXT
 from imax_jax.data.sources.lung_masks import REGION_TEXT
 from imax_jax.data.sources.lung_masks import Organs
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import within
 from imax_jax.schema import ORGANS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.masks import DEFINITIONS
@@ -24,7 +25,6 @@ from imax_jax.data.sources.masks import cpar
 from imax_jax.data.sources.masks import ctr
 from imax_jax.data.sources.masks import fractions
 from imax_jax.data.sources.pictures import read_mask
-from imax_jax.data.sources.reading import within
 from imax_jax.data.sources.sides import ODD
 from imax_jax.data.sources.sides import QUESTION
 from imax_jax.data.sources.sides import Sides

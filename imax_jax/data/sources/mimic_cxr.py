@@ -23,14 +23,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import find_file
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.mimic_ids import images_by_study
 from imax_jax.data.sources.mimic_ids import is_mimic_number
 from imax_jax.data.sources.mimic_ids import plain_id
-from imax_jax.data.sources.reading import AGAIN
-from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.data.sources.report_files import RULES as FILE_RULES
@@ -63,7 +63,7 @@ RULES: dict[str, str] = {
 _MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt", re.ASCII)
 # The header too, with which the second of two joined tables begins: it is a bad row by
 # itself, not the end of the good one before it.
-_ROW_START = re.compile(rb"(?:\xef\xbb\xbf)?\"?(?:s?\d{8}|study)\"?,")
+_ROW_START = re.compile(rb"\"?(?:s?\d{8}|study)\"?,")
 # The longest report has some 20 kB.
 _MAX_REPORT_BYTES = 2**20
 _MAX_MEMBERS = 2_000_000

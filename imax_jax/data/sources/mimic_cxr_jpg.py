@@ -15,14 +15,14 @@ import functools
 import os
 from pathlib import Path
 
+from imax_jax.data.sources.files import Inside
+from imax_jax.data.sources.files import find_file
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
 from imax_jax.data.sources.mimic_ids import is_mimic_number
 from imax_jax.data.sources.mimic_ids import plain_id
-from imax_jax.data.sources.reading import Inside
-from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import Radiograph

@@ -22,16 +22,16 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import READ_ERRORS
+from imax_jax.data.sources.files import Inside
+from imax_jax.data.sources.files import find_file
+from imax_jax.data.sources.files import open_bytes
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
-from imax_jax.data.sources.reading import AGAIN
 from imax_jax.data.sources.reading import MAX_ROW_BYTES
-from imax_jax.data.sources.reading import READ_ERRORS
-from imax_jax.data.sources.reading import Inside
-from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import grouped_rows
-from imax_jax.data.sources.reading import open_bytes
 from imax_jax.data.sources.reading import split_row
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows

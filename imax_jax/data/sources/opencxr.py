@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.sources.files import find_file
+from imax_jax.data.sources.files import inside
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_whole
@@ -30,9 +33,6 @@ from imax_jax.data.sources.opencxr_items import fault
 from imax_jax.data.sources.opencxr_items import native_targets
 from imax_jax.data.sources.opencxr_items import pseudo_targets
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import inside
-from imax_jax.data.sources.reading import within
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 

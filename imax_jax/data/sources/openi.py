@@ -26,6 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import READ_ERRORS
+from imax_jax.data.sources.files import open_bytes
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
@@ -35,11 +39,7 @@ from imax_jax.data.sources.openi_xml import MAX_XML_BYTES
 from imax_jax.data.sources.openi_xml import Rejected
 from imax_jax.data.sources.openi_xml import tree_of
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import AGAIN
-from imax_jax.data.sources.reading import READ_ERRORS
 from imax_jax.data.sources.reading import one_line
-from imax_jax.data.sources.reading import open_bytes
-from imax_jax.data.sources.reading import within
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import Annotation
 from imax_jax.schema import Bits

@@ -20,6 +20,7 @@ from typing import Any
 
 from imax_jax.data import dicom
 from imax_jax.data.sources.dicom_header import size_and_view
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
@@ -31,7 +32,6 @@ from imax_jax.data.sources.own_rows import Row
 from imax_jax.data.sources.own_rows import find
 from imax_jax.data.sources.own_rows import rows as rows_in
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph

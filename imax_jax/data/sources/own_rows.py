@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.intake import ROW_RULE
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
-from imax_jax.data.sources.reading import inside
 
 FILES = ("annotations.csv", "annotations.jsonl")
 REQUIRED = ("image", "task", "answer")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation

@@ -1,28 +1,28 @@
-"""What the readers share: finding a file, its rows by column name.
+"""What the readers share: the rows of a table by column name.
 
-The releases differ in small ways (gunzipped files, columns in another order), and these
+The releases differ in small ways (columns in another order, other names), and these
 differences are met here once. So is damage: a bad row is rejected and the next is read; a
 bad file raises `DamagedFile`.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import gzip
 import io
 import math
-import os
 import re
-import zlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from typing import BinaryIO
 
 import numpy as np
 
+from imax_jax.data.sources.files import AGAIN
+from imax_jax.data.sources.files import READ_ERRORS
+from imax_jax.data.sources.files import open_bytes
 from imax_jax.data.sources.intake import ROW_RULE
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
@@ -30,15 +30,11 @@ from imax_jax.data.sources.intake import Tally
 # A column by name, or by any of several names that releases have used for it.
 Column = str | tuple[str, ...]
 
-AGAIN = "download it again and compare it with SHA256SUMS.txt"
-READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 # The longest row of the releases has some 100 kB (CheXmask); a table's row is a line.
 MAX_ROW_BYTES = 16 * 2**20
 MAX_EMPTY_LINES = 1000
+BOM = codecs.BOM_UTF8  # before a row where two tables were joined
 _PIECE_BYTES = 2**20  # of a table that is split at once
-# gzip reaches 1000 : 1 on a bomb, some 10 : 1 on these tables.
-_MAX_RATIO = 200
-_RATIO_FREE_BYTES = 8 * 2**20
 
 
 def is_text(value: object) -> bool:
@@ -55,112 +51,6 @@ def is_text(value: object) -> bool:
 def one_line(words: Iterable[str] | str) -> str:
   """White space collapsed."""
   return " ".join(words.split() if isinstance(words, str) else words)
-
-
-# ── Files ─────────────────────────────────────────────────────────────────────────
-
-
-def find_file(
-  root: str | Path, names: Sequence[str], *, remedy: str, tally: Tally | None = None
-) -> Path:
-  """The first of `names` under `root`; "x.csv.gz" also finds "x.csv" and the reverse.
-
-  Raises:
-    FileNotFoundError: no name exists; says which were looked for, where, and `remedy`.
-    DamagedFile: it is a link to outside of `root`.
-  """
-  for name in names:
-    other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
-    for candidate in (name, other):
-      if Path(root, candidate).exists():
-        path = inside(root, candidate)
-        return path if tally is None else tally.opened(path)
-  raise FileNotFoundError(
-    f"{root}: expected {' or '.join(names)}, which is not there. {remedy}"
-  )
-
-
-def inside(root: str | Path, name: str) -> Path:
-  """`root/name`, for a name that was read from a file.
-
-  Raises:
-    DamagedFile: an absolute name, one that climbs with "..", one with a NUL or a
-      backslash, or a way through a link that leads out of `root`.
-  """
-  if "\0" in name or "\\" in name or "//" in f"/{name}" or ".." in name.split("/"):
-    raise DamagedFile(root, "names a file outside its own folder")
-  path = Path(root, name)
-  try:
-    path.exists()  # pathlib hides too long a name from resolve()
-    real = path.resolve()
-  except (OSError, RuntimeError):  # or links in a circle
-    raise DamagedFile(root, "names a file that no folder can hold") from None
-  if not real.is_relative_to(Path(root).resolve()):
-    raise DamagedFile(path, "is a link that leads out of its folder")
-  return path
-
-
-def within(root: str | Path, path: Path) -> Path:
-  """A path that was found below `root`; raises as `inside`."""
-  return inside(root, path.relative_to(root).as_posix())
-
-
-class Inside:
-  """As `inside` for the many paths below `root` that readers make up.
-
-  Each folder is looked at once: a quarter of a million images take a second, not six.
-  """
-
-  def __init__(self, root: str | Path) -> None:
-    self._root, self._real_root = str(Path(root)), os.path.realpath(root)
-    self._folders: dict[str, bool] = {}
-
-  def __call__(self, path: str) -> bool:
-    """Whether no link on the way leads out."""
-    if os.path.islink(path):
-      real = os.path.realpath(path)
-      return os.path.commonpath((real, self._real_root)) == self._real_root
-    folder = os.path.dirname(path)
-    if len(folder) <= len(self._root):
-      return True
-    if folder not in self._folders:
-      self._folders[folder] = self(folder)
-    return self._folders[folder]
-
-
-class _Bounded(io.RawIOBase):
-  """A gzip file's content, refused once it is out of all proportion to the file."""
-
-  def __init__(self, path: Path) -> None:
-    self._path, self._size = path, path.stat().st_size
-    self._file = gzip.GzipFile(path)
-    self._given = 0
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer: Any) -> int:
-    # One piece at a time, so that what precedes a damaged place is still given.
-    data = self._file.read1(len(buffer))
-    buffer[: len(data)] = data
-    self._given += len(data)
-    if self._given > _RATIO_FREE_BYTES and self._given > _MAX_RATIO * self._size:
-      raise DamagedFile(self._path, f"unpacks to over {_MAX_RATIO} times its size")
-    return len(data)
-
-  def close(self) -> None:
-    self._file.close()
-    super().close()
-
-
-def open_bytes(path: Path) -> io.BufferedReader:
-  """A gzipped or plain file's content; a gzip bomb raises `DamagedFile` as it is read."""
-  if path.suffix in (".gz", ".tgz"):
-    return io.BufferedReader(_Bounded(path), 2**20)
-  return io.BufferedReader(path.open("rb", buffering=0), 2**20)
-
-
-# ── Tables ────────────────────────────────────────────────────────────────────────
 
 
 def table_header(path: Path) -> list[str]:
@@ -246,7 +136,7 @@ def _plain_columns(
 
   None of any others: they must be split row by row, which takes three times as long.
   """
-  if expected < 2 or b'"' in lines or b"\0" in lines:
+  if expected < 2 or b'"' in lines or b"\0" in lines or BOM in lines:
     return None
   if b"\r" in lines:
     lines = lines.replace(b"\r\n", b"\n")
@@ -284,7 +174,7 @@ def grouped_rows(
   """
   row, empty = b"", 0
   while line := lines.readline(MAX_ROW_BYTES):
-    begins = row_start is None or row_start.match(line) is not None
+    begins = row_start is None or row_start.match(line.removeprefix(BOM)) is not None
     if begins and row:
       yield row
       row = b""
@@ -306,7 +196,7 @@ def split_row(row: bytes, expected: int) -> list[str] | str:
   if b"\0" in row:
     return "has a NUL byte"
   try:
-    text = row.rstrip(b"\r\n").decode("utf-8")
+    text = row.rstrip(b"\r\n").removeprefix(BOM).decode("utf-8")
   except UnicodeDecodeError:
     return "is not UTF-8"
   if '"' not in text:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
+from imax_jax.data.sources.files import find_file
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
@@ -27,8 +29,6 @@ from imax_jax.data.sources.questions import Item
 from imax_jax.data.sources.questions import Questions
 from imax_jax.data.sources.questions import find_images
 from imax_jax.data.sources.questions import text_of
-from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.sides import ODD

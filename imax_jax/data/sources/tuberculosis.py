@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
+from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import within
 from imax_jax.schema import Annotation
 from imax_jax.schema import Grade
 from imax_jax.schema import Radiograph

@@ -29,12 +29,12 @@ from typing import NamedTuple
 from imax_jax.data.sources.agreement import RULE_TEXT as AGREEMENT
 from imax_jax.data.sources.dicom_header import SUFFIXES
 from imax_jax.data.sources.dicom_header import size_and_view
+from imax_jax.data.sources.files import find_file
+from imax_jax.data.sources.files import inside
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.pictures import size_of
-from imax_jax.data.sources.reading import find_file
-from imax_jax.data.sources.reading import inside
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.data.sources.vindr_boxes import IMAGE_NAME

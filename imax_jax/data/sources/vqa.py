@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.sources.files import find_file
 from imax_jax.data.sources.intake import CONTRADICTS
 from imax_jax.data.sources.intake import TWICE_RULE
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
-from imax_jax.data.sources.reading import find_file
 from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pathlib import PurePosixPath
 
+from imax_jax.data.sources.files import find_file
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
 from imax_jax.data.sources.questions import SUBTASK_RULE
@@ -25,7 +26,6 @@ from imax_jax.data.sources.questions import Item
 from imax_jax.data.sources.questions import Questions
 from imax_jax.data.sources.questions import find_images
 from imax_jax.data.sources.questions import text_of
-from imax_jax.data.sources.reading import find_file
 from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 
