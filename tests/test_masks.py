@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from imax_jax.data.sources import chexmask
 from imax_jax.data.sources import masks
+from imax_jax.data.sources.intake import Intake
 from imax_jax.schema import ORGANS
+from imax_jax.schema import Radiograph
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 PICTURES = SIZES.flatmap(lambda size: st_numpy.arrays(bool, size))
@@ -129,3 +132,38 @@ def test_cpar_counts_shared_pixels_on_both_sides():
 
 def test_fractions_are_of_width_and_height():
   assert masks.fractions((3, 2, 6, 8), width=12, height=8) == (0.25, 0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.parametrize("told", [True, False])
+def test_landmarks_tell_whether_height_and_width_are_exchanged(
+  tmp_path, exchanged, told
+):
+  """A wide image whose row says height and width the wrong way round, or not."""
+  boxes = {"heart": (14, 9, 23, 17), "left lung": (20, 3, 29, 16),
+           "right lung": (2, 3, 13, 17)}  # fmt: skip
+  organs = _organs(**{name.replace(" ", "_"): box for name, box in boxes.items()})
+  height, width = organs["heart"].shape
+  points = []
+  for name, count in (("right lung", 44), ("left lung", 50), ("heart", 26)):
+    x0, y0, x1, y1 = boxes[name]
+    corners = [(x0, y0), (x1 - 1, y0), (x1 - 1, y1 - 1), (x0, y1 - 1)]
+    points += [corners[i % 4] for i in range(count)]
+  text = "[" + "\n ".join(f"[{x} {y}]" for x, y in points) + "]"
+  size = (width, height) if exchanged else (height, width)
+  image = "aaaaaaaa-00000000-00000000-00000000-00000001"
+  file = tmp_path / "MIMIC-CXR-JPG.csv"
+  file.write_text(
+    "dicom_id,Dice RCA (Mean),Dice RCA (Max),Landmarks,Left Lung,Right Lung,Heart,Height,"
+    f'Width\n{image},0.9,0.9,"{text if told else "[]"}",{encode(organs["left lung"])},'
+    f"{encode(organs['right lung'])},{encode(organs['heart'])},{size[0]},{size[1]}\n"
+  )
+  film = Radiograph(image, "1", "1", "PA", width, height, "x.jpg")
+  tally = Intake().tally("chexmask", tmp_path)
+  found = list(chexmask.read(tmp_path, {image: film}, tally=tally))
+  heart = tuple(np.array(boxes["heart"]) / [width, height, width, height])
+  right = found and found[0].target.box == pytest.approx(heart)
+  # Without landmarks the recorded pair is believed, as the publishers' users do.
+  assert right == (told or not exchanged)
+  only = tally.cases["only with Height and Width exchanged, and are read so"]
+  assert only == f"in {int(told and exchanged)} of 1 rows"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +119,49 @@ def test_links_may_lead_where_they_stay_inside(tmp_path, ending):
     assert {name: leads_inside(f"{root}{ending}/{name}") for name in said} == said
   (tmp_path / "link").symlink_to(root)  # the root itself may be one
   assert files.Inside(tmp_path / "link")(f"{tmp_path}/link/a/b/x.jpg")
+
+
+START = re.compile(rb"\d{8},")
+GOOD = [b'10000001,"a\nb ""c""\n",1\n', b"10000002,x,2\n", b'10000003,"y\n\n",3\n']
+
+
+def _rows(data: bytes, place: int = 0, end: float = math.inf) -> list[bytes]:
+  file = io.BytesIO(data)
+  file.seek(place)
+  return list(reading.grouped_rows(Path("x"), file, START, place, end))
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+  "bad",
+  [
+    b"1000000A,x,9\n", b'secret,"two\nlines",9\n', b"id,text,n\n", b"\xef\xbb\xbf10000004,x,9\n",
+    b'10000005,"without an end\n', b"10000006,x,9,9\n",
+  ],
+)  # fmt: skip
+def test_a_bad_row_is_a_row_and_takes_no_other_with_it(place, bad):
+  rows = [*GOOD[:place], bad, *GOOD[place:]]
+  assert _rows(b"".join(rows)) == rows
+
+
+def test_rows_are_the_same_in_pieces():
+  rows = GOOD * 3
+  rows[4:4] = [b"bad,x,9\n", b'10000005,"without an end\n', b'worse,"\n,9\n']
+  data = b"".join(rows)
+  whole = _rows(data)
+  assert set(GOOD) <= set(whole)
+  for cut in range(len(data)):
+    # As chexmask_rows: the second piece begins at the next line that starts a row.
+    lines = data[:cut].rfind(b"\n") + 1 if cut else 0
+    lines = lines if lines == cut else data.find(b"\n", cut) + 1 or len(data)
+    while lines < len(data) and not START.match(data, lines):
+      lines = data.find(b"\n", lines) + 1
+    assert _rows(data, 0, cut) + _rows(data, lines) == whole
+
+
+def test_short_lines_without_end_are_read_in_a_straight_line(tmp_path):
+  # Copied anew for each line, these would take an hour.
+  rows = _rows(b'10000001,"' + b"\n" * 4_000_000)
+  assert len(rows) == 1 and len(rows[0]) == 4_000_010
+  with pytest.raises(DamagedFile, match="empty lines"):
+    _rows(b"10000001,x,1\n" + b"\n" * 4_000_000)

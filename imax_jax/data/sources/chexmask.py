@@ -11,8 +11,8 @@ in the name of the id column (`SETS`).
 
 What is not known of the released files is looked at in every row and said in the log:
 whether Height and Width are the metadata's Rows and Columns or the two exchanged (the
-publishers' scripts disagree), whether the masks agree with their landmarks, on which
-side the left lung lies, and whether the mean of Dice is at most its maximum.
+publishers' scripts disagree), whether the masks agree with their landmarks (if they do
+only in rows as long as Height, they are read so), on which side the left lung lies, and whether the mean of Dice is at most its maximum.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from absl import logging
 
 from imax_jax.data.sources.chexmask_rows import QUESTIONS
 from imax_jax.data.sources.chexmask_rows import Found
@@ -79,6 +81,12 @@ SETS: dict[str, Set] = {
 }
 
 
+def check_options(*, min_dice: float = MIN_DICE) -> None:
+  """Raises a ValueError for a value that `read` would not take."""
+  if not 0 <= min_dice <= 1:
+    raise ValueError(f"min_dice={min_dice}: expected a Dice coefficient, 0 to 1")
+
+
 def read(
   root: str | Path,
   radiographs: Mapping[str, Radiograph],
@@ -95,13 +103,16 @@ def read(
 
   Args:
     of: which image set, a key of `SETS`.
+    min_dice: the least Dice RCA (Mean) of a mask that is used.
     ratios: yields "ctr" and "cpar" too, computed from the masks.
     workers: processes; the result does not depend on it.
 
   Raises:
+    ValueError: as `check_options`.
     FileNotFoundError: the file is missing.
     DamagedFile: other columns, or it can not be read to its end.
   """
+  check_options(min_dice=min_dice)
   tally = Tally("chexmask") if tally is None else tally
   which = SETS[of]
   path = find_file(
@@ -173,6 +184,11 @@ def _measure(
     seen.update(found.seen)
   for question, key in QUESTIONS.items():
     tally.met(question, f"in {seen[key]} of {seen['rows']} rows")
+  if 2 * (seen["as landmarks"] + seen["as exchanged landmarks"]) < seen["rows"]:
+    logging.warning(
+      "%s: most masks do not lie where their landmarks do; look at some boxes before "
+      "you use any", tally.name(path),
+    )  # fmt: skip
 
 
 def _pieces(
@@ -182,10 +198,8 @@ def _pieces(
   size = path.stat().st_size
   # A gzip file has no middle to begin in.
   step = max(size, 1) if is_packed(path) else PIECE_BYTES
-  # A second header, of joined files, is a bad row by itself, not the end of the one before.
-  begins = which.row_start + rb'|"?%s"?,' % which.id_column.encode()
   return [
-    Piece(path, start, start + step, header, which.id_column, begins, min_dice)
+    Piece(path, start, start + step, header, which.id_column, which.row_start, min_dice)
     for start in range(0, max(size, 1), step)
   ]
 

@@ -44,7 +44,7 @@ _TOLERANCE_PX = 2
 # What is asked of every row, and under which key of `Found.seen` the yeses are.
 QUESTIONS: dict[str, str] = {
   "masks lie where their landmarks do": "as landmarks",
-  "masks lie there only with Height and Width exchanged": "as exchanged landmarks",
+  "only with Height and Width exchanged, and are read so": "as exchanged landmarks",
   "the left lung lies on the image's right": "patient's left",
   "Dice RCA (Mean) is at most Dice RCA (Max)": "mean at most max",
 }
@@ -149,7 +149,7 @@ def _rows(piece: Piece) -> Iterator[bytes]:
 def _skip_to_row(file: BinaryIO, place: int, begins: re.Pattern[bytes]) -> int:
   """Moves to the next line that begins a row; gives its place."""
   while line := file.readline(MAX_ROW_BYTES):
-    if begins.match(line.removeprefix(BOM)):
+    if begins.match(line):
       file.seek(place)
       break
     place += len(line)
@@ -188,7 +188,9 @@ def _measured(cells: list[str], min_dice: float, found: Found) -> Measured | Non
     return None
   runs = [run for mask in masks if (run := parse_runs(mask, height, width)) is not None]
   boxes = tuple([run.box() for run in runs])
-  _look(boxes, runs, points, height, found)
+  boxes = _as_landmarks(boxes, runs, points, height, found)
+  _, left_lung, right_lung = boxes
+  found.seen["patient's left"] += left_lung[0] + left_lung[2] > sum(right_lung[::2])
   found.seen["mean at most max"] += mean <= most
   name = identity.strip().rsplit("/", 1)[-1].rsplit(".", 1)[0]
   areas = tuple([run.area for run in runs])
@@ -205,19 +207,19 @@ def _number(text: str) -> float:
   return number
 
 
-def _look(
+def _as_landmarks(
   boxes: tuple[PixelBox, ...], runs: list[Runs], points: str, height: int, found: Found
-) -> None:
-  """Counts which cases of the format's open questions a row is."""
+) -> tuple[PixelBox, ...]:
+  """`boxes`, or those of the runs in rows as long as the image is high, where these and
+  not the former lie where the landmarks do: then Height and Width are exchanged.
+  """
   found.seen["rows"] += 1
-  _, left_lung, right_lung = boxes
-  found.seen["patient's left"] += left_lung[0] + left_lung[2] > sum(right_lung[::2])
   try:
     outline = np.fromstring(points.translate(_NO_BRACKETS), dtype=np.float64, sep=" ")
-  except ValueError:  # damaged landmarks: nothing but these counts is made of them
-    return
+  except ValueError:  # damaged landmarks do not tell
+    return boxes
   if outline.size != 240:
-    return
+    return boxes
   outline = outline.reshape(120, 2)
   drawn = []
   for organ in ORGANS:
@@ -225,11 +227,12 @@ def _look(
     drawn.append((*part.min(axis=0), *(part.max(axis=0) + 1)))
   if _near(boxes, drawn):
     found.seen["as landmarks"] += 1
-    return
-  # The same runs in rows as long as the image is high.
-  turned = [dataclasses.replace(run, width=height) for run in runs]
-  if _near(tuple(run.box() for run in turned), drawn):
-    found.seen["as exchanged landmarks"] += 1
+    return boxes
+  turned = tuple([dataclasses.replace(run, width=height).box() for run in runs])
+  if not _near(turned, drawn):
+    return boxes
+  found.seen["as exchanged landmarks"] += 1
+  return turned
 
 
 def _near(boxes: tuple[PixelBox, ...], drawn: list[tuple[float, ...]]) -> bool:

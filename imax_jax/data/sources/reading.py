@@ -73,7 +73,7 @@ def table_rows(
   """Yields (data row from 0, the cells of `columns`) of the good rows, streaming.
 
   A row is a line. Where cells may hold newlines, `row_start` matches the beginning of
-  the lines that begin a row, so that one missing quote costs one row, not the rest.
+  good rows, so that one missing quote costs one row, not the rest.
 
   Rejected are rows with more or fewer cells than the header, with a NUL byte, that are
   not UTF-8 or not csv.
@@ -167,28 +167,36 @@ def grouped_rows(
 ) -> Iterator[bytes]:
   """The rows of `lines`, as in `table_rows`, that begin before `end`.
 
-  `place` is where `lines` stand, in bytes.
+  A line begins a row where `row_start` says so, and where none is open: an odd number of
+  quotes leaves one open. So a row without its last quote costs no other, nor does one of
+  which `row_start` knows nothing. `end` is met at a line that `row_start` matches.
+
+  Args:
+    place: where `lines` stand, in bytes.
 
   Raises:
     DamagedFile: a row that has no end.
   """
-  row, empty = b"", 0
+  row, is_open, empty = bytearray(), False, 0
   while line := lines.readline(MAX_ROW_BYTES):
-    begins = row_start is None or row_start.match(line.removeprefix(BOM)) is not None
-    if begins and row:
-      yield row
-      row = b""
-    if begins and place >= end:
+    starts = row_start is None or row_start.match(line) is not None
+    if row and (starts or not is_open):
+      yield bytes(row)
+      row, is_open = bytearray(), False
+    if starts and place >= end:
       return
     place += len(line)
-    row = row + line if row else (line if line.strip() else b"")
-    empty += not row
+    if row or line.strip():
+      row += line
+      is_open ^= row_start is not None and line.count(b'"') % 2 == 1
+    else:
+      empty += 1
     if empty > MAX_EMPTY_LINES:
       raise DamagedFile(path, f"has over {MAX_EMPTY_LINES} empty lines", AGAIN)
     if len(row) >= MAX_ROW_BYTES:
       raise DamagedFile(path, f"has a row of over {MAX_ROW_BYTES} bytes", AGAIN)
   if row:
-    yield row
+    yield bytes(row)
 
 
 def split_row(row: bytes, expected: int) -> list[str] | str:
