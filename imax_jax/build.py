@@ -8,10 +8,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imax_jax import choices
 from imax_jax import progress
 from imax_jax import selection
 from imax_jax.data import builder
@@ -51,9 +53,9 @@ def build(study: Study) -> None:
         made,
         folder,
         image_px=d.image_px or None,
-        geometry=selection.geometry_of(d),
+        geometry=choices.geometry_of(d),
         draft=d.draft,
-        workers=selection.workers_of(d),
+        workers=choices.workers_of(d),
         beam_args=shlex.split(d.beam) if d.beam else None,
         progress=count,
       )
@@ -96,7 +98,10 @@ def _at_station(study: Study, name: str, make: Callable[[Path], None]) -> None:
   if d.source == "phantom" and name == "data":
     return  # whose files are whole and whose counts are in the report
   counts = statistics.table(described, with_paper=d.source == "physionet")
-  sys.stdout.write(f"\n{intake.table(described['intake'])}\n\n{counts}\n")
+  told = "\n".join(
+    [intake.table(described["intake"]), *_audit_lines(described["audit"])]
+  )
+  sys.stdout.write(f"\n{told}\n\n{counts}\n")
   if not described["publishable"]:
     sys.stdout.write(
       f"{RECIPE} is not to be published: of so few images, its hashes tell answers\n"
@@ -121,7 +126,7 @@ def _describe(study: Study, selected: Selection, folder: Path) -> None:
     "publishable": recipe.is_publishable(made),
   }
   write_json(folder / STATISTICS, described)
-  recipe.write_recipe(made, folder / RECIPE, selection.settings_of(study.config.data))
+  recipe.write_recipe(made, folder / RECIPE, choices.settings_of(study.config.data))
   shutil.copy(study.workdir / selection.QUARANTINE, folder / selection.QUARANTINE)
 
 
@@ -162,6 +167,18 @@ def _audit(selected: Selection) -> dict[str, Any]:
       if counts
     },
   }
+
+
+def _audit_lines(audit: Mapping[str, Any]) -> Iterator[str]:
+  for split, found in audit.get("official_splits", {}).items():
+    parts = ", ".join(f"{count:,} {name}" for name, count in sorted(found.items()))
+    yield f"    {split} by the official splits: {parts}"
+  agreed = [
+    f"{label} {said['agree'] / said['of']:.0%} of {said['of']:,}"
+    for label, said in audit.get("chexpert", {}).items()
+  ]
+  if agreed:
+    yield f"    IMAX's labels that CheXpert's labeller shares: {', '.join(agreed)}"
 
 
 def export(study: Study, request: Mapping[str, str | None]) -> None:

@@ -20,12 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imax_jax import build as build_lib
+from imax_jax import choices
 from imax_jax import predict as predict_lib
 from imax_jax import progress
 from imax_jax import provenance
 from imax_jax import results as results_lib
 from imax_jax import runs
-from imax_jax import selection
 from imax_jax.data import entries as entries_lib
 from imax_jax.evaluate import run as evaluate_run
 from imax_jax.fisher import gram
@@ -79,7 +79,7 @@ def _split(study: Study, split: str) -> tuple[Sequence[ImageRecord], np.ndarray]
 
 def pseudo(study: Study) -> None:
   """The three stages: label DMAX's missing tasks, pre-train on them, fine-tune."""
-  selection.needs_thousandths(study.config.data, "pseudo")
+  choices.needs_thousandths(study.config.data, "pseudo")
   records, pixels = _split(study, "dmax_train")
   for seed in study.config.seeds:
     primary = functools.partial(

@@ -72,6 +72,19 @@ def plain(value: Any) -> Any:
   return value
 
 
+def differing(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+  """The keys under which two stations' inputs differ: "construct.seed", "files"."""
+  made, asked = plain(made), plain(asked)
+  found = []
+  for key in sorted(made.keys() | asked.keys()):
+    one, other = made.get(key), asked.get(key)
+    if isinstance(one, dict) and isinstance(other, dict):
+      found += [f"{key}.{below}" for below in differing(one, other)]
+    elif one != other:
+      found.append(key)
+  return found
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
   """Yields a path to write to, which replaces `path` if the block ends without an error.
@@ -137,6 +150,8 @@ class Ledger:
   def lock(self) -> Iterator[None]:
     """Holds the work directory for this process's writing (one host's processes only).
 
+    What is written meanwhile is the user's alone, whoever may look into the directory.
+
     Raises:
       ValueError: another process holds it.
     """
@@ -149,7 +164,11 @@ class Ledger:
           f"{self.workdir} is in use by another imax_jax: wait for it, or give another "
           "--workdir"
         ) from error
-      yield
+      before = os.umask(0o077)
+      try:
+        yield
+      finally:
+        os.umask(before)
 
   def station(
     self,
@@ -179,8 +198,11 @@ class Ledger:
     before = mark.get("seconds", 0.0) if resumable else 0.0
     record = {"fingerprint": digest, "inputs": dict(inputs)}
     if self._chief:
-      if folder.exists() and not (resumable and mark.get("fingerprint") == digest):
-        self._clear(folder, name)
+      same = mark.get("fingerprint") == digest
+      if folder.exists() and not (resumable and same):
+        self._clear(
+          folder, name, "it was interrupted" if same else "inputs have changed"
+        )
       folder.mkdir(parents=True, exist_ok=True)
       write_json(folder / _MARK, record)
       logging.info("%s: begun", name)
@@ -224,13 +246,15 @@ class Ledger:
     Raises:
       ValueError: the station has not finished, or was made from other `inputs`.
     """
-    found = self._finished(name)["fingerprint"]
-    if inputs is not None and found != fingerprint(inputs):
+    found = self._finished(name)
+    if inputs is not None and found["fingerprint"] != fingerprint(inputs):
+      other = differing(found["inputs"], inputs)
       raise ValueError(
-        f"{self.workdir / name} was made with another config: run the verb {_verb(name)} "
-        "again, or give the config it was made with"
+        f"{self.workdir / name} was made with another config or other files "
+        f"({', '.join(other)}): run the verb {_verb(name)} again, or give those it was "
+        "made with"
       )
-    return found
+    return found["fingerprint"]
 
   def _finished(self, name: str) -> dict[str, Any]:
     mark = self._read(self.workdir / name)
@@ -260,10 +284,10 @@ class Ledger:
         f"{folder / _MARK} is damaged: remove {folder} and run again"
       ) from error
 
-  def _clear(self, folder: Path, name: str) -> None:
+  def _clear(self, folder: Path, name: str, why: str) -> None:
     if not (folder / _MARK).exists() and any(folder.iterdir()):
       raise ValueError(
         f"{folder} holds files that imax_jax did not make: move them, or give another --workdir"
       )
-    logging.info("%s: inputs have changed; doing it again", name)
+    logging.info("%s: %s; doing it again", name, why)
     shutil.rmtree(folder)

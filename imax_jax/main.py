@@ -180,7 +180,9 @@ def main(argv: list[str] | None = None) -> int:
     sys.stderr.write(f"imax_jax: {' '.join(str(error).split())}\n")
     return 1
   except KeyboardInterrupt:
-    sys.stderr.write("imax_jax: interrupted; the same command goes on from here\n")
+    sys.stderr.write(
+      "imax_jax: interrupted; the same command goes on from what is finished\n"
+    )
     return 130
   return 0
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from imax_jax import choices
 from imax_jax import runs
-from imax_jax import selection
 from imax_jax.data import images
 from imax_jax.data import prompts
 from imax_jax.evaluate import run as evaluate_run
@@ -57,11 +57,11 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image; give a JPEG or PNG with --image")
   d = study.config.data
-  selection.needs_thousandths(d, "predict")
+  choices.needs_thousandths(d, "predict")
   # What the model was trained on: the stored pictures.
   data = images.to_stored(
     path.read_bytes(), d.image_px or None, name=str(path),
-    geometry=selection.geometry_of(d), draft=d.draft,
+    geometry=choices.geometry_of(d), draft=d.draft,
   )  # fmt: skip
   encoder = study.config.model.encoder
   pixels = images.to_pixels(data, encoder.image_px, encoder.channels, name=str(path))[

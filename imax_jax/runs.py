@@ -14,6 +14,7 @@ import numpy as np
 
 from imax_jax import progress
 from imax_jax import tree as tree_lib
+from imax_jax.ledger import differing
 from imax_jax.ledger import plain
 from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
@@ -215,9 +216,8 @@ def digest(study: Study, name: str) -> str:
   Raises:
     ValueError: it has not finished, or was trained with other settings; names them.
   """
-  made = tree_lib.flatten(study.ledger.inputs(f"runs/{name}"))
-  wanted = tree_lib.flatten(plain(_facts(study, **plan(study, name))))
-  differ = [key.replace("/", ".") for key in wanted if made.get(key) != wanted[key]]
+  made = study.ledger.inputs(f"runs/{name}")
+  differ = differing(made, _facts(study, **plan(study, name)))
   if differ:
     verb = "pseudo" if name.startswith("pseudo") else "train"
     raise ValueError(

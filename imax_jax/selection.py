@@ -20,15 +20,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from imax_jax import choices
 from imax_jax import progress
 from imax_jax.data import construct
 from imax_jax.data import manifest
 from imax_jax.data import recipe
 from imax_jax.data import sources
 from imax_jax.data.construct import Datasets
-from imax_jax.data.geometry import Geometry
 from imax_jax.data.phantom import hospital
-from imax_jax.data.sources import intake as intake_lib
 from imax_jax.data.sources import mimic_cxr_jpg
 from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Intake
@@ -43,7 +42,6 @@ from imax_jax.study import UsageError
 QUARANTINE = "quarantine.jsonl"
 # What is made of the raw files, by the config's key below `data`.
 SOURCES = ("phantom", "physionet", "open", "opencxr", "own")
-_BOX_ORDERS = ("xy", "yx")
 
 
 class Checks(NamedTuple):
@@ -101,6 +99,7 @@ def select(study: Study) -> Selection:
     )
     if "nih" in roots and "slake" in roots:
       radiographs = sources.join_doubles(radiographs, annotations)
+    _say_coverage(intake, radiographs, annotations)
     checks = _checks(roots, intake)
     intake.finish()
   finally:
@@ -114,11 +113,24 @@ def select(study: Study) -> Selection:
   return Selection(made, intake, written.cut, checks)
 
 
+def _say_coverage(
+  intake: Intake, radiographs: Mapping[str, Any], annotations: Iterable[Annotation]
+) -> None:
+  """How many images each source speaks of: a table that is cut short speaks of few."""
+  images: dict[str, set[str]] = {}
+  for annotation in annotations:
+    images.setdefault(annotation.origin.source, set()).add(annotation.image_id)
+  for source, found in images.items():
+    if source in intake.tallies:
+      share = f"{len(found):,} of the {len(radiographs):,} radiographs"
+      intake.tallies[source].met("speaks of", share)
+
+
 def _checks(roots: Mapping[str, Path], intake: Intake) -> Checks | None:
   if "mimic_cxr_jpg" not in roots:
     return None
   root = roots["mimic_cxr_jpg"]
-  tally = intake.tally("mimic_cxr_jpg", root, part="checks")
+  tally = intake.tally("mimic_cxr_jpg", root, part="checks", unit="rows")
   found: list[dict[str, Any]] = []
   for name, read in (
     ("official splits", mimic_cxr_jpg.read_splits),
@@ -149,60 +161,10 @@ def inputs_of(intake: Intake) -> dict[str, str]:
   return found
 
 
-def _check(d: ConfigDict) -> None:
-  """What can be refused before hours are spent on reading.
-
-  Raises:
-    UsageError: with the flag at fault.
-  """
-  geometry_of(d)
-  if d.boxes.order not in _BOX_ORDERS:
-    raise UsageError(f"--config.data.boxes.order={d.boxes.order}: expected xy or yx")
-  if d.boxes.scale < 0:
-    raise UsageError(
-      f"--config.data.boxes.scale={d.boxes.scale}: expected 1000, or 0 for pixels"
-    )
-  try:
-    intake_lib.check_share(d.max_quarantined)
-  except ValueError as error:
-    raise UsageError(f"--config.data.{error}") from None
-  settings = plain(d.construct)
-  names = {"split_unit", "dmax_patients", "controls"} & settings.keys()
-  try:
-    construct.check_choices(**{name: settings[name] for name in names})
-    if d.recipe:
-      recipe.check_settings(recipe.read_recipe(d.recipe), settings_of(d))
-  except FileNotFoundError:
-    raise UsageError(
-      f"--config.data.recipe={d.recipe}: no such file; give a build's recipe.jsonl.gz"
-    ) from None
-  except ValueError as error:
-    raise UsageError(f"--config.data: {error}") from None
-
-
-def settings_of(d: ConfigDict) -> dict[str, Any]:
-  """What decides how an annotation reads, {"boxes.order": "xy", …}, below `data`."""
-  found = {
-    "boxes.order": d.boxes.order,
-    "boxes.scale": d.boxes.scale,
-    "geometry": d.geometry,
-    "max_report_words": d.max_report_words,
-  }
-  if d.geometry != "stretch" or not d.boxes.scale:  # else no box depends on it
-    found["image_px"] = d.image_px
-  for source, options in plain(d.options).items():
-    found |= {
-      f"options.{source}.{key}": value
-      for key, value in options.items()
-      if key != "require_images"  # which of them are there
-    }
-  return found
-
-
 def roots_of(study: Study) -> dict[str, Path]:
   """Where each source lies; a phantom hospital's are drawn first."""
   d = study.config.data
-  _check(d)
+  choices.check(d)
   if d.source == "phantom":
     return sources.roots_of(_hospital(study) / "files")
   if d.source not in SOURCES:
@@ -263,17 +225,12 @@ def _hospital(study: Study) -> Path:
   return study.ledger.station("hospital", settings, make)
 
 
-def workers_of(d: ConfigDict) -> int:
-  """Processes to use; 0 in the config: one a core."""
-  return int(d.workers) or os.cpu_count() or 1
-
-
 def _options(d: ConfigDict, roots: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The readers' keyword arguments: the config's, and how many processes they have."""
   options = {name: dict(given) for name, given in d.options.items() if name in roots}
   for name in ("chexmask", "chexmask_nih", "chexmask_vindr"):
     if name in roots:
-      options.setdefault(name, {}).setdefault("workers", workers_of(d))
+      options.setdefault(name, {}).setdefault("workers", choices.workers_of(d))
   return options
 
 
@@ -298,7 +255,7 @@ class _Written:
 
   def __init__(self, d: ConfigDict, radiographs: Mapping[str, Radiograph]) -> None:
     self._order, self._scale = d.boxes.order, int(d.boxes.scale)
-    self._geometry, self._px = geometry_of(d), int(d.image_px)
+    self._geometry, self._px = choices.geometry_of(d), int(d.image_px)
     self._radiographs = radiographs
     self.cut = 0
 
@@ -321,30 +278,3 @@ class _Written:
       scale = (side, side) if side else (r.width, r.height)
       target = Region(a.target.name, box, scale, self._order)
       yield dataclasses.replace(a, target=target)
-
-
-def needs_thousandths(d: ConfigDict, verb: str) -> None:
-  """Raises a UsageError where boxes are written otherwise: `verb` makes up its own."""
-  if (d.boxes.order, d.boxes.scale) != ("xy", 1000):
-    raise UsageError(
-      f"{verb} asks about boxes in thousandths, x before y; this config writes them "
-      f"otherwise (data.boxes: order {d.boxes.order}, scale {d.boxes.scale})"
-    )
-
-
-def geometry_of(d: ConfigDict) -> Geometry:
-  """How pictures become squares when they are stored.
-
-  Raises:
-    UsageError: an unknown one, or one that needs `data.image_px`.
-  """
-  try:
-    geometry = Geometry(d.geometry)
-  except ValueError as error:
-    raise UsageError(f"--config.data.{error}") from None
-  if geometry.kind != "stretch" and not d.image_px:
-    raise UsageError(
-      f"--config.data.geometry={d.geometry} is done when the images are stored: give "
-      "their side, --config.data.image_px=224"
-    )
-  return geometry

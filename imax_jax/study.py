@@ -141,11 +141,11 @@ class Study:
   def data_inputs(self) -> dict[str, Any]:
     """What the built data depends on."""
     d = self.config.data
-    origin: Any = sources.stamps({"": d.root, **d.roots})
+    files: Any = sources.stamps({"": d.root, **d.roots})
     if d.source == "phantom":
-      origin = self.ledger.digest("hospital", plain(d.hospital))
+      files = self.ledger.digest("hospital", plain(d.hospital))
     asked = {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
-    return {"origin": origin, "recipe file": sources.stamps({"": d.recipe}), **asked}
+    return {"files": files, "recipe file": sources.stamps({"": d.recipe}), **asked}
 
   def require_data(self) -> str:
     """The built data's fingerprint; a ValueError names the verb if they are not built."""

@@ -28,6 +28,7 @@ FLOORS = (
   ("imax_jax.pseudo", 3),
   ("imax_jax.report", 3),
   ("imax_jax.study", 4),
+  ("imax_jax.choices", 4),
   ("imax_jax.selection", 4),
   ("imax_jax.build", 4),
   ("imax_jax.provenance", 4),

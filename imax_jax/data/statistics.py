@@ -81,20 +81,22 @@ def table(described: Mapping[str, Any], *, with_paper: bool = False) -> str:
     columns.append((split, found))
     if with_paper and split in PAPER:
       columns.append(("paper", PAPER[split]))
-  lines = [f"{'':22}" + "".join(f"{name:>12}" for name, _ in columns)]
+  widths = [max(12, len(name) + 2) for name, _ in columns]
+  names = [name for name, _ in columns]
+  lines = [_line("", names, widths)]
   for name in ("images", "entries", *_MEANS):
     cells = [found.get(name) for _, found in columns]
-    lines.append(_line(name.replace("_", " "), cells))
+    lines.append(_line(name.replace("_", " "), cells, widths))
   for task in TASKS:
     cells = [found.get("entries_per_task", {}).get(task) for _, found in columns]
-    lines.append(_line(f"  {task}", cells))
+    lines.append(_line(f"  {task}", cells, widths))
   shares = [
     found.get("tasks_per_image", {}).get("1", 0) / found["images"]
     if "tasks_per_image" in found and found["images"]
     else None
     for _, found in columns
   ]
-  lines.append(_line("share of one task", shares))
+  lines.append(_line("share of one task", shares, widths))
   for key, words in (
     ("shortfall", "DMAX has fewer than IMAX-train, by"),
     ("quota_shortfall", "IMAX has fewer than its quota, by"),
@@ -106,12 +108,12 @@ def table(described: Mapping[str, Any], *, with_paper: bool = False) -> str:
   return "\n".join(lines)
 
 
-def _line(name: str, cells: Sequence[float | None]) -> str:
-  texts = [
-    "" if cell is None else f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}"
-    for cell in cells
-  ]
-  return (f"{name:22}" + "".join(f"{text:>12}" for text in texts)).rstrip()
+def _line(name: str, cells: Sequence[float | str | None], widths: Sequence[int]) -> str:
+  line = f"{name:22}"
+  for cell, width in zip(cells, widths, strict=True):
+    text = "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell
+    line += f"{text:>{width}}" if isinstance(text, str) else f"{text:>{width},}"
+  return line.rstrip()
 
 
 def _histogram(counts: collections.Counter[int]) -> dict[str, int]:

@@ -189,7 +189,7 @@ def read_radiographs(
     if name not in roots or source.read_radiographs is None:
       continue
     part = IMAGES if source.read else ""
-    tally = (intake or Intake()).tally(name, roots[name], part=part)
+    tally = (intake or Intake()).tally(name, roots[name], part=part, unit="images")
     arguments = chosen.get((name, "read_radiographs"), {})
     try:
       found = source.read_radiographs(roots[name], tally=tally, **arguments)

@@ -29,6 +29,8 @@ def find_file(
 ) -> Path:
   """The first of `names` under `root`; "x.csv.gz" also finds "x.csv" and the reverse.
 
+  Where both are there, the name that was asked for counts; the tally is told.
+
   Raises:
     FileNotFoundError: no name exists; says which were looked for, where, and `remedy`.
     DamagedFile: it is a link to outside of `root`.
@@ -38,7 +40,11 @@ def find_file(
     for candidate in (name, other):
       if Path(root, candidate).exists():
         path = inside(root, candidate)
-        return path if tally is None else tally.opened(path)
+        if tally is not None:
+          tally.opened(path)
+          if candidate == name and Path(root, other).exists():
+            tally.met(f"{name} and {Path(other).name}", "both there: the first is read")
+        return path
   raise FileNotFoundError(
     f"{root}: expected {' or '.join(names)}, which is not there. {remedy}"
   )

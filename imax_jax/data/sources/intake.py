@@ -65,6 +65,7 @@ class Tally:
   Attributes:
     source: whose rows these are, "nih"; or which part of them, "nih images".
     dataset: the former, where `source` is the latter.
+    unit: what is kept: "annotations", "images" or "rows".
     root: its folder, which the file names of the quarantine are relative to.
     counts: "kept", and every other row by the reason why it was not.
     rejected: the reasons among those of `counts` that are rejections.
@@ -76,6 +77,7 @@ class Tally:
 
   def __init__(self, source: str, intake: Intake | None = None) -> None:
     self.source = self.dataset = source
+    self.unit = "annotations"
     self.root = Path()
     self.counts: collections.Counter[str] = collections.Counter()
     self.rejected: collections.Counter[str] = collections.Counter()
@@ -121,7 +123,10 @@ class Tally:
     self.cases[question] = case
 
   def opened(self, path: Path) -> Path:
+    """Notes the file, and whether it ends within a line: then it may be cut short."""
     self.inputs[path] = None
+    if path.suffix == ".csv" and not _ends_a_line(path):
+      self.met(f"end of {path.name}", "within a line: complete, or cut short?")
     return path
 
   def name(self, path: str | Path) -> str:
@@ -148,14 +153,14 @@ class Tally:
     """What was kept, left out, rejected, for which reasons; short if an intake sums up."""
     if self._intake is not None:
       logging.info(
-        "%s: %s rows read, %s kept, %s rejected", self.source,
-        f"{self.rows:,}", f"{self.counts[KEPT]:,}", f"{self.rejected.total():,}",
+        "%s: %s rows read, %s %s kept, %s rejected", self.source, f"{self.rows:,}",
+        f"{self.counts[KEPT]:,}", self.unit, f"{self.rejected.total():,}",
       )  # fmt: skip
       return
     left_out = self.counts - self.rejected
     logging.info(
-      "%s: %d rows read, %d kept; left out %s; rejected %s",
-      self.source, self.rows, left_out.pop(KEPT, 0),
+      "%s: %d rows read, %d %s kept; left out %s; rejected %s",
+      self.source, self.rows, left_out.pop(KEPT, 0), self.unit,
       dict(sorted(left_out.items())), dict(sorted(self.rejected.items())),
     )  # fmt: skip
     for question, case in self.cases.items():
@@ -188,11 +193,18 @@ class Intake:
       descriptor = os.open(quarantine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
       self._file = os.fdopen(descriptor, "w", encoding="utf-8")
 
-  def tally(self, source: str, root: str | Path = ".", *, part: str = "") -> Tally:
+  def tally(
+    self,
+    source: str,
+    root: str | Path = ".",
+    *,
+    part: str = "",
+    unit: str = "annotations",
+  ) -> Tally:
     """Of a source; or of a `part` of its files that is counted by itself."""
     name = f"{source} {part}" if part else source
     tally = self.tallies.setdefault(name, Tally(name, self))
-    tally.root, tally.dataset = Path(root), source
+    tally.root, tally.dataset, tally.unit = Path(root), source, unit
     return tally
 
   def list_rejected(
@@ -209,13 +221,14 @@ class Intake:
       self._file = None
 
   def summary(self) -> dict[str, dict[str, Any]]:
-    """{source: {"rows", "kept", "left_out": {…}, "rejected": {…}, "damaged_files",
-    "cases": {…}}}; JSON-able.
+    """{source: {"rows", "kept", "unit", "left_out": {…}, "rejected": {…},
+    "damaged_files", "cases": {…}}}; JSON-able.
     """
     return {
       name: {
         "rows": tally.rows,
         KEPT: tally.counts[KEPT],
+        "unit": tally.unit,
         "left_out": {
           reason: count
           for reason, count in sorted((tally.counts - tally.rejected).items())
@@ -273,11 +286,22 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
   """What `Intake.summary` gave, in lines."""
   lines = []
   for name, said in summary.items():
-    lines.append(f"{name}: {said['rows']:,} rows read, {said[KEPT]:,} kept")
+    lines.append(
+      f"{name}: {said['rows']:,} rows read, {said[KEPT]:,} {said['unit']} kept"
+    )
     for verb, key in (("left out", "left_out"), ("REJECTED", "rejected")):
       lines += [f"  {n:>9,} {verb}: {reason}" for reason, n in said[key].items()]
     lines += [f"    {question}: {case}" for question, case in said["cases"].items()]
   return "\n".join(lines)
+
+
+def _ends_a_line(path: Path) -> bool:
+  try:
+    with path.open("rb") as file:
+      file.seek(-1, os.SEEK_END)
+      return file.read(1) in b"\r\n"
+  except OSError:  # empty, or not to be read: others will say so
+    return True
 
 
 class Distinct(Generic[K, V]):

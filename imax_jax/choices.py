@@ -1,0 +1,112 @@
+"""The config's `data`: what it asks for, refused where it can not be had.
+
+All that can be told without reading a source's file.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imax_jax.data import construct
+from imax_jax.data import recipe
+from imax_jax.data import sources
+from imax_jax.data.geometry import Geometry
+from imax_jax.data.sources import intake as intake_lib
+from imax_jax.ledger import plain
+from imax_jax.study import UsageError
+
+_BOX_ORDERS = ("xy", "yx")
+
+
+def check(d: ConfigDict) -> None:
+  """What can be refused before hours are spent on reading.
+
+  Raises:
+    UsageError: with the flag at fault.
+  """
+  geometry_of(d)
+  for key in ("max_report_words", "workers"):
+    if d[key] < 0:
+      raise UsageError(f"--config.data.{key}={d[key]}: expected 0 or more")
+  unknown = sorted(set(d.without) - sources.FOLDERS.keys())
+  if unknown:
+    raise UsageError(
+      f"--config.data.without: no source {unknown[0]!r}; there are "
+      f"{', '.join(sources.FOLDERS)}"
+    )
+  if d.boxes.order not in _BOX_ORDERS:
+    raise UsageError(f"--config.data.boxes.order={d.boxes.order}: expected xy or yx")
+  if d.boxes.scale < 0:
+    raise UsageError(
+      f"--config.data.boxes.scale={d.boxes.scale}: expected 1000, or 0 for pixels"
+    )
+  try:
+    intake_lib.check_share(d.max_quarantined)
+  except ValueError as error:
+    raise UsageError(f"--config.data.{error}") from None
+  settings = plain(d.construct)
+  names = {"split_unit", "dmax_patients", "controls"} & settings.keys()
+  try:
+    construct.check_choices(**{name: settings[name] for name in names})
+    if d.recipe:
+      recipe.check_settings(recipe.read_recipe(d.recipe), settings_of(d))
+  except FileNotFoundError:
+    raise UsageError(
+      f"--config.data.recipe={d.recipe}: no such file; give a build's recipe.jsonl.gz"
+    ) from None
+  except ValueError as error:
+    raise UsageError(f"--config.data: {error}") from None
+
+
+def geometry_of(d: ConfigDict) -> Geometry:
+  """How pictures become squares when they are stored.
+
+  Raises:
+    UsageError: an unknown one, or one that needs `data.image_px`.
+  """
+  try:
+    geometry = Geometry(d.geometry)
+  except ValueError as error:
+    raise UsageError(f"--config.data.{error}") from None
+  if geometry.kind != "stretch" and not d.image_px:
+    raise UsageError(
+      f"--config.data.geometry={d.geometry} is done when the images are stored: give "
+      "their side, --config.data.image_px=224"
+    )
+  return geometry
+
+
+def workers_of(d: ConfigDict) -> int:
+  """Processes to use; 0 in the config: one a core."""
+  return int(d.workers) or os.cpu_count() or 1
+
+
+def settings_of(d: ConfigDict) -> dict[str, Any]:
+  """What decides how an annotation reads, {"boxes.order": "xy", …}, below `data`."""
+  found = {
+    "boxes.order": d.boxes.order,
+    "boxes.scale": d.boxes.scale,
+    "geometry": d.geometry,
+    "max_report_words": d.max_report_words,
+  }
+  if d.geometry != "stretch" or not d.boxes.scale:  # else no box depends on it
+    found["image_px"] = d.image_px
+  for source, options in plain(d.options).items():
+    found |= {
+      f"options.{source}.{key}": value
+      for key, value in options.items()
+      if key != "require_images"  # which of them are there
+    }
+  return found
+
+
+def needs_thousandths(d: ConfigDict, verb: str) -> None:
+  """Raises a UsageError where boxes are written otherwise: `verb` makes up its own."""
+  if (d.boxes.order, d.boxes.scale) != ("xy", 1000):
+    raise UsageError(
+      f"{verb} asks about boxes in thousandths, x before y; this config writes them "
+      f"otherwise (data.boxes: order {d.boxes.order}, scale {d.boxes.scale})"
+    )
