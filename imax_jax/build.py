@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from imax_jax import choices
 from imax_jax import progress
 from imax_jax import selection
@@ -20,7 +22,9 @@ from imax_jax.data import builder
 from imax_jax.data import interchange
 from imax_jax.data import manifest
 from imax_jax.data import recipe
+from imax_jax.data import shards
 from imax_jax.data import statistics
+from imax_jax.data import unfinished
 from imax_jax.data.sources import intake
 from imax_jax.ledger import write_json
 from imax_jax.schema import FINDINGS
@@ -34,35 +38,55 @@ STATISTICS = "statistics.json"
 
 
 def build(study: Study) -> None:
-  """Raw files -> IMAX and DMAX on disk."""
-  d = study.config.data
+  """Raw files -> IMAX and DMAX on disk.
+
+  Images that can not be read are left out, as if they had never been there: the entries
+  are selected again without them.
+  """
+  unreadable: dict[str, str] = {}
 
   def make(folder: Path) -> None:
-    selected = selection.select(study)
-    made = selected.datasets
-    total = sum(len(split) for split in made.splits.values())
-    with progress.bar("writing the datasets") as tick:
-      done = 0
+    if (folder / manifest.FILE).is_file() and not unfinished.is_left_in(folder):
+      return None  # stopped behind its last line
+    while True:
+      selected = selection.select(study, unreadable)
+      try:
+        return _write(study, selected, folder)
+      except shards.DamagedImages as error:
+        logging.warning("%s\nselecting again without them", error)
+        unreadable.update(error.reasons)
 
-      def count(images: int) -> None:
-        nonlocal done
-        done += images
-        tick(done, total)
+  _at_station(study, "data", make, resumable=True)
 
-      shards = builder.build(
-        made,
-        folder,
-        image_px=d.image_px or None,
-        geometry=choices.geometry_of(d),
-        draft=d.draft,
-        workers=choices.workers_of(d),
-        beam_args=shlex.split(d.beam) if d.beam else None,
-        progress=count,
-      )
+
+def _write(study: Study, selected: Selection, folder: Path) -> None:
+  d = study.config.data
+  made = selected.datasets
+
+  def finish(written: list[manifest.ShardInfo]) -> None:
     _describe(study, selected, folder)
-    manifest.write(folder, shards, selection.inputs_of(selected.intake))
+    manifest.write(folder, written, selection.inputs_of(selected.intake))
 
-  _at_station(study, "data", make)
+  total = sum(len(split) for split in made.splits.values())
+  with progress.bar("writing the datasets") as tick:
+    done = 0
+
+    def count(images: int) -> None:
+      nonlocal done
+      done += images
+      tick(done, total)
+
+    builder.build(
+      made,
+      folder,
+      image_px=d.image_px or None,
+      geometry=choices.geometry_of(d),
+      draft=d.draft,
+      workers=choices.workers_of(d),
+      beam_args=shlex.split(d.beam) if d.beam else None,
+      progress=count,
+      finish=finish,
+    )
 
 
 def select(study: Study) -> None:
@@ -79,7 +103,9 @@ def select(study: Study) -> None:
   _at_station(study, "selection", make)
 
 
-def _at_station(study: Study, name: str, make: Callable[[Path], None]) -> None:
+def _at_station(
+  study: Study, name: str, make: Callable[[Path], None], *, resumable: bool = False
+) -> None:
   """Makes it or finds it made, and says what it holds."""
   d = study.config.data
   selection.roots_of(study)  # a phantom hospital is drawn before it is depended on
@@ -90,7 +116,7 @@ def _at_station(study: Study, name: str, make: Callable[[Path], None]) -> None:
     begun = True
     make(folder)
 
-  folder = study.ledger.station(name, study.data_inputs, begin)
+  folder = study.ledger.station(name, study.data_inputs, begin, resumable=resumable)
   described = json.loads((folder / STATISTICS).read_text(encoding="utf8"))
   intake.check(
     described["intake"], d.max_quarantined, folder / selection.QUARANTINE

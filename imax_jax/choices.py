@@ -48,9 +48,10 @@ def check(d: ConfigDict) -> None:
   except ValueError as error:
     raise UsageError(f"--config.data.{error}") from None
   settings = plain(d.construct)
-  names = {"split_unit", "dmax_patients", "controls"} & settings.keys()
+  names = settings.keys() - {"views"}
   try:
     construct.check_choices(**{name: settings[name] for name in names})
+    sources.check_options(plain(d.options))
     if d.recipe:
       recipe.check_settings(recipe.read_recipe(d.recipe), settings_of(d))
   except FileNotFoundError:

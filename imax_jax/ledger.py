@@ -155,20 +155,20 @@ class Ledger:
     Raises:
       ValueError: another process holds it.
     """
-    with (self.workdir / ".lock").open("w") as file:
-      try:
-        if self._chief:
-          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise ValueError(
-          f"{self.workdir} is in use by another imax_jax: wait for it, or give another "
-          "--workdir"
-        ) from error
-      before = os.umask(0o077)
-      try:
+    before = os.umask(0o077)
+    try:
+      with (self.workdir / ".lock").open("w") as file:
+        try:
+          if self._chief:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+          raise ValueError(
+            f"{self.workdir} is in use by another imax_jax: wait for it, or give another "
+            "--workdir"
+          ) from error
         yield
-      finally:
-        os.umask(before)
+    finally:
+      os.umask(before)
 
   def station(
     self,

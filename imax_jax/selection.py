@@ -80,8 +80,12 @@ def uncollected() -> Iterator[None]:
 
 
 @uncollected()
-def select(study: Study) -> Selection:
+def select(study: Study, unreadable: Mapping[str, str] | None = None) -> Selection:
   """The entries of all splits.
+
+  Args:
+    unreadable: image id -> what is wrong with its file, as writing it has shown; these
+      are rejected.
 
   Raises:
     UsageError: the config names no source, or one that is not there.
@@ -94,6 +98,7 @@ def select(study: Study) -> Selection:
   options = _options(d, roots)
   try:
     radiographs = sources.read_radiographs(roots, intake=intake, options=options)
+    _reject(unreadable or {}, radiographs, roots, intake)
     annotations = list(
       sources.read_all(roots, radiographs, intake=intake, options=options)
     )
@@ -111,6 +116,19 @@ def select(study: Study) -> Selection:
   else:
     made = construct.construct(radiographs, entries, **plain(d.construct))
   return Selection(made, intake, written.cut, checks)
+
+
+def _reject(
+  unreadable: Mapping[str, str],
+  radiographs: dict[str, Radiograph],
+  roots: Mapping[str, Path],
+  intake: Intake,
+) -> None:
+  for image_id, reason in unreadable.items():
+    path = Path(radiographs.pop(image_id).path)
+    source = next(name for name, root in roots.items() if path.is_relative_to(root))
+    images = intake.tallies.get(f"{source} {sources.IMAGES}") or intake.tallies[source]
+    images.reject_image(image_id, path, reason)
 
 
 def _say_coverage(

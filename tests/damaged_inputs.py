@@ -55,22 +55,30 @@ TABLES: dict[str, tuple[str, ...]] = {
 WRONG_VALUES: dict[str, tuple[tuple[str, str, str], ...]] = {
   "mimic_cxr_jpg": (
     ("Rows", "0", "Rows or Columns"), ("Columns", "wide", "Rows or Columns"),
-    ("Rows", "inf", "Rows or Columns"),
+    ("Rows", "inf", "Rows or Columns"), ("Rows", "64.7", "Rows or Columns"),
+    ("Columns", "6_4", "Rows or Columns"), ("ViewPosition", " PA", "view of another"),
+    ("ViewPosition", "ap", "view of another"),
     ("subject_id", "7", "patient or study id"), ("study_id", "s1", "patient or study id"),
     ("dicom_id", "../../etc/passwd", "image id"), ("dicom_id", "", "image id"),
   ),
   "cardiomegaly": (
-    ("CTR", "7.5", "CTR neither"), ("CTR", "nan", "CTR neither"),
+    ("CTR", "7.5", "CTR neither"), ("CTR", "nan", "CTR not a number"),
     ("CTR", "-0.2", "CTR neither"), ("CTR", SECRET, "CTR not a number"),
+    ("CTR", "0_0.5", "CTR not a number"), ("CTR", "٠.٥", "CTR not a number"),
     ("CPAR", "", "CPAR not a number"), ("dicom_file", "x.dcm", "image id"),
   ),
   "pe_severity": (
     ("edema_severity", "4", "grade not"), ("edema_severity", SECRET, "grade not"),
     ("dicom_id", "NULL", "dicom_id of"), ("study_id", "-1", "study_id of"),
+    ("subject_id", "19999999", "patient or study is"),
+    ("subject_id", SECRET, "patient or study is"),
   ),
   "cxr_lt": (
     ("Edema", "0.5", "label not"), ("Nodule", SECRET, "label not"),
-    ("dicom_id", "/abs/path", "image id"),
+    ("dicom_id", "/abs/path", "image id"), ("subject_id", "", "patient or study is"),
+    ("subject_id", "19999999", "patient or study is"),
+    ("study_id", "s59999999", "patient or study is"),
+    ("study_id", SECRET, "patient or study is"),
   ),
   "chexmask": (
     ("Heart", "1 2 3", "a mask is not"), ("Heart", "1 2 3 -4", "a mask is not"),
@@ -259,6 +267,13 @@ def json_cases() -> Iterator[Case]:
   deep = b"[" * 10_000 + b"]" * 10_000
   yield case("10,000 deep", more(deep), "item")
   yield case("a number of 5,000 digits", more(b"7" * 5000), "item")
+  comma = lambda d: d.replace(b"},", b"}", d.count(b"},"))  # noqa: E731
+  yield case("no commas", comma, "is not JSON from line")
+  yield case("commas at the end", lambda d: d.rstrip()[:-1] + b",,]", "is not JSON")
+  for field, value in (("study_id", b"s59999999"), ("subject_id", SECRET.encode())):
+    name = b'"' + field.encode() + b'": "'
+    other_id = lambda d, name=name, value=value: d.replace(name, name + value, 1)  # noqa: E731
+    yield case(f"{field} of another", other_id, "patient or study is")
   yield case("no object", more(b"[1]"), "not an object")
   yield case("no answer", other('"answer"', '"ansxer"'), "lacks")
   yield case("answer no list", other('["no"]', '"no"'), "answer not a list")
@@ -369,7 +384,7 @@ def cases(healthy: dict[str, Path]) -> list[Case]:
 def _applies(path: Path, case: Case) -> bool:
   """A wrong value is for the tables of which the reader uses its column."""
   if case.name == "pe_severity/consensus_image_edema_severity.csv/study_id is '-1'":
-    return False  # images go by dicom_id
+    return False  # of an image's row it is compared with the image's
   column = case.name.rsplit("/", 1)[-1].split(" is ")[0]
   known = {name for values in WRONG_VALUES.values() for name, _, _ in values}
   return column not in known or column in _get(path).splitlines()[0].decode().split(",")

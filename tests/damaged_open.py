@@ -529,8 +529,9 @@ def chexmask_cases() -> Iterator[Exact]:
 
     yield Exact(
       f"chexmask_nih/{name}header again", "chexmask_nih", on(file, twice),
-      (("chexmask_nih", file, 2, "Dice, Height or Width"),), nothing, inserted=(file, 2),
+      (("chexmask_nih", file, 2, "image id"),), nothing, inserted=(file, 2),
     )  # fmt: skip
+  yield case("id of another form", lambda row: row.replace(b"_", b"-", 1), "image id")
   yield case("mark before a row", lambda row: b"\xef\xbb\xbf" + row, "")
 
   def heart(value: str) -> Callable[[bytes], bytes]:
@@ -1060,6 +1061,27 @@ def report_cases(study: tuple[str, str, str]) -> Iterator[Exact]:
   ):
     yield case(what, damage, ("mimic_cxr", file, 0, reason), of_study)
 
+  # Each is the first of the names in their order: "S", "0" and "_" stand before "s".
+  folder = file.rpartition("/")[0]
+  for what, name_, reason in (
+    ("another ending", f"{folder}/S50000001.TXT", "a name that"),
+    ("another name", f"{folder}/0 {SECRET}.txt", "a name that"),
+    ("another id", f"{folder}/_/s7.txt", "study id"),
+  ):
+    new = lambda root, name_=name_: nih_layout.write_lines(root / name_, [SECRET])  # noqa: E731
+    lines = (("mimic_cxr", "files", 0, reason),)
+    yield Exact(f"mimic_cxr/folder/{what}", "mimic_cxr/folder", new, lines, nothing)
+  page = lambda root: nih_layout.write_lines(root / "files/index.html", [SECRET])  # noqa: E731
+  yield Exact("mimic_cxr/folder/another file", "mimic_cxr/folder", page, (), nothing)
+
+  def linked_folder(root: Path) -> None:
+    nih_layout.write_lines(root / "elsewhere" / file, [SECRET])
+    (root / "files/a").symlink_to(root / "elsewhere/files")
+
+  lines = (("mimic_cxr", "files", 0, "a link to a folder"),)
+  yield Exact("mimic_cxr/folder/a linked folder", "mimic_cxr/folder", linked_folder,
+              lines, nothing)  # fmt: skip
+
   def another(root: Path) -> None:
     path = root / file.replace(f"p{patient}", "p19999999")
     path.parent.mkdir(parents=True)
@@ -1112,6 +1134,7 @@ def sectioned_cases(number: str) -> Iterator[Exact]:
   for what, row, reason in (
     ("NUL byte", first.replace(b",", b",\0", 1), "has a NUL"),
     ("not UTF-8", first.replace(b"Ada", b"\xff", 1), "is not UTF-8"),
+    ("id of another form", b"s5000x" + first[first.index(b",") :], "study id"),
     ("quote without end", first.replace(b'"', b"", 1), "is not"),
     ("too long", first[:-1] + b",x\n", "has more or fewer"),
     (

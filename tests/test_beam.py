@@ -111,7 +111,7 @@ def test_workers_read_images_where_they_are_told(datasets, tmp_path):
   moved = dataclasses.replace(datasets, splits=moved)
   builder.build(moved, tmp_path / "beam", beam_args=[f"--images=/here={there}"])
   assert digests(tmp_path / "beam") == digests(tmp_path / "one")
-  with pytest.raises(ValueError, match=r"i0: cannot read /here/0\.png .*--images"):
+  with pytest.raises(ValueError, match=r"/here/0\.png: expected.*--images"):
     builder.build(moved, tmp_path / "bad", beam_args=[f"--images=/hereabouts={there}"])
   with pytest.raises(ValueError, match="expected HERE=THERE"):
     builder.build(moved, tmp_path / "bad", beam_args=["--images=/here"])
@@ -119,17 +119,43 @@ def test_workers_read_images_where_they_are_told(datasets, tmp_path):
 
 
 @pytest.mark.usefixtures("_beam")
-def test_a_failed_shard_is_named_and_tells_nothing(datasets, tmp_path, caplog):
-  bad = dataclasses.replace(
-    datasets.splits["dmax_train"][2].radiograph, path=str(tmp_path / "none.png")
-  )
-  group = list(datasets.splits["dmax_train"])
-  group[2] = dataclasses.replace(group[2], radiograph=bad)
-  broken = dataclasses.replace(datasets, splits=datasets.splits | {"dmax_train": group})
-  with pytest.raises(ValueError, match=r"Apache Beam failed.*image i7") as error:
+def test_all_bad_images_are_told_and_the_good_shards_stay(
+  datasets, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 2)
+  (tmp_path / "text.png").write_text(SECRET)
+  bad = {"i7": "none.png", "i1": "text.png"}
+  splits = {
+    name: [
+      dataclasses.replace(
+        s, radiograph=dataclasses.replace(s.radiograph, path=str(tmp_path / bad[i]))
+      )
+      if (i := s.radiograph.image_id) in bad
+      else s
+      for s in group
+    ]
+    for name, group in datasets.splits.items()
+  }
+  broken = dataclasses.replace(datasets, splits=splits)
+  with pytest.raises(shards.DamagedImages) as error:
     builder.build(broken, tmp_path / "data", beam_args=[])
+  assert error.value.reasons["i7"] == "image file absent"
+  assert error.value.reasons["i1"].startswith("expected a whole PNG")
   assert SECRET not in str(error.value) + caplog.text
-  assert list((tmp_path / "data").iterdir()) == []
+  assert [path.name for path in (tmp_path / "data").iterdir()] == [".unfinished"]
+  # What stays has no exchange, which held what patients' reports say.
+  assert not list((tmp_path / "data").rglob("*exchange*"))
+  whole = {
+    path: path.stat().st_ino
+    for path in (tmp_path / "data").glob("*/*/*/*.array_record-*")
+  }
+  assert len(whole) == 3
+  builder.build(datasets, tmp_path / "data", beam_args=[])
+  builder.build(datasets, tmp_path / "one")
+  assert digests(tmp_path / "data") == digests(tmp_path / "one")
+  for path, inode in whole.items():
+    place = tmp_path / "data" / path.relative_to(tmp_path / "data" / ".unfinished")
+    assert place.stat().st_ino == inode
 
 
 @pytest.mark.usefixtures("_beam")

@@ -1,14 +1,19 @@
 """ArrayRecord on disk and back, its manifest, image bytes, targets as JSON, and JSONL."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import grain.python as grain
@@ -26,8 +31,10 @@ from imax_jax.data import interchange
 from imax_jax.data import manifest
 from imax_jax.data import prompts
 from imax_jax.data import shards
+from imax_jax.data import unfinished
 from imax_jax.data.construct import Datasets
 from imax_jax.data.construct import Selected
+from imax_jax.data.shards import DamagedImages
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
@@ -264,25 +271,119 @@ def test_only_the_owner_reads_it(built):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def moved_to(chosen, path):
+  radiograph = dataclasses.replace(chosen.radiograph, path=str(path))
+  return dataclasses.replace(chosen, radiograph=radiograph)
+
+
+def whole_shards(folder):
+  """The shards that a build which was stopped has left for the next: name -> path."""
+  notes = (folder / unfinished.FOLDER).glob("whole/*.json")
+  shard = {note.name.removesuffix(".json") for note in notes}
+  return {p.name: p for p in folder.rglob("*.array_record-*") if p.name in shard}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("damage", ["missing", "cut", "text"])
-def test_a_bad_image_is_named_and_leaves_nothing(datasets, tmp_path, damage, workers):
+def test_a_bad_image_is_named_and_leaves_no_dataset(
+  datasets, built, tmp_path, damage, workers
+):
   path = tmp_path / "bad.png"
   whole = encode(Image.fromarray(picture(0, (200, 200))))
   if damage != "missing":
     path.write_bytes(whole[:5000] if damage == "cut" else b"no image")
   group = list(datasets.splits["dmax_train"])
-  group[6] = dataclasses.replace(
-    group[6], radiograph=dataclasses.replace(group[6].radiograph, path=str(path))
-  )
+  group[6] = moved_to(group[6], path)
   broken = dataclasses.replace(datasets, splits=datasets.splits | {"dmax_train": group})
-  with pytest.raises(ValueError, match=r"bad\.png") as error:
+  with pytest.raises(DamagedImages, match=r"1 image cannot.*\n.*bad\.png: ") as error:
     builder.build(broken, tmp_path / "data", workers=workers)
+  assert list(error.value.reasons) == ["i56"]
   assert "Clear." not in str(error.value)
-  assert list((tmp_path / "data").iterdir()) == []
-  builder.build(
-    datasets, tmp_path / "data"
-  )  # nothing stands in the way of the next try
+  assert os.listdir(tmp_path / "data") == [unfinished.FOLDER]
+  assert stat.S_IMODE((tmp_path / "data" / unfinished.FOLDER).stat().st_mode) == 0o700
+  assert builder.splits_of(tmp_path / "data") == []
+  # Nothing stands in the way of the next try, and nothing is left by it.
+  builder.build(datasets, tmp_path / "data")
+  assert digests(tmp_path / "data") == digests(built)
+  assert sorted(os.listdir(tmp_path / "data")) == ["dmax", "imax"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_bad_images_are_told(datasets, tmp_path, monkeypatch, workers):
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 8)
+  (tmp_path / "text.png").write_text("A secret sentence.")
+  (tmp_path / "cut.png").write_bytes(encode(Image.fromarray(picture(0)))[:300])
+  (tmp_path / "folder.png").mkdir()
+  bad = {
+    "i2": ("text.png", "expected a whole PNG or JPEG, got 18 bytes"),
+    "i7": ("absent.png", "image file absent"),
+    "i30": ("cut.png", "expected a whole PNG or JPEG, got 300 bytes"),
+    "i49": ("folder.png", "image file cannot be read (Is a directory)"),
+    "i50": ("text.png/x.png", "image file absent"),
+  }
+  splits = {
+    name: [
+      moved_to(chosen, tmp_path / bad[image][0]) if image in bad else chosen
+      for chosen in group
+      if (image := chosen.radiograph.image_id)
+    ]
+    for name, group in datasets.splits.items()
+  }
+  splits["same_images_train"] = splits["imax_train"][:3]  # an image in two splits
+  done = []
+  with pytest.raises(DamagedImages, match="^5 images cannot be read") as error:
+    builder.build(
+      dataclasses.replace(datasets, splits=splits),
+      tmp_path / "data",
+      workers=workers,
+      progress=done.append,
+    )
+  assert error.value.reasons.keys() == bad.keys()
+  for image, (file, reason) in bad.items():
+    assert error.value.reasons[image].startswith(reason)
+    assert error.value.files[image] == str(tmp_path / file)
+    assert str(tmp_path) not in error.value.reasons[image]
+  told = str(error.value).splitlines()
+  assert len(told) == 5 and told[-1] == "  … and 2 more"
+  assert "secret" not in "".join(traceback.format_exception(error.value))
+  # The good shards are whole, and stay.
+  assert done == [8] * 4 + [2]
+  assert len(whole_shards(tmp_path / "data")) == 5
+  copy = pickle.loads(pickle.dumps(error.value))
+  assert (copy.reasons, str(copy)) == (error.value.reasons, str(error.value))
+
+
+def test_the_machines_faults_are_no_damaged_images(datasets, tmp_path, monkeypatch):
+  (shard, *_) = shards.plan({"imax_test": datasets.splits["imax_test"]})
+  for code in (errno.EMFILE, errno.ESTALE):
+
+    def read(path, code=code):
+      raise OSError(code, os.strerror(code), path)
+
+    with pytest.raises(OSError, match=os.strerror(code)):
+      shards.write_shard(shard, tmp_path, lambda data, name: data, read)
+
+  def store(data, name):
+    raise ValueError(f"{name}: needs pydicom 3") from ImportError("pydicom")
+
+  with pytest.raises(ValueError, match="needs pydicom") as error:
+    shards.write_shard(shard, tmp_path, store)
+  assert not isinstance(error.value, DamagedImages)
+
+  class Full:
+    def __init__(self, path, options):
+      pass
+
+    def write(self, example):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self):
+      pass
+
+  monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
+  with pytest.raises(OSError, match="No space left") as error:
+    builder.build(datasets, tmp_path / "full")
+  assert os.listdir(tmp_path / "full") == []
 
 
 class Deadly:
@@ -324,6 +425,261 @@ def test_mistakes_are_named(datasets, built, tmp_path):
     builder.open_split(built, "train")
   with pytest.raises(FileNotFoundError, match="build the data first"):
     builder.open_split(tmp_path, "imax_train")
+
+
+# ── Stopped, and gone on with ─────────────────────────────────────────────────────
+
+
+class Stop:
+  """A `progress` that stops the build, like Ctrl-C, at its n-th call."""
+
+  def __init__(self, calls):
+    self.calls = calls
+
+  def __call__(self, count):
+    self.calls -= 1
+    if not self.calls:
+      raise KeyboardInterrupt
+
+
+def identity(path):
+  """Another for a file that was written again, be it with the same bytes."""
+  return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+@pytest.fixture
+def stopped(datasets, tmp_path, monkeypatch):
+  """The folder of a build that was stopped after 3 shards of 5, and their identities."""
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 16)
+  folder = tmp_path / "data"
+  with pytest.raises(KeyboardInterrupt):
+    builder.build(datasets, folder, progress=Stop(3))
+  left = {name: identity(path) for name, path in whole_shards(folder).items()}
+  assert [name[-14:] for name in sorted(left)] == [
+    f"0000{n}-of-00003" for n in range(3)
+  ]
+  return folder, left
+
+
+def rewritten(folder, left):
+  """Which of the shards that a build had left, by number, another wrote again."""
+  now = {path.name: path for path in folder.rglob("*.array_record-*")}
+  return [n for n, name in enumerate(sorted(left)) if identity(now[name]) != left[name]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_build_goes_on(datasets, tmp_path, stopped, workers):
+  folder, left = stopped
+  assert unfinished.is_left_in(folder)
+  assert builder.splits_of(folder) == []
+  done = []
+  want = builder.build(datasets, tmp_path / "want")
+  got = builder.build(datasets, folder, workers=workers, progress=done.append)
+  assert got == want
+  assert done == [16, 16, 8, 10, 10]
+  assert rewritten(folder, left) == []
+  assert digests(folder) == digests(tmp_path / "want")
+  assert sorted(os.listdir(folder)) == ["dmax", "imax"]
+  assert not unfinished.is_left_in(folder)
+  with pytest.raises(ValueError, match="already there"):
+    builder.build(datasets, folder)
+
+
+def test_what_is_left_is_counted_before_anything_is_written(datasets, stopped):
+  folder, _ = stopped
+  done = []
+
+  def count(images):
+    done.append(images)
+    assert len(whole_shards(folder)) == max(3, len(done))
+
+  builder.build(datasets, folder, progress=count)
+  assert len(done) == 5
+
+
+def test_it_can_be_stopped_at_every_shard(datasets, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 16)
+  for calls in range(1, 6):
+    with pytest.raises(KeyboardInterrupt):
+      builder.build(datasets, tmp_path / "data", progress=Stop(calls))
+    assert len(whole_shards(tmp_path / "data")) == calls
+  builder.build(datasets, tmp_path / "data")
+  builder.build(datasets, tmp_path / "want")
+  assert digests(tmp_path / "data") == digests(tmp_path / "want")
+
+
+def test_a_stopped_build_leaves_no_process(datasets, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 16)
+  with pytest.raises(KeyboardInterrupt) as stopped:
+    builder.build(datasets, tmp_path, workers=2, progress=Stop(1))
+  assert stopped.value.__traceback__ is not None  # which holds all that is not closed
+  assert multiprocessing.active_children() == []
+  assert not list(tmp_path.rglob("*.part"))
+
+
+def spoil(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  "change", ["bytes", "cut", "note", "no note", "image", "entry", "pixels", "absent"]
+)
+def test_a_shard_that_does_not_fit_is_written_again(
+  datasets, tmp_path, stopped, change
+):
+  folder, left = stopped
+  second = whole_shards(folder)[sorted(left)[1]]
+  note = folder / unfinished.FOLDER / "whole" / f"{second.name}.json"
+  group, options = list(datasets.splits["imax_train"]), {}
+  if change == "bytes":
+    spoil(second)
+  if change == "cut":
+    os.truncate(second, 100)
+  if change == "note":
+    note.write_text(note.read_text()[:-100])
+  if change == "no note":
+    note.unlink()
+  if change == "absent":
+    second.unlink()
+  if change == "image":
+    path = tmp_path / "same.png"
+    path.write_bytes(Path(group[20].radiograph.path).read_bytes())
+    group[20] = moved_to(group[20], path)
+    again = dataclasses.replace(
+      datasets, splits=datasets.splits | {"imax_train": group}
+    )
+    with pytest.raises(KeyboardInterrupt):
+      builder.build(again, folder, progress=Stop(3))
+    left = {name: identity(path) for name, path in whole_shards(folder).items()}
+    path.write_bytes(encode(Image.fromarray(picture(99))))
+  if change == "entry":
+    entry = dataclasses.replace(group[20].entries[0], answer="Another.")
+    group[20] = dataclasses.replace(group[20], entries=(entry,))
+  if change == "pixels":
+    options = {"image_px": 16}
+  changed = dataclasses.replace(
+    datasets, splits=datasets.splits | {"imax_train": group}
+  )
+  builder.build(changed, folder, **options)
+  builder.build(changed, tmp_path / "want", **options)
+  assert rewritten(folder, left) == ([0, 1, 2] if change == "pixels" else [1])
+  assert digests(folder) == digests(tmp_path / "want")
+  assert sorted(os.listdir(folder)) == ["dmax", "imax"]
+
+
+def test_strays_are_removed_and_fewer_images_leave_no_shard_over(
+  datasets, tmp_path, stopped
+):
+  folder, _ = stopped
+  work = folder / unfinished.FOLDER
+  (work / "exchange-1").mkdir()
+  (work / "exchange-1" / "0.plan").write_text("A sentence.")
+  (work / "imax" / shards.VERSION / ".x.array_record-0.abcd.part").write_text("half")
+  (work / "imax" / shards.VERSION / "dataset_info.json").write_text("{}")
+  fewer = dataclasses.replace(
+    datasets,
+    splits=datasets.splits | {"imax_train": datasets.splits["imax_train"][:32]},
+  )
+  seen = []
+
+  def look(count):
+    seen.append({path.name for path in work.rglob("*") if path.is_file()})
+
+  builder.build(fewer, folder, progress=look)
+  assert len(seen[0]) == 2  # a shard of the two that there are now, and its note
+  builder.build(fewer, tmp_path / "want")
+  assert digests(folder) == digests(tmp_path / "want")
+  assert sorted(os.listdir(folder)) == ["dmax", "imax"]
+
+
+@pytest.mark.parametrize("where", ["moving", "finish"])
+def test_stopped_at_the_very_end_it_goes_on(
+  datasets, tmp_path, stopped, monkeypatch, where
+):
+  folder, left = stopped
+  rename = Path.rename
+
+  def stop(path, target):
+    if path.name == "dmax":
+      raise KeyboardInterrupt
+    return rename(path, target)
+
+  def finish(written):
+    assert {path.name for path in folder.iterdir()} >= {"dmax", "imax"}
+    manifest.write(folder, written, {})
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    if where == "moving":
+      patch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+      builder.build(datasets, folder, finish=finish)
+  assert unfinished.is_left_in(folder)
+  assert (folder / "imax").exists()
+  done = []
+  written = builder.build(datasets, folder, progress=done.append)
+  assert done == [16, 16, 8, 10, 10]
+  assert rewritten(folder, left) == []
+  manifest.write(folder, written, {})
+  written = builder.build(
+    datasets,
+    tmp_path / "want",
+    finish=lambda written: manifest.write(tmp_path / "want", written, {}),
+  )
+  assert digests(folder) == digests(tmp_path / "want")
+  assert manifest.verify(folder) == []
+  assert sorted(os.listdir(folder)) == sorted(os.listdir(tmp_path / "want"))
+
+
+def sleep_here(folder):
+  """Two processes that are long at work; see the test below."""
+
+  plan = [folder / str(number) for number in range(200)]
+  for _ in shards.in_processes(sleep, plan, 2):
+    pass
+
+
+def sleep(path):
+  path.write_text(str(os.getpid()) + " " * 100_000)
+  time.sleep(60)
+
+
+@pytest.mark.parametrize("when", ["starting", "at work"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_ends_all_processes_soon_and_in_silence(tmp_path, how, when):
+  tests = Path(__file__).parent
+  program = (
+    f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
+    "import pathlib, test_builder\n"
+    "print('imported', flush=True)\n"
+    "test_builder.sleep_here(pathlib.Path(sys.argv[1]))\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", program, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout.readline() == "imported\n"
+  time.sleep(0.5)
+  while when == "at work" and len(list(tmp_path.iterdir())) < 2:
+    time.sleep(0.1)
+  start = time.perf_counter()
+  if how == signal.SIGINT:
+    os.killpg(process.pid, how)  # as a terminal does
+  else:
+    process.kill()
+  # To the end of the workers, who have the same standard error.
+  _, told = process.communicate(timeout=30)
+  assert time.perf_counter() - start < 20
+  if how == signal.SIGINT:
+    assert told.count("Traceback") == 1, told
+    assert told.rstrip().endswith("KeyboardInterrupt"), told
+  else:
+    assert "Traceback" not in told, told
 
 
 # ── The manifest ──────────────────────────────────────────────────────────────────

@@ -208,19 +208,91 @@ def test_parts_that_are_missing_drop_the_task_unless_told_otherwise():
   assert list(lax.dropped) == ["view not in PA/AP"]
 
 
+def boxes_and_labels(num_images, alone):
+  """Images with labels, both box tasks, half a report; of `alone`, so many more."""
+  radiographs, annotations = {}, []
+  for number in range(num_images + sum(alone.values())):
+    image = f"i{number:04d}"
+    radiographs[image] = Radiograph(image, f"s{number}", f"p{number}", "PA", 8, 8, "")
+    boxes = [("rec", o, Region(o, (0, 0, 1, 1))) for o in ORGANS]
+    boxes += [("reg", o, Region(o, (0, 0, 1, 1))) for o in ORGANS]
+    others = [("multi_label", "", Bits((0,) * 10)), ("report", "", Report("clear"))]
+    if number >= num_images:
+      kept = "rec" if number - num_images < alone["rec"] else "reg"
+      boxes = [said for said in boxes if said[0] == kept]
+      others.append(("multi_class", "", Grade("none")))
+    elif number % 2:
+      others.pop()
+    annotations += [
+      Annotation(image, *said, Origin("made", "x.csv", number, "made"))
+      for said in (*boxes, *others)
+    ]
+  return radiographs, annotations
+
+
+@pytest.mark.parametrize(
+  ("alone", "quotas"),
+  [
+    ({"rec": 0, "reg": 0}, {"rec": 540, "reg": 540}),
+    # One is on offer more often, so that its quota wants it less often.
+    ({"rec": 0, "reg": 100}, {"rec": 540, "reg": 600}),
+    ({"rec": 150, "reg": 0}, {"rec": 600, "reg": 540}),
+  ],
+)
+def test_rec_and_reg_go_together(alone, quotas):
+  radiographs, annotations = boxes_and_labels(300, alone)
+  made = construct_lib.construct(radiographs, annotations, seed=0, quotas=quotas)
+  offered = collections.defaultdict(set)
+  for a in annotations:
+    offered[a.image_id].add(a.task)
+  kept = {
+    s.radiograph.image_id: {e.task for e in s.entries}
+    for s in made.splits["imax_train"] + made.splits["imax_test"]
+  }
+  pair = {"rec", "reg"}
+  apart = collections.Counter(
+    min(pair & tasks)
+    for image, tasks in kept.items()
+    if pair <= offered[image] and len(pair & tasks) == 1
+  )
+  # The last images only, once the quota of the other task is used up.
+  assert len(apart) <= (1 if any(alone.values()) else 0)
+  assert apart.total() < 0.05 * len(kept)
+  told = made.statistics()["imax"]["entries_per_task"]
+  assert {task: told[task] for task in quotas} == quotas
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"min_tasks": 0}, "min_tasks 0"),
-    ({"num_images": 0}, "num_images 0"),
-    ({"train_fraction": 1.2}, "train_fraction 1.2"),
-    ({"quotas": {"vqq": 1}}, "vqq"),
-    ({"views": ["RAO"]}, "no image has min_tasks=3"),
-    ({"quotas": dict.fromkeys(TASKS, 0)}, "no image has min_tasks=3"),
+    ({"seed": -1}, "seed -1: expected 0 or more"),
+    ({"min_tasks": 0}, "min_tasks 0: expected 1 to 7"),
+    ({"min_tasks": 8}, "min_tasks 8: expected 1 to 7"),
+    ({"num_images": 0}, "num_images 0: expected at least 1"),
+    ({"num_dmax_images": -5}, "num_dmax_images -5: expected at least 1"),
+    ({"train_fraction": 0}, "train_fraction 0: expected above 0 and below 1"),
+    ({"train_fraction": 1.0}, r"train_fraction 1\.0: expected above 0 and below 1"),
+    ({"train_fraction": float("nan")}, "train_fraction nan: expected above 0"),
+    ({"quotas": {"vqq": 1}}, r"quotas of \['vqq'\]: expected some of"),
+    ({"quotas": {"vqa": -1, "rec": 3}}, r"quotas \{'vqa': -1\}: expected 0 or more"),
+    ({"required_subtasks": {"vqq": ()}}, "required_subtasks of"),
+    ({"split_unit": "ward"}, "split_unit 'ward': expected one of"),
+    ({"dmax_patients": "all"}, "dmax_patients 'all': expected one of"),
+    ({"controls": ("x",)}, r"controls \['x'\]: expected some of"),
   ],
 )
-def test_mistakes_are_named(options, message):
+def test_mistakes_are_named_before_anything_is_read(options, message):
   with pytest.raises(ValueError, match=message):
+    construct_lib.check_choices(**options)
+  with pytest.raises(ValueError, match=message):
+    construct_lib.construct({}, [], **{"seed": 0} | options)
+
+
+@pytest.mark.parametrize(
+  "options", [{"views": ["RAO"]}, {"quotas": dict.fromkeys(TASKS, 0)}]
+)
+def test_no_image_is_an_error(options):
+  with pytest.raises(ValueError, match="no image has min_tasks=3"):
     run(**options)
 
 

@@ -17,6 +17,7 @@ from imax_jax import experiment
 from imax_jax.data import builder
 from imax_jax.data import interchange
 from imax_jax.data import manifest
+from imax_jax.data import shards
 from imax_jax.data import sources
 from imax_jax.data.sources.intake import Intake
 from imax_jax.schema import TASKS
@@ -185,6 +186,76 @@ def test_an_export_comes_back_whole(built, hospital, style, capsys):
   assert "10 conversations" in capsys.readouterr().out
 
 
+def test_unreadable_images_are_listed_and_done_without(hospital, tmp_path, caplog):
+  files = damage(hospital, tmp_path, 0.0)
+  images = sorted((files / "mimic-cxr-jpg/2.1.0/files").rglob("*.jpg"))
+  asked = config("imax_data", root=str(files), max_quarantined=0.2)
+  experiment.run(asked, tmp_path / "work", ["build"], {})
+  used = {r.image_id for s in builder.splits_of(tmp_path / "work/data")
+          for r in builder.open_split(tmp_path / "work/data", s)}  # fmt: skip
+  broken = [path for path in images if path.stem in used][::15]
+  for path in broken:
+    path.write_bytes(b"\xff\xd8 a secret sentence")
+  experiment.run(asked, tmp_path / "again", ["build"], {})
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / "again/data/quarantine.jsonl").read_text().splitlines()
+  ]
+  assert {Path(line["file"]).stem for line in lines} == {p.stem for p in broken}
+  assert all(line["source"] == "mimic_cxr_jpg" for line in lines)
+  assert "secret" not in json.dumps(lines) + caplog.text
+  told = json.loads((tmp_path / "again/data/statistics.json").read_text())
+  assert sum(told["intake"]["mimic_cxr_jpg"]["rejected"].values()) == len(broken)
+  # As if they had never been there.
+  for path in broken:
+    path.unlink()
+  experiment.run(asked, tmp_path / "never", ["build"], {})
+  assert entries_of(tmp_path / "never") == entries_of(tmp_path / "again")
+  for path in broken:
+    path.write_bytes(b"")
+  asked.data.max_quarantined = 0.0
+  with pytest.raises(ValueError, match=rf"mimic_cxr_jpg: {len(broken)} rejected of"):
+    experiment.run(asked, tmp_path / "strict", ["build"], {})
+
+
+def inodes(folder: Path) -> dict[str, int]:
+  """Of the shards: which files they are."""
+  found = (folder / "data").rglob("*.array_record-*-of-?????")
+  return {path.name: path.stat().st_ino for path in found}
+
+
+def test_a_stopped_build_goes_on(hospital, built, tmp_path, monkeypatch):
+  asked = config("imax_data", root=str(hospital))
+  write, written = shards.write_shard, []
+
+  def stop(shard, *rest, **options):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append(shard.name)
+    return write(shard, *rest, **options)
+
+  monkeypatch.setattr(shards, "write_shard", stop)
+  with pytest.raises(KeyboardInterrupt):
+    experiment.run(asked, tmp_path, ["build"], {})
+  monkeypatch.setattr(shards, "write_shard", write)
+  assert not (tmp_path / "data/imax").exists()
+  kept = inodes(tmp_path)
+  assert len(kept) == 2
+  experiment.run(asked, tmp_path, ["build"], {})
+  assert kept.items() <= inodes(tmp_path).items()
+  for name in ("manifest.json", "images.sha256", "recipe.jsonl.gz"):
+    assert (tmp_path / "data" / name).read_bytes() == (
+      built / "data" / name
+    ).read_bytes()
+
+
+def test_files_are_private_in_a_folder_that_is_not(hospital, tmp_path):
+  tmp_path.chmod(0o755)
+  experiment.run(config("imax_data", root=str(hospital)), tmp_path, ["select"], {})
+  for path in [*tmp_path.rglob("*")]:
+    assert path.stat().st_mode & 0o077 == 0, path
+
+
 def damage(hospital: Path, folder: Path, share: float) -> Path:
   """A copy of the hospital with so many rows of CTRs.csv spoilt."""
   copy = folder / "files"
@@ -275,6 +346,13 @@ def test_an_absent_source_is_named_and_may_be_done_without(hospital, tmp_path):
     ("boxes.order", "zz", "boxes.order"), ("boxes.scale", -5, "boxes.scale"),
     ("construct.split_unit", "ward", "split_unit"),
     ("max_quarantined", 3.0, "max_quarantined"),
+    ("max_report_words", -5, "max_report_words"), ("workers", -3, "workers"),
+    ("without", ("chexmas",), "no source 'chexmas'"),
+    ("construct.min_tasks", 9, "min_tasks 9: expected 1 to 7"),
+    ("construct.train_fraction", 1.5, "train_fraction"), ("construct.seed", -1, "seed"),
+    ("options.chexmask.min_dice", 7.0, "options.chexmask: min_dice=7.0"),
+    ("options.mimic_cxr.text", "foo", "options.mimic_cxr: .*text"),
+    ("options.cxr_lt.release", "2025", "options.cxr_lt: .*release"),
     ("construct.controls", ("other",), "controls"),
   ],
 )  # fmt: skip

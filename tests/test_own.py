@@ -185,7 +185,7 @@ def test_empty_columns_and_rows_are_passed_over_and_counted(folder):
   )
   found = folder.read()
   assert [(a.subtask, a.origin.row) for a in found] == [("ctr", 2), ("cpar", 3)]
-  assert folder.cases["columns that are not read"] == "remark"
+  assert folder.cases["columns that are not read"] == "1"
   assert folder.tally.rows == 4
   assert ("own", 4, "has more cells than the header", "reading/row") in folder.rejected
   assert ("own", 5, "answer empty", "own/report") in folder.rejected

@@ -128,7 +128,7 @@ GOOD = [b'10000001,"a\nb ""c""\n",1\n', b"10000002,x,2\n", b'10000003,"y\n\n",3\
 def _rows(data: bytes, place: int = 0, end: float = math.inf) -> list[bytes]:
   file = io.BytesIO(data)
   file.seek(place)
-  return list(reading.grouped_rows(Path("x"), file, START, place, end))
+  return list(reading.grouped_rows(Path("x"), file, START, 3, place, end))
 
 
 @pytest.mark.parametrize("place", range(4))

@@ -206,22 +206,137 @@ def test_an_entry_is_found(path):
     recipe.find(path, "i00/none")
 
 
-@pytest.mark.parametrize(
-  "damage", ["cut", "text", "line", "field", "format", "settings"]
-)
-def test_a_damaged_recipe_is_named(path, damage):
-  text = gzip.decompress(path.read_bytes()).decode()
-  if damage == "line":
-    text = text.rsplit("\n", 2)[0] + "\n"
-  if damage == "field":
-    text = text.replace('"row": ', '"line": ', 1)
-  if damage == "format":
-    text = text.replace('"format": 2', '"format": 1', 1)
-  if damage == "settings":
-    text = text.replace('"settings": {', '"settings": "x", "other": {', 1)
-  packed = gzip.compress(text.encode())
-  if damage == "cut":
-    packed = packed[:-20]
-  path.write_bytes(text.encode() if damage == "text" else packed)
-  with pytest.raises(ValueError, match=r"recipe\.jsonl\.gz: expected a whole recipe"):
+def refused(path, why):
+  """That the recipe is refused with the one error, which says `why`."""
+  said = rf"recipe\.jsonl\.gz: expected a whole recipe of format 2 \(.*{why}.*copy it"
+  with pytest.raises(ValueError, match=said) as error:
     recipe.read_recipe(path)
+  assert type(error.value) is ValueError
+
+
+@pytest.mark.parametrize(
+  ("damage", "why"),
+  [
+    ("cut", "end-of-stream"),
+    ("empty", "not enough values"),
+    ("text", "Expecting value"),
+    ("flipped", "decompressing"),
+    ("line", "not what its header says"),
+    ("deep", "recursion"),
+    ("latin", "ascii"),
+  ],
+)
+def test_a_damaged_file_is_named(path, damage, why):
+  packed = path.read_bytes()
+  text = gzip.decompress(packed)
+  path.write_bytes(
+    {
+      "cut": packed[:-20],
+      "empty": b"",
+      "text": b"an invented letter",
+      "flipped": packed[:10] + b"\xff" * 64,
+      "line": gzip.compress(text.rsplit(b"\n", 2)[0] + b"\n"),
+      "deep": gzip.compress(text + b"[" * 100_000 + b"]" * 100_000),
+      "latin": gzip.compress(text + b"\xe9\n"),
+    }[damage]
+  )
+  refused(path, why)
+
+
+def test_one_that_a_browser_unpacked_is_the_same(path):
+  expected = recipe.read_recipe(path)
+  path.write_bytes(gzip.decompress(path.read_bytes()))
+  assert recipe.read_recipe(path) == expected
+
+
+def test_a_bomb_is_not_unpacked(path):
+  packed = path.read_bytes()
+  assert len(gzip.decompress(packed)) < 20 * len(packed)  # the limit is 200
+  path.write_bytes(gzip.compress(b" " * 2**24 + gzip.decompress(packed)))
+  refused(path, "over 200 times its size")
+
+
+def test_none_at_all_is_another_matter(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    recipe.read_recipe(tmp_path / "recipe.jsonl.gz")
+
+
+COUNTS = {"shortfall": {}, "quota_shortfall": {}, "dropped": {}}
+SIZES = {"images": 0, "entries": 0}
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "why"),
+  [
+    ("format", 1, "another format"),
+    ("publishable", "yes", "publishable"),
+    ("settings", "x", "settings"),
+    ("splits", [], "splits"),
+    ("splits", {}, "other splits"),
+    ("splits", {"../x": SIZES}, "other splits"),
+    ("splits", {"imax_test": 3}, "splits or counts"),
+    ("splits", {"imax_test": {"images": 0}}, "splits of another kind"),
+    ("splits", {"imax_test": SIZES | {"x": 0}}, "splits of another kind"),
+    ("splits", {"imax_test": SIZES | {"images": "0"}}, "splits or counts"),
+    ("splits", {"imax_test": SIZES | {"images": True}}, "splits or counts"),
+    ("splits", {"imax_test": {"images": 6, "entries": -1}}, "splits or counts"),
+    ("groups", None, "groups"),
+    ("groups", {}, "groups"),
+    ("groups", [], "groups"),
+    ("groups", "numbers", "groups"),
+    ("counts", None, "counts"),
+    ("counts", [], "counts"),
+    ("counts", COUNTS | {"splits": {}}, "counts"),
+    ("counts", {"dropped": {}}, "counts"),
+    ("counts", COUNTS | {"dropped": []}, "counts"),
+    ("counts", COUNTS | {"dropped": {"x": "1"}}, "counts"),
+    ("counts", COUNTS | {"dropped": {"\x1b[2J": 1}}, "counts"),
+  ],
+)
+def test_a_damaged_header_is_named(path, key, value, why):
+  header, *lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+  if value == "numbers":
+    value = [7] * len(header["groups"])
+  if key == "splits" and value:
+    value = header["splits"] | value
+  rewrite(path, header | {key: value}, lines)
+  refused(path, why)
+  if value is None:
+    del header[key]
+    rewrite(path, header, lines)
+    refused(path, why)
+
+
+def rewrite(path, header, lines):
+  text = "".join(f"{json.dumps(line)}\n" for line in (header, *lines))
+  path.write_bytes(gzip.compress(text.encode()))
+
+
+@pytest.mark.parametrize("header", [None, 3, "x", [], {}, list(range(9))])
+def test_a_header_that_is_none_is_named(path, header):
+  rewrite(path, header, [])
+  refused(path, "format")
+
+
+def test_damaged_entries_are_named(path):
+  header, *lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+  first, *others = lines
+  for entry, why in (
+    (dict.fromkeys(first, 1), "another kind"),
+    (first | {"row": "1"}, "another kind"),
+    (first | {"row": True}, "another kind"),
+    (first | {"id": None}, "another kind"),
+    (first | {"image": ["i7"]}, "another kind"),
+    (first | {"split": {}}, "another kind"),
+    (first | {"split": "other"}, "its header does not name"),
+    (others[0], "twice"),
+    (first | {"image": "other"}, "images in imax_train, not what its header"),
+    (first | {"more": 1}, "other fields"),
+    ({"line": 1}, "other fields"),
+    (list(first), "other fields"),
+    (None, "other fields"),
+  ):
+    rewrite(path, header, [entry, *others])
+    refused(path, why)
+  rewrite(path, header, lines)
+  assert recipe.read_recipe(path).entries == lines

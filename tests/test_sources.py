@@ -19,11 +19,13 @@ from imax_jax.data import sources
 from imax_jax.data.sources import cardiomegaly
 from imax_jax.data.sources import chexmask
 from imax_jax.data.sources import cxr_lt
+from imax_jax.data.sources import json_files
 from imax_jax.data.sources import masks
 from imax_jax.data.sources import mimic_cxr
 from imax_jax.data.sources import mimic_cxr_jpg
 from imax_jax.data.sources import mimic_ids
 from imax_jax.data.sources import pe_severity
+from imax_jax.data.sources import published
 from imax_jax.data.sources import sections
 from imax_jax.data.sources import vqa
 from imax_jax.data.sources.intake import DamagedFile
@@ -41,7 +43,8 @@ def _radiograph(
   number: int, study: int, width: int = 10, height: int = 8
 ) -> Radiograph:
   study_id = str(50_000_000 + study)
-  return Radiograph(_name(number), study_id, "10000001", "PA", width, height, "")
+  patient = str(10_000_000 + study)
+  return Radiograph(_name(number), study_id, patient, "PA", width, height, "")
 
 
 # Images 1 and 2 are of study 1, image 3 of study 2.
@@ -87,7 +90,7 @@ def test_only_exact_ap_and_pa_are_frontal(tmp_path, suffix):
   assert first.path.endswith(f"files/p10/p10000001/s50000001/{_name(1)}.jpg")
   assert tally.counts == {
     "kept": 2, "not frontal": 3, "view missing": 1,
-    "says again what another row says": 1, "Rows or Columns not a positive number": 1,
+    "says again what another row says": 1, "Rows or Columns not a number of pixels": 1,
   }  # fmt: skip
 
 
@@ -107,6 +110,81 @@ def test_the_official_split_says_validate(tmp_path):
     f"dicom_id,study_id,subject_id,split\n{_name(1)},50000001,10000001,validate\n",
   )
   assert mimic_cxr_jpg.read_splits(tmp_path) == {_name(1): "validate"}
+
+
+def test_what_is_no_number_of_pixels_or_no_view_is_rejected(tmp_path):
+  rows = METADATA.splitlines()[:1]
+  for number, (view, height, width) in enumerate(
+    (
+      ("PA", "64.0", "50"), ("PA", "64.7", "50"), ("PA", "64", "0_5"),
+      ("PA", "٦٤", "50"), ("PA", "1e3", "50"), ("PA", "-64", "50"), (" PA", "64", "50"),
+      ("pa", "64", "50"), (" ", "64", "50"), ("LATERAL", "64", "50"),
+    )
+  ):  # fmt: skip
+    rows.append(f"{_name(number)},10000001,50000001,,{view},{height},{width},,")
+  _write(tmp_path / mimic_cxr_jpg.METADATA, "\n".join(rows) + "\n")
+  tally = Tally("made")
+  found = mimic_cxr_jpg.read_radiographs(tmp_path, require_images=False, tally=tally)
+  assert [(r.height, r.width) for r in found.values()] == [(64, 50)]
+  assert tally.rejected == {
+    "Rows or Columns not a number of pixels": 5, "view of another spelling": 2,
+  }  # fmt: skip
+  assert tally.counts["view missing"] == tally.counts["not frontal"] == 1
+
+
+def test_splits_and_labels_of_ids_of_another_form_are_rejected(tmp_path):
+  _write(
+    tmp_path / mimic_cxr_jpg.SPLIT,
+    "dicom_id,study_id,subject_id,split\n"
+    f"{_name(1)},s50000001,p10000001,train\nsecret,50000001,10000001,train\n"
+    f"{_name(2)},secret,10000001,train\n{_name(3)},50000001,secret,train\n"
+    f"{_name(4)},50000001,10000001,secret\n",
+  )
+  tally = Tally("made")
+  assert mimic_cxr_jpg.read_splits(tmp_path, tally=tally) == {_name(1): "train"}
+  assert tally.rejected == {
+    "image id of the wrong form": 1, "patient or study id of the wrong form": 2,
+    "split of another name": 1,
+  }  # fmt: skip
+  _write(
+    tmp_path / mimic_cxr_jpg.LABEL_TABLES["chexpert"],
+    "subject_id,study_id,secret,Edema\n10000001,50000001.0,secret,1.0\n"
+    "10000001,secret,,\nsecret,50000002,,\n10000001,50000003,,secret\n",
+  )
+  tally = Tally("made")
+  found = mimic_cxr_jpg.read_labels(tmp_path, tally=tally)
+  assert found == {"50000001": {"Edema": 1}}
+  assert tally.rejected == {
+    "patient or study id of the wrong form": 2, "label not 1, 0, -1 or blank": 1,
+  }  # fmt: skip
+  (said,) = [v for k, v in tally.cases.items() if k.startswith("labels of")]
+  assert said == "1 of 14 known labels, 1 other columns"
+
+
+@pytest.mark.parametrize("table", mimic_cxr_jpg.LABEL_TABLES)
+def test_a_table_without_a_header_tells_nothing_of_its_patient(tmp_path, table):
+  cells = ",".join(["10000001", "50000001", "secret", *["1.0"] * 13])
+  _write(tmp_path / mimic_cxr_jpg.LABEL_TABLES[table], f"{cells}\n" * 2)
+  tally = Tally("made")
+  with pytest.raises(DamagedFile, match="has none of the 14 known labels") as caught:
+    mimic_cxr_jpg.read_labels(tmp_path, table, tally=tally)
+  for told in (str(caught.value), str(tally.cases)):
+    assert "secret" not in told
+    assert "0000001" not in told
+
+
+def test_the_published_numbers_of_rows_are_held_against_the_file(tmp_path, monkeypatch):
+  question = "rows of mimic-cxr-2.0.0-metadata.csv"
+  _write(tmp_path / mimic_cxr_jpg.METADATA, METADATA)
+  for number, said in (
+    (377_110, "8, where 377,110 were published: a part, or cut short"),
+    (8, "8, as published"),
+    (7, "8, where 7 were published: joined, or another release"),
+  ):
+    monkeypatch.setitem(published.ROWS, "mimic-cxr-2.0.0-metadata.csv", number)
+    tally = Tally("made")
+    mimic_cxr_jpg.read_radiographs(tmp_path, require_images=False, tally=tally)
+    assert tally.cases == {question: said}
 
 
 # ── CXR-Cardiomegaly ──────────────────────────────────────────────────────────────
@@ -143,7 +221,28 @@ def test_error_marks_are_no_ratios(tmp_path):
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", ["1.0", "1.2", "0", "-0.3", "nan", "inf", "", "x"])
+def test_all_ways_in_which_error_marks_print_are_told(tmp_path):
+  cells = [f"{_name(1)},2", f"{_name(2)},3.0", f"{_name(3)},0.5"]
+  for ctrs, cpars, said in ((cells, cells[2:], "2 and 2.0"), (cells[:1], cells[:1], "2"),
+                            (cells[1:], cells[1:], "2.0")):  # fmt: skip
+    _ratios(tmp_path, ctrs, cpars)
+    tally = Tally("made")
+    list(cardiomegaly.read(tmp_path, RADIOGRAPHS, tally=tally))
+    assert tally.cases["error marks print as"] == said
+    short = "where 96,161 were published: a part, or cut short"
+    assert tally.cases["rows of CPARs.csv"] == f"{len(cpars)}, {short}"
+
+
+@pytest.mark.parametrize("value", ["0.5", ".5", "5e-1", "+0.5", " 0.5 "])
+def test_decimal_numbers_are_ratios(tmp_path, value):
+  _ratios(tmp_path, [f"{_name(1)},{value}"], [f"{_name(1)},{value}"])
+  assert [a.target.value for a in cardiomegaly.read(tmp_path, ONE)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+  "value",
+  ["1.0", "1.2", "0", "-0.3", "nan", "inf", "", "x", "0_0.5", "0.4_7", "٠.٥", "0.5."],
+)
 def test_only_numbers_between_0_and_1_are_ratios(tmp_path, value):
   _ratios(tmp_path, [f"{_name(1)},{value}"], [f"{_name(1)},{value}"])
   assert not list(cardiomegaly.read(tmp_path, ONE, require_both=False))
@@ -192,6 +291,22 @@ def test_a_wrong_grade_is_counted(tmp_path):
   assert tally.counts == {"grade not 0 to 3": 1}
 
 
+@pytest.mark.parametrize(
+  ("consensus", "regex"),
+  [
+    (f"10000009,50000001,{_name(1)},2", ""), (f"10000001,50000002,{_name(1)},2", ""),
+    (f",50000001,{_name(1)},2", ""), ("", "10000002,50000001,2"),
+  ],
+)  # fmt: skip
+def test_a_grade_of_another_patient_or_study_is_rejected(tmp_path, consensus, regex):
+  good = "10000002,50000002.0,1"
+  _severity(tmp_path, f"{consensus}\n", "", f"{regex}\n{good}\n")
+  tally = Tally("made")
+  (found,) = pe_severity.read(tmp_path, RADIOGRAPHS, tally=tally)
+  assert found.image_id == _name(3)
+  assert tally.rejected == {"patient or study is not the image's": 1}
+
+
 # ── CXR-LT ────────────────────────────────────────────────────────────────────────
 
 
@@ -201,8 +316,8 @@ def _labels(
   text = ",".join(("dicom_id", "subject_id", "study_id", "fpath", *names)) + "\n"
   for number, cells in rows:
     values = [cells.get(name, "0") for name in names]
-    text += ",".join((_name(number), "10000001", "s50000001", "files/x.jpg", *values))
-    text += "\n"
+    whose = ("10000002", "s50000002") if number == 3 else ("10000001", "s50000001")
+    text += ",".join((_name(number), *whose, "files/x.jpg", *values)) + "\n"
   _write(path, text)
 
 
@@ -239,6 +354,28 @@ def test_probabilities_are_no_labels(tmp_path):
   tally = Tally("made")
   assert not list(cxr_lt.read(tmp_path, RADIOGRAPHS, tally=tally))
   assert tally.counts == {"label not 0 or 1": 1}
+
+
+@pytest.mark.parametrize(
+  ("patient", "study", "kept"),
+  [
+    ("10000001", "s50000001", 1), ("10000001", "50000001", 1),
+    ("10000001.0", "50000001.0", 1), ("10000002", "50000001", 0),
+    ("10000001", "s50000002", 0), ("", "", 0),
+  ],
+)  # fmt: skip
+def test_labels_of_another_patient_or_study_are_rejected(
+  tmp_path, patient, study, kept
+):
+  names = ",".join(FINDINGS)
+  bits = ",".join("0" * 10)
+  text = f"study_id,dicom_id,subject_id,{names}\n{study},{_name(1)},{patient},{bits}\n"
+  _write(tmp_path / "labels.csv", text)
+  tally = Tally("made")
+  assert len(list(cxr_lt.read(tmp_path, RADIOGRAPHS, tally=tally))) == kept
+  assert tally.rejected["patient or study is not the image's"] == 1 - kept
+  _write(tmp_path / "labels.csv", f"dicom_id,{names}\n{_name(1)},{bits}\n")
+  assert len(list(cxr_lt.read(tmp_path, RADIOGRAPHS))) == 1
 
 
 # ── CheXmask ──────────────────────────────────────────────────────────────────────
@@ -399,6 +536,47 @@ def test_unzipped_and_sectioned_reports_read_the_same(tmp_path):
   assert tally.counts["no findings or no impression"] == 1
 
 
+def test_a_folder_and_a_zip_judge_names_alike(tmp_path):
+  files = {
+    "p10/p10000001/s50000001.txt": REPORT,
+    "50000002.txt": REPORT,  # without the letter, at another depth
+    "p10/p10000009/old/s50000009.txt": REPORT,
+    "p10/p10000001/s50000001.TXT": REPORT,
+    "p10/p10000001/notes.txt": REPORT,
+    "p10/p10000001/s7.txt": REPORT,
+    "index.html": "x",
+    "p10/p10000001/s50000001/film.jpg": "x",
+  }
+  with zipfile.ZipFile(tmp_path / mimic_cxr.ZIP, "w") as archive:
+    for name, text in files.items():
+      archive.writestr(f"files/{name}", text)
+      _write(tmp_path / "unzipped" / "files" / name, text)
+  read = []
+  for root in (tmp_path, tmp_path / "unzipped"):
+    tally = Tally("made")
+    found = list(mimic_cxr.read(root, RADIOGRAPHS, tally=tally))
+    assert [a.image_id for a in found] == [_name(3), _name(1), _name(2)]
+    assert tally.counts == {
+      "kept": 3, "study without a frontal radiograph here": 1,
+      "a file that is no text": 2, "a name that is no report's": 2,
+      "study id of another form": 1,
+    }  # fmt: skip
+    assert tally.rows == len(files)
+    short = "3, where 227,835 were published: a part, or cut short"
+    assert tally.cases["rows of reports"] == short
+    read.append(found)
+  assert read[0] == read[1]
+
+
+def test_a_linked_folder_of_reports_is_listed(tmp_path):
+  _write(tmp_path / "files/p10/p10000001/s50000001.txt", REPORT)
+  _write(tmp_path / "elsewhere/s50000002.txt", REPORT)
+  (tmp_path / "files/p11").symlink_to(tmp_path / "elsewhere")
+  tally = Tally("made")
+  assert len(list(mimic_cxr.read(tmp_path, RADIOGRAPHS, tally=tally))) == 2
+  assert tally.rejected == {"a link to a folder": 1}
+
+
 def test_xraygpts_captions_are_read(tmp_path):
   items = [{"image_id": _name(2), "caption": "The chest\nis clear."}]
   path = _write(tmp_path / "filter_cap.json", json.dumps({"annotations": items}))
@@ -546,12 +724,76 @@ def test_answers_keep_their_lists_and_types(tmp_path, folder):
     ("query", ("m",)),
     ("choose", ()),
     ("choose", ("atelectasis", "pneumonia")),
-    ("verify", ("no",)),
   ]
-  assert [a.origin.row for a in found] == [0, 1, 2, 3, 7]
+  assert [a.origin.row for a in found] == [0, 1, 2, 3]
+  assert tally.counts["says again what another row says"] == 1
   assert tally.rejected == {"unknown semantic type": 1, "answer not a list of texts": 1}
   assert found[1].target.content_type == "gender"
   assert tally.counts.total() == 8
+
+
+@pytest.mark.parametrize(
+  ("changes", "kept"),
+  [
+    ({}, 1), ({"study_id": "s50000001"}, 1), ({"study_id": 50000001.0}, 1),
+    ({"study_id": 50000001, "subject_id": "p10000001"}, 1),
+    ({"study_id": "50000002"}, 0), ({"subject_id": 10000002}, 0),
+    ({"subject_id": None}, 0), ({"study_id": ["50000001"]}, 0), ({"study_id": True}, 0),
+  ],
+)  # fmt: skip
+def test_a_question_on_another_patient_or_study_is_rejected(tmp_path, changes, kept):
+  _lists(tmp_path, _question(**changes))
+  tally = Tally("made")
+  assert len(list(vqa.read(tmp_path, RADIOGRAPHS, tally=tally))) == kept
+  assert tally.rejected["patient or study is not the image's"] == 1 - kept
+
+
+def test_ids_that_a_question_does_not_give_are_not_compared(tmp_path):
+  item = _question()
+  del item["study_id"], item["subject_id"]
+  _lists(tmp_path, item)
+  assert len(list(vqa.read(tmp_path, RADIOGRAPHS))) == 1
+
+
+def test_what_is_kept_of_the_questions_without_an_answer_is_counted(tmp_path):
+  choose = {"semantic_type": "choose", "answer": []}
+  _lists(
+    tmp_path,
+    _question(**choose),
+    _question(**choose),
+    _question(**choose, question="Which?"),
+    _question(semantic_type="choose", question="Which?"),
+    _question(),
+  )
+  tally = Tally("made")
+  assert len(list(vqa.read(tmp_path, RADIOGRAPHS, tally=tally))) == 2
+  assert tally.cases["kept questions to which nothing applies"] == "1"
+  assert tally.counts["says again what another row says"] == 1
+  assert tally.rejected == {"contradicts another row about the same thing": 2}
+  short = "5, where 290,031 were published: a part, or cut short"
+  assert tally.cases["rows of train.json"] == short
+
+
+@pytest.mark.parametrize(
+  ("text", "line", "before"),
+  [
+    ("[1 2]", 1, [1]), ("[1\n2]", 2, [1]), ("[1,,2]", 1, [1]), ("[,1]", 1, []),
+    ("[1,]", 1, [1]), ("[1,\n,\n,]", 2, [1]), ("[1,2", 1, [1, 2]), ("[", 1, []),
+    ('[{"a": 1}{"a": 2}]', 1, [{"a": 1}]), ("[1}", 1, [1]),
+  ],
+)  # fmt: skip
+def test_a_list_needs_its_commas(tmp_path, text, line, before):
+  path = _write(tmp_path / "list.json", text)
+  items = json_files.json_list(path)
+  assert [next(items)[1] for _ in before] == before
+  with pytest.raises(DamagedFile, match=f"is not JSON from line {line} on"):
+    next(items)
+
+
+@pytest.mark.parametrize("text", ["[]", " [\n] ", "[1,2]", "[1 ,\r\n\t2 ]\n"])
+def test_a_list_may_have_white_space_anywhere(tmp_path, text):
+  path = _write(tmp_path / "list.json", text)
+  assert [item for _, item in json_files.json_list(path)] == json.loads(text)
 
 
 def test_answerless_lists_are_refused_without_quoting_the_question(tmp_path):
@@ -598,6 +840,34 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path, read, exists):
   assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+  ("module", "name", "good", "bad"),
+  [
+    (mimic_cxr, "text", ["sections", "conclusion"], ["findings", None]),
+    (mimic_cxr, "keep_blanks", [True, False], [1, "no", None]),
+    (cxr_lt, "release", ["", "2023", "2024"], [2024, "2025", None]),
+    (vqa, "keep_empty", [True, False], [0, "yes"]),
+    (cardiomegaly, "require_both", [True, False], [0, "yes"]),
+  ],
+)  # fmt: skip
+def test_wrong_options_are_named_before_anything_is_read(
+  tmp_path, module, name, good, bad
+):
+  module.check_options()
+  for value in good:
+    module.check_options(**{name: value})
+  for value in bad:
+    for check in (
+      module.check_options,
+      lambda **given: list(module.read(tmp_path / "nowhere", RADIOGRAPHS, **given)),
+    ):
+      with pytest.raises(ValueError, match=f"option {name}: expected .*, got") as error:
+        check(**{name: value})
+      assert repr(value) in str(error.value)
+  with pytest.raises(ValueError, match=f"option blanks: expected one of .*{name}"):
+    module.check_options(blanks=True)
+
+
 def test_missing_metadata_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"metadata\.csv\.gz.*physionet"):
     mimic_cxr_jpg.read_radiographs(tmp_path)
@@ -637,7 +907,7 @@ def test_no_text_of_a_patient_is_logged(tmp_path, caplog):
   _zip(tmp_path / mimic_cxr.ZIP, {1: REPORT, 2: "x\n FINDINGS: secret\n"})
   with caplog.at_level(std_logging.DEBUG, logger="absl"):
     assert len(list(mimic_cxr.read(tmp_path, RADIOGRAPHS))) == 2
-  assert "2 kept" in caplog.text
+  assert "2 annotations kept" in caplog.text
   assert "no impression" in caplog.text
   assert "lungs" not in caplog.text
   assert "secret" not in caplog.text

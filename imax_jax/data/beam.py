@@ -47,6 +47,7 @@ from imax_jax.data.entries import entry_from_json
 from imax_jax.data.entries import entry_to_json
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.manifest import sha256_of
+from imax_jax.data.shards import DamagedImages
 from imax_jax.data.shards import Shard
 from imax_jax.data.shards import Store
 from imax_jax.ledger import whole
@@ -67,8 +68,10 @@ def run(
   folder: Path,
   store: Store,
   pipeline_args: Sequence[str],
-) -> Iterator[ShardInfo]:
+) -> Iterator[ShardInfo | DamagedImages]:
   """Has all shards written, then puts them below `folder`; tells of each, in order.
+
+  A shard with damaged images is not written: these are told instead.
 
   Args:
     pipeline_args: Beam's options and those above.
@@ -132,7 +135,7 @@ def _run_pipeline(
 def _write(
   number: int, *, exchange: str, store: Store, images: tuple[str, str]
 ) -> None:
-  """Writes one shard into the exchange folder, and after it what `ShardInfo` says.
+  """Writes one shard into the exchange folder, and after it what is to tell of it.
 
   A runner may have it done twice, even at once: the bytes are the same, and each file
   appears whole.
@@ -143,15 +146,21 @@ def _write(
     read = functools.partial(_read_elsewhere, images=images)
   beside = exchange if _is_local(exchange) else None
   with tempfile.TemporaryDirectory(dir=beside) as work:
-    info = shards.write_shard(shard, Path(work), store, read)
-    _put(f"{exchange}/{number}.shard", Path(work) / info.name)
-  _put(f"{exchange}/{number}.info", json.dumps(dataclasses.asdict(info)).encode())
+    try:
+      info = shards.write_shard(shard, Path(work), store, read)
+    except DamagedImages as damage:
+      told = {"reasons": damage.reasons, "files": damage.files}
+    else:
+      _put(f"{exchange}/{number}.shard", Path(work) / info.name)
+      told = dataclasses.asdict(info)
+  _put(f"{exchange}/{number}.info", json.dumps(told).encode())
 
 
 def _read_elsewhere(path: str, *, images: tuple[str, str]) -> bytes:
   here, there = (root.rstrip("/") for root in images)
   if not path.startswith(f"{here}/"):
-    raise FileNotFoundError(errno.ENOENT, f"not below {here}, as --images has it", path)
+    # Without an errno: the machine's error, and not a damaged image.
+    raise OSError(f"{path}: expected it below {here}, as --images has it")
   return _get(there + path.removeprefix(here))
 
 
@@ -198,14 +207,19 @@ def _get(path: str) -> bytes:
   try:
     with FileSystems.open(path, compression_type=_RAW) as file:
       return file.read()
-  except BeamIOError as error:
-    raise OSError(errno.EIO, str(error), path) from error
+  except BeamIOError:
+    if FileSystems.exists(path):
+      raise
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
 
-def _fetch(source: str, path: Path) -> ShardInfo:
-  """Brings a shard to its place."""
+def _fetch(source: str, path: Path) -> ShardInfo | DamagedImages:
+  """Brings a shard to its place, or tells why there is none."""
   try:
-    info = ShardInfo(**json.loads(_get(f"{source}.info")))
+    told = json.loads(_get(f"{source}.info"))
+    if "reasons" in told:
+      return DamagedImages(**told)
+    info = ShardInfo(**told)
   except (OSError, TypeError, ValueError) as error:
     raise ValueError(
       f"{path.name}: no worker has written it to {source} ({type(error).__name__}). Is "

@@ -10,17 +10,12 @@ anyone else can, without this package, by `tfds.data_source("imax", data_dir=dat
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import functools
-import multiprocessing
-import shutil
-import tempfile
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from typing import NoReturn
@@ -29,12 +24,14 @@ import tensorflow_datasets as tfds
 
 from imax_jax.data import images
 from imax_jax.data import shards
+from imax_jax.data import unfinished
 from imax_jax.data.construct import Datasets
 from imax_jax.data.entries import target_from_json
 from imax_jax.data.geometry import STRETCH
 from imax_jax.data.geometry import Geometry
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.shards import Shard
+from imax_jax.data.unfinished import Work
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.schema import Origin
@@ -124,11 +121,14 @@ def build(
   workers: int = 1,
   beam_args: Sequence[str] | None = None,
   progress: Callable[[int], object] | None = None,
+  finish: Callable[[list[ShardInfo]], object] | None = None,
 ) -> list[ShardInfo]:
   """Writes all splits below `data_dir`, for their owner only; gives what was written.
 
-  A build that fails or is interrupted leaves no dataset behind. What is written is the
-  same, byte for byte, wherever, whenever and with however many workers it is built.
+  A build that fails or is interrupted leaves no dataset behind, only the shards it had
+  finished, hidden (`data.unfinished`): the next goes on from those that fit its own
+  plan. What is written is the same, byte for byte, wherever, whenever, in however many
+  goes and with however many workers it is built.
 
   Args:
     image_px: None keeps the images' own files (grey 8-bit PNG or JPEG; others become
@@ -138,34 +138,37 @@ def build(
     workers: processes that write, a file each at a time.
     beam_args: have Apache Beam write instead, told this (`data.beam`).
     progress: called with the number of images just written, as tqdm's `update` is: once
-      for each finished file.
+      for each finished file; for those of an earlier go at once.
+    finish: called with what was written, in its place; stopped there, the next build
+      still goes on.
 
   Raises:
-    ValueError: an unknown or empty split, a dataset that is already there, or an image
-      that cannot be read.
+    DamagedImages: all images that cannot be read, after all others were.
+    ValueError: an unknown or empty split, or a dataset that is already there.
+    OSError: `data_dir` cannot be written to, or is full.
   """
-  data_dir = Path(data_dir)
-  _check(datasets, data_dir)
-  data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+  work = Work(Path(data_dir), repr((image_px, geometry, draft)))
+  work.take_back()
+  _check(datasets, work.data_dir)
   store = functools.partial(
     images.to_stored, image_px=image_px, geometry=geometry, draft=draft
   )
-  work = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=data_dir))
   plan = shards.plan(datasets.splits)
   names = dict.fromkeys(shard.dataset for shard in plan)
-  written = []
+  work.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
   try:
-    for info in _write_all(plan, work, store, workers, beam_args):
-      written.append(info)
-      if progress is not None:
-        progress(info.num_examples)
+    written = unfinished.write_all(plan, work, store, workers, beam_args, progress)
     for dataset in names:
-      _describe(dataset, plan, written, work)
-      (work / dataset).chmod(0o700)
-    for dataset in names:
-      (work / dataset).rename(data_dir / dataset)
-  finally:
-    shutil.rmtree(work, ignore_errors=True)
+      _describe(dataset, plan, written, work.folder)
+      (work.folder / dataset).chmod(0o700)
+  except BaseException:
+    with contextlib.suppress(OSError):  # the first error is the one to tell
+      work.tidy()
+    raise
+  work.end(names)
+  if finish is not None:
+    finish(written)
+  work.remove()
   return written
 
 
@@ -181,39 +184,6 @@ def _check(datasets: Datasets, data_dir: Path) -> None:
       raise ValueError(
         f"{data_dir / dataset} is already there; remove it, or give another data_dir"
       )
-
-
-def _write_all(
-  plan: Sequence[Shard],
-  folder: Path,
-  store: shards.Store,
-  workers: int,
-  beam_args: Sequence[str] | None,
-) -> Iterator[ShardInfo]:
-  """Writes the shards below `folder`; tells of each, in the plan's order."""
-  write = functools.partial(shards.write_shard, folder=folder, store=store)
-  if beam_args is not None:
-    try:
-      from imax_jax.data import beam
-    except ImportError as error:
-      raise ValueError(
-        f"building with Apache Beam needs the extra: pip install 'imax_jax[beam]' ({error})"
-      ) from error
-    yield from beam.run(plan, folder, store, beam_args)
-    return
-  if workers == 1 or len(plan) == 1:
-    yield from map(write, plan)
-    return
-  # Not fork: the parent may hold jax's threads, which a forked child would inherit.
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-    try:
-      yield from pool.map(write, plan)
-    except BrokenProcessPool:
-      raise ValueError(
-        f"one of {workers} writing processes was killed, most likely for want of memory; "
-        "build with fewer workers"
-      ) from None
 
 
 def _describe(

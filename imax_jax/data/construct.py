@@ -10,7 +10,7 @@ argument of `construct`; specs/data_formats.md, section 7, derives the defaults.
 IMAX: images are drawn at random. With quotas, those of the rarest task (fewest eligible
 images) are drawn first, as many as its quota asks for, those of the most tasks first;
 then an image keeps each of its tasks, entire, at the rate that uses up the task's
-quota, `min_tasks` at least, or is left out. Then patients are split.
+quota, `min_tasks` at least, REC and REG together, or is left out. Then patients are split.
 
 DMAX: for each task from the rarest on, images outside IMAX of patients outside its test
 set are taken, those that serve the fewest tasks so far first, until each sub-task's
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -50,6 +49,7 @@ REQUIRED_SUBTASKS: dict[str, tuple[str, ...]] = {
   "rec": ORGANS,
   "reg": ORGANS,
 }
+_PAIR = {"rec": "reg", "reg": "rec"}  # they ask about the same boxes
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def construct(
     seed: of all draws; not negative.
     num_images: IMAX's size, train and test together, at most; None: all that qualify.
     min_tasks: how many tasks an image of IMAX has at least.
-    train_fraction: of IMAX's images (4 : 1 in the paper).
+    train_fraction: of IMAX's images (4 : 1 in the paper), below 1.
     split_unit: what train and test do not share: "patient", "study" or "image".
     quotas: {task: entries} of IMAX, never exceeded; one not named is unlimited.
     views: the view positions used, matched exactly; others are dropped.
@@ -120,12 +120,13 @@ def construct(
     controls: further datasets, names of `controls.CONTROLS`.
 
   Raises:
-    ValueError: an argument out of range, an annotation of an unknown image, one that
-      cannot be put into words, or no image with `min_tasks` tasks.
+    ValueError: a wrong argument or annotation, or no image with `min_tasks` tasks.
   """
   quotas = dict(quotas or {})
-  _check_arguments(num_images, min_tasks, train_fraction, [*quotas, *required_subtasks])
-  check_choices(split_unit, dmax_patients, controls)
+  check_choices(
+    split_unit, dmax_patients, controls, seed, num_images, num_dmax_images, min_tasks,
+    train_fraction, quotas, required_subtasks,
+  )  # fmt: skip
   offers, dropped = gather(radiographs, annotations, views, required_subtasks)
   order = _shuffled(sorted(offers), seed, 0)
   chosen = _draw_images(offers, order, num_images, min_tasks, quotas)
@@ -133,8 +134,7 @@ def construct(
   units = [getattr(radiographs[image], f"{split_unit}_id") for image in imax]
   test = _test_units(units, train_fraction, seed)
   train = {i: imax[i] for unit, i in zip(units, imax, strict=True) if unit not in test}
-  barred = {"not in test": imax.keys() - train.keys(), "not in imax": imax, "any": ()}
-  spare = _of_others(radiographs, order, imax, barred[dmax_patients])
+  spare = _of_others(radiographs, order, imax, train, dmax_patients)
   dmax, shortfall = _match(train, offers, _shuffled(spare, seed, 2), num_dmax_images)
   groups = {
     "imax_train": train,
@@ -150,33 +150,40 @@ def construct(
   )
 
 
-def _check_arguments(
-  num_images: int | None, min_tasks: int, train_fraction: float, tasks: list[str]
-) -> None:
-  if num_images is not None and num_images < 1:
-    raise ValueError(f"num_images {num_images}: expected at least 1, or None for all")
-  if not 1 <= min_tasks <= len(TASKS):
-    raise ValueError(f"min_tasks {min_tasks}: expected 1 to {len(TASKS)}")
-  if not 0 < train_fraction <= 1:
-    raise ValueError(f"train_fraction {train_fraction}: expected above 0, at most 1")
-  unknown = sorted(set(tasks) - set(TASKS))
-  if unknown:
-    raise ValueError(f"quotas or required_subtasks: {unknown} are not of {list(TASKS)}")
-
-
 def check_choices(
   split_unit: str = "patient",
   dmax_patients: str = "not in test",
   controls: Sequence[str] = (),
+  seed: int = 0,
+  num_images: int | None = None,
+  num_dmax_images: int | None = None,
+  min_tasks: int = 3,
+  train_fraction: float = 0.8,
+  quotas: Mapping[str, int] | None = None,
+  required_subtasks: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-  """Raises a ValueError for a choice that `construct` does not know."""
+  """Raises a ValueError that names an argument which `construct` does not take."""
   controls_lib.check(controls)
-  for name, given, known in (
+  for name, text, known in (
     ("split_unit", split_unit, ("patient", "study", "image")),
     ("dmax_patients", dmax_patients, ("not in test", "not in imax", "any")),
   ):
-    if given not in known:
-      raise ValueError(f"{name} {given!r}: expected one of {known}")
+    if text not in known:
+      raise ValueError(f"{name} {text!r}: expected one of {known}")
+  for name, size in (("num_images", num_images), ("num_dmax_images", num_dmax_images)):
+    if size is not None and size < 1:
+      raise ValueError(f"{name} {size}: expected at least 1, or None for all")
+  if seed < 0:
+    raise ValueError(f"seed {seed}: expected 0 or more")
+  if not 1 <= min_tasks <= len(TASKS):
+    raise ValueError(f"min_tasks {min_tasks}: expected 1 to {len(TASKS)}")
+  if not 0 < train_fraction < 1:
+    raise ValueError(f"train_fraction {train_fraction}: expected above 0 and below 1")
+  for name, tasks in (("quotas", quotas), ("required_subtasks", required_subtasks)):
+    if unknown := sorted((tasks or {}).keys() - set(TASKS)):
+      raise ValueError(f"{name} of {unknown}: expected some of {list(TASKS)}")
+  if short := {task: quota for task, quota in (quotas or {}).items() if quota < 0}:
+    raise ValueError(f"quotas {short}: expected 0 or more entries")
 
 
 def _shuffled(items: Sequence[T], seed: int, stage: int) -> list[T]:
@@ -240,7 +247,7 @@ def _share_out(
   for image in chosen:
     ahead.update({task: len(parts) for task, parts in offers[image].items()})
   draws = np.random.default_rng([seed, 3]).random((len(chosen), len(TASKS)))
-  # REC and REG ask about the same boxes: the paper has both on the same images.
+  # While the quotas have room, an image that offers REC and REG keeps both or none.
   draws[:, TASKS.index("reg")] = draws[:, TASKS.index("rec")]
   kept: dict[str, Tasks] = {}
   for image, draw in zip(chosen, draws, strict=True):
@@ -248,11 +255,11 @@ def _share_out(
     rates = {t: room[t] / ahead[t] if t in room else 1.0 for t in tasks}
     fits = [t for t in tasks if t not in room or len(tasks[t]) <= room[t]]
     ahead.subtract({task: len(parts) for task, parts in tasks.items()})
-    wanted = {task for task in fits if draw[TASKS.index(task)] < rates[task]}
-    for task in sorted(fits, key=lambda task: -rates[task]):
-      if len(wanted) >= min_tasks:
-        break
-      wanted.add(task)
+    drawn = {task: draw[TASKS.index(task)] < rates[task] for task in fits}
+    wanted: set[str] = set()
+    for task in sorted(fits, key=lambda task: (not drawn[task], -rates[task])):
+      if drawn[task] or len(wanted) < min_tasks:
+        wanted |= {task, _PAIR.get(task, task)}.intersection(fits)
     if len(wanted) < min_tasks:
       continue
     kept[image] = {task: parts for task, parts in tasks.items() if task in wanted}
@@ -276,11 +283,13 @@ def _test_units(units: Sequence[str], train_fraction: float, seed: int) -> set[s
 def _of_others(
   radiographs: Mapping[str, Radiograph],
   images: Iterable[str],
-  imax: Collection[str],
-  barred: Collection[str],
+  imax: Mapping[str, Tasks],
+  train: Mapping[str, Tasks],
+  dmax_patients: str,
 ) -> list[str]:
-  """Those outside IMAX whose patient has none of the barred images."""
-  patients = {radiographs[image].patient_id for image in barred}
+  """Those outside IMAX whose patient may be in DMAX."""
+  barred = {"not in test": imax.keys() - train.keys(), "not in imax": imax, "any": ()}
+  patients = {radiographs[image].patient_id for image in barred[dmax_patients]}
   return [
     image
     for image in images

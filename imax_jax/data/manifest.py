@@ -161,9 +161,12 @@ def verify(data_dir: str | Path) -> list[str]:
 
 
 def _files(data_dir: Path, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
-  """The files of the named files' datasets, and shards of any other; with their names."""
+  """The files of the named files' datasets, and shards of any other; with their names.
+
+  What is hidden is a build's own, and not written to its end (`data.unfinished`).
+  """
   datasets = {Path(name).parts[0] for name in names}
-  for path in sorted(data_dir.glob("*/**/*")):
+  for path in sorted(data_dir.glob("[!.]*/**/*")):
     name = path.relative_to(data_dir).as_posix()
     known = name.split("/")[0] in datasets or ".array_record-" in path.name
     if known and path.is_file():

@@ -38,7 +38,10 @@ from imax_jax.data import offers
 from imax_jax.data import prompts
 from imax_jax.data.construct import Datasets
 from imax_jax.data.construct import Selected
+from imax_jax.data.controls import CONTROLS
 from imax_jax.data.entries import entry_to_json
+from imax_jax.data.sources.files import READ_ERRORS
+from imax_jax.data.sources.files import open_bytes
 from imax_jax.ledger import whole
 from imax_jax.schema import Annotation
 from imax_jax.schema import Entry
@@ -49,6 +52,13 @@ _FORMAT = 2
 _KEYS = (
   "id", "image", "split", "task", "subtask", "template", "source", "file", "row", "rule",
 )  # fmt: skip
+_KINDS = tuple(int if key == "row" else str for key in _KEYS)
+_HEADER = {
+  "publishable": bool, "settings": dict, "splits": dict, "groups": list, "counts": dict
+}  # fmt: skip
+_COUNTED = {field.name for field in dataclasses.fields(Datasets)} - {"splits"}
+_ALWAYS = {"imax_train", "imax_test", "dmax_train"}
+_CONTROLS = {f"{name}_train" for names in CONTROLS.values() for name in names}
 _SHOWN = 5  # ids that an error names
 
 
@@ -99,27 +109,65 @@ def write_recipe(
 
 
 def read_recipe(path: str | Path) -> Recipe:
-  """What `write_recipe` wrote.
+  """What `write_recipe` wrote; it may come from anyone, so all of it is checked.
 
   Raises:
-    ValueError: a file that is none, or is cut short.
+    ValueError: it is none, is cut short, or contradicts itself.
   """
   try:
-    with gzip.open(path, "rt", encoding="ascii") as file:
+    with io.TextIOWrapper(open_bytes(Path(path)), encoding="ascii") as file:
       header, *entries = map(json.loads, file)
-    if header["format"] != _FORMAT:
-      raise ValueError(f"format {header['format']!r}")
-    if len(entries) != sum(split["entries"] for split in header["splits"].values()):
-      raise ValueError(f"{len(entries)} entries, not what its header says")
-    if not isinstance(header["settings"], dict):
-      raise ValueError("settings of another kind")
-    if any(tuple(entry) != _KEYS for entry in entries):
-      raise ValueError("an entry with other fields")
-  except (EOFError, KeyError, TypeError, ValueError, gzip.BadGzipFile) as error:
+    _check_header(header)
+    _check_entries(header, entries)
+  except FileNotFoundError:
+    raise
+  except (*READ_ERRORS, RecursionError, ValueError) as error:
     raise ValueError(
       f"{path}: expected a whole recipe of format {_FORMAT} ({error}); copy it again"
     ) from None
   return Recipe(header, entries)
+
+
+def _check_header(header: Any) -> None:
+  if not isinstance(header, dict) or header.get("format") != _FORMAT:
+    raise ValueError("another format, or none")
+  for key, kind in _HEADER.items():
+    if type(header.get(key)) is not kind:
+      raise ValueError(f"no {key}, or of another kind")
+  splits, groups, counts = header["splits"], header["groups"], header["counts"]
+  if not _ALWAYS <= splits.keys() <= _ALWAYS | _CONTROLS or counts.keys() != _COUNTED:
+    raise ValueError("other splits or counts")
+  for numbers in (*splits.values(), *counts.values()):
+    if not isinstance(numbers, dict) or not all(
+      name.isprintable() and type(number) is int and number >= 0
+      for name, number in numbers.items()
+    ):
+      raise ValueError("splits or counts of another kind")
+  if any(split.keys() != {"images", "entries"} for split in splits.values()):
+    raise ValueError("splits of another kind")
+  expected = _num_groups(sum(split["images"] for split in splits.values()))
+  if len(groups) != expected or {*map(type, groups)} - {str}:
+    raise ValueError(f"groups other than {expected} hashes")
+
+
+def _check_entries(header: Mapping[str, Any], entries: Sequence[Any]) -> None:
+  ids: dict[str, set[str]] = {name: set() for name in header["splits"]}
+  images: dict[str, set[str]] = {name: set() for name in ids}
+  for entry in entries:
+    if not isinstance(entry, dict) or tuple(entry) != _KEYS:
+      raise ValueError("an entry with other fields")
+    if tuple(map(type, entry.values())) != _KINDS:
+      raise ValueError("an entry with fields of another kind")
+    if entry["split"] not in ids:
+      raise ValueError("an entry of a split that its header does not name")
+    ids[entry["split"]].add(entry["id"])
+    images[entry["split"]].add(entry["image"])
+  if sum(map(len, ids.values())) != len(entries):
+    raise ValueError("an entry that a split has twice")
+  for name, split in header["splits"].items():
+    if (len(images[name]), len(ids[name])) != (split["images"], split["entries"]):
+      made = f"{len(ids[name])} entries of {len(images[name])} images"
+      raise ValueError(f"{made} in {name}, not what its header says")
 
 
 def check_settings(recipe: Recipe, settings: Mapping[str, Any]) -> None:
@@ -216,10 +264,6 @@ def _check_groups(
   splits: Mapping[str, Sequence[Selected]], expected: Sequence[str]
 ) -> None:
   made = list(_groups(splits))
-  if len(made) != len(expected):
-    raise ValueError(
-      f"the recipe is damaged: hashes of {len(expected)} groups, expected {len(made)}"
-    )
   other = [
     f"group {number} ({group.first} … {group.last})"
     for number, (group, digest) in enumerate(zip(made, expected, strict=True))
@@ -274,10 +318,14 @@ def _in_order(
       yield name, selected
 
 
+def _num_groups(images: int) -> int:
+  return max(images // GROUP, 1) if images else 0
+
+
 def _groups(splits: Mapping[str, Sequence[Selected]]) -> Iterator[_Group]:
   """Groups of `GROUP` images, whatever their split; the last one has up to twice that."""
   images = list(_in_order(splits))
-  count = max(len(images) // GROUP, 1) if images else 0
+  count = _num_groups(len(images))
   for number in range(count):
     stop = len(images) if number == count - 1 else (number + 1) * GROUP
     part = images[number * GROUP : stop]

@@ -55,18 +55,35 @@ class Source(NamedTuple):
   read: Callable[..., Iterator[Annotation]] | None
   read_radiographs: Callable[..., dict[str, Radiograph]] | None = None
   folder: str = ""
+  check_options: Callable[..., None] | None = None  # of `read`'s values
 
 
 SOURCES: dict[str, Source] = {
   "mimic_cxr_jpg": Source(
     None, mimic_cxr_jpg.read_radiographs, folder="mimic-cxr-jpg/2.1.0"
   ),
-  "cardiomegaly": Source(cardiomegaly.read, folder="cxr-cardiomegaly/1.0.0"),
-  "mimic_cxr": Source(mimic_cxr.read, folder="mimic-cxr/2.1.0"),
+  "cardiomegaly": Source(
+    cardiomegaly.read,
+    folder="cxr-cardiomegaly/1.0.0",
+    check_options=cardiomegaly.check_options,
+  ),
+  "mimic_cxr": Source(
+    mimic_cxr.read, folder="mimic-cxr/2.1.0", check_options=mimic_cxr.check_options
+  ),
   "pe_severity": Source(pe_severity.read, folder="mimic-cxr-pe-severity/1.0.1"),
-  "cxr_lt": Source(cxr_lt.read, folder="cxr-lt-iccv-workshop-cvamd/2.0.0"),
-  "chexmask": Source(chexmask.read, folder="chexmask-cxr-segmentation-data/1.0.0"),
-  "vqa": Source(vqa.read, folder="mimic-ext-mimic-cxr-vqa/1.0.0"),
+  "cxr_lt": Source(
+    cxr_lt.read,
+    folder="cxr-lt-iccv-workshop-cvamd/2.0.0",
+    check_options=cxr_lt.check_options,
+  ),
+  "chexmask": Source(
+    chexmask.read,
+    folder="chexmask-cxr-segmentation-data/1.0.0",
+    check_options=chexmask.check_options,
+  ),
+  "vqa": Source(
+    vqa.read, folder="mimic-ext-mimic-cxr-vqa/1.0.0", check_options=vqa.check_options
+  ),
   "opencxr": Source(opencxr.read, opencxr.read_radiographs),
   "own": Source(own.read, own.read_radiographs),
   # The open route: each on its original layout.
@@ -244,6 +261,17 @@ def read_all(
         raise
       tally.reject_file(error)
       tally.log()
+
+
+def check_options(options: Options) -> None:
+  """Raises a ValueError for an option that no reader has, or a value that it refuses."""
+  for (name, reader), given in _arguments(options).items():
+    check = SOURCES[name].check_options
+    if check is not None and reader == "read":
+      try:
+        check(**given)
+      except ValueError as error:
+        raise ValueError(f"options.{name}: {error}") from None
 
 
 def _arguments(options: Options | None) -> dict[tuple[str, str], dict[str, Any]]:

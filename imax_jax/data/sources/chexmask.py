@@ -81,8 +81,8 @@ SETS: dict[str, Set] = {
 }
 
 
-def check_options(*, min_dice: float = MIN_DICE) -> None:
-  """Raises a ValueError for a value that `read` would not take."""
+def check_options(*, min_dice: float = MIN_DICE, **_: object) -> None:
+  """Raises a ValueError if `read` does not take them."""
   if not 0 <= min_dice <= 1:
     raise ValueError(f"min_dice={min_dice}: expected a Dice coefficient, 0 to 1")
 

@@ -5,8 +5,8 @@
     cxr-lt-2023/train.csv            26 labels, and development.csv, test.csv
 
 All pool into one; the ten of `FINDINGS` are selected by name, for their order differs
-between files. Study ids are "s50000001" in 2024 and 50000001 in 2023; images are
-joined by dicom_id alone, so neither matters.
+between files. Images are joined by dicom_id; a row's patient and study must be its own
+("s50000001" in 2024, 50000001 in 2023).
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from pathlib import Path
 from imax_jax.data.sources.files import within
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
+from imax_jax.data.sources.mimic_ids import OF_ANOTHER
+from imax_jax.data.sources.mimic_ids import identity_columns
 from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
+from imax_jax.data.sources.mimic_ids import is_of
+from imax_jax.data.sources.options import Choices
+from imax_jax.data.sources.options import check_choices
+from imax_jax.data.sources.published import note_rows
 from imax_jax.data.sources.reading import table_header
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.schema import FINDINGS
@@ -33,9 +39,11 @@ REMEDY = (
   "cxr-lt-iccv-workshop-cvamd/2.0.0/ (credentialed access)."
 )
 RULE = "cxr_lt/bits"
+IDENTITY_RULE = "cxr_lt/identity"
 RULES: dict[str, str] = {
   RULE: "The ten columns named as the paper's findings, each 0 or 1. The labels are a "
-  "study's, mined from its report, and copied to each of its images."
+  "study's, mined from its report, and copied to each of its images.",
+  IDENTITY_RULE: "Where a row has subject_id or study_id, they are those of its image.",
 }
 # Of each: the files of a release, each by the names it has had.
 Release = tuple[tuple[str, ...], ...]
@@ -58,18 +66,23 @@ RELEASES: dict[str, tuple[Release, ...]] = {
     ),
   ),
 }  # fmt: skip
+CHOICES: Choices = {"release": ("", *RELEASES)}
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+
+
+def check_options(**options: object) -> None:
+  """Raises a ValueError if `read` does not take them."""
+  check_choices("cxr_lt", CHOICES, options)
 
 
 def label_files(root: str | Path, release: str = "") -> list[Path]:
   """The label files of `release`, "2024" or "2023"; "": the newest that is there.
 
   Raises:
-    ValueError: another release.
+    ValueError: as `check_options`.
     FileNotFoundError: there is none.
   """
-  if release and release not in RELEASES:
-    raise ValueError(f"CXR-LT release {release!r}: expected {' or '.join(RELEASES)}")
+  check_options(release=release)
   places = [Path(root)]
   if Path(root).is_dir():  # an unzipped release sits one folder deeper
     places += sorted(path for path in Path(root).iterdir() if path.is_dir())
@@ -111,23 +124,28 @@ def read(
   bits_of = functools.cache(_bits)  # few of the 1,024 combinations occur
   paths = label_files(root, release)
   tally.met("label files", ", ".join(tally.name(path) for path in paths))
+  before = tally.rows
   for place, path in enumerate(paths):
-    tally.opened(path)
-    if place and not set(FINDINGS) & set(table_header(path)):
+    header = table_header(tally.opened(path))
+    if place and not set(FINDINGS) & set(header):
       tally.met(tally.name(path), "carries no labels and is passed over")
       continue
-    file = tally.name(path)
-    for row, cells in table_rows(path, ("dicom_id", *FINDINGS), tally):
-      name, bits = image_id_of(cells[0]), bits_of(cells[1:])
+    file, whose = tally.name(path), identity_columns(header)
+    first = 1 + len(whose)
+    for row, cells in table_rows(path, ("dicom_id", *whose, *FINDINGS), tally):
+      name, bits = image_id_of(cells[0]), bits_of(cells[first:])
       known = name in radiographs
       if not known and not is_dicom_id(name):
         tally.reject(file, row, "image id of the wrong form", RULE)
       elif bits is None:
         tally.reject(file, row, "label not 0 or 1", RULE)
-      elif known:
-        labels.add(name, bits, file, row)
-      else:
+      elif not known:
         tally.absent(name)
+      elif not is_of(radiographs[name], whose, cells[1:first]):
+        tally.reject(file, row, OF_ANOTHER, IDENTITY_RULE)
+      else:
+        labels.add(name, bits, file, row)
+  note_rows(tally, "label files", tally.rows - before)
   for name, bits, file, row in labels.items():
     tally.keep()
     yield Annotation(name, "multi_label", "", bits, tally.origin(file, row, RULE))

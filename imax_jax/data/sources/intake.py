@@ -38,12 +38,14 @@ KEPT = "kept"
 # What a damaged or misnamed file is listed by, whichever its source.
 FILE_RULE = "reading/whole file"
 ROW_RULE = "reading/row"
+IMAGE_RULE = "reading/image"
 TWICE_RULE = "reading/twice"
 CONTRADICTS = "contradicts another row about the same thing"
 _AGAIN = "says again what another row says"
 RULES: dict[str, str] = {
   FILE_RULE: "A file must be readable to its end and have the columns of its release.",
   ROW_RULE: "A row must be UTF-8 without NUL bytes, with a cell for each column.",
+  IMAGE_RULE: "An image must be one that can be decoded to its end.",
   TWICE_RULE: "Of rows that contradict each other about the same thing none is used.",
 }
 
@@ -117,6 +119,13 @@ class Tally:
   def reject_file(self, error: DamagedFile) -> None:
     self.damaged_files += 1
     self.reject(self.name(error.path), None, error.reason, FILE_RULE)
+
+  def reject_image(self, image_id: str, path: Path, reason: str) -> None:
+    """An image that was kept and turned out not to be readable."""
+    self.counts[KEPT] -= 1
+    self.reject(self.name(path), None, f"image: {reason}", IMAGE_RULE)
+    if self._intake is not None:
+      self._intake.absent[image_id] = "not readable"
 
   def met(self, question: str, case: str) -> None:
     """Records which case of an unverified point these files are; `case` has no cell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from imax_jax.data.sources.files import open_bytes
 from imax_jax.data.sources.intake import DamagedFile
 
 MAX_JSON_BYTES = 4 * 2**30
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -26,11 +28,12 @@ def json_list(path: Path) -> Iterator[tuple[int, Any]]:
   """
   text = json_text(path)
   decoder = json.JSONDecoder()
-  place = _skip(text, 0, " \t\r\n")
+  place = _skip(text, 0)
   if text[place : place + 1] != "[":
     raise DamagedFile(path, "expected a JSON list, found something else")
-  place, number = _skip(text, place + 1, " \t\r\n,"), 0
-  while text[place : place + 1] != "]":
+  place, number = _skip(text, place + 1), 0
+  ended = text[place : place + 1] == "]"
+  while not ended:
     try:
       item, place = decoder.raw_decode(text, place)
     except json.JSONDecodeError as error:
@@ -43,8 +46,15 @@ def json_list(path: Path) -> Iterator[tuple[int, Any]]:
         path, f"item {number} is nested or long beyond reason"
       ) from None
     yield number, item
-    place, number = _skip(text, place, " \t\r\n,"), number + 1
-  if _skip(text, place + 1, " \t\r\n") < len(text):
+    place, number = _skip(text, place), number + 1
+    mark = text[place : place + 1]
+    if mark not in (",", "]"):  # the end of the text too
+      line = text.count("\n", 0, place) + 1
+      raise DamagedFile(path, f"is not JSON from line {line} on", AGAIN)
+    ended = mark == "]"
+    if not ended:
+      place = _skip(text, place + 1)
+  if _skip(text, place + 1) < len(text):
     raise DamagedFile(path, "has something behind its list", AGAIN)
 
 
@@ -83,7 +93,7 @@ def json_text(path: Path) -> str:
   return text
 
 
-def _skip(text: str, place: int, characters: str) -> int:
-  while place < len(text) and text[place] in characters:
-    place += 1
-  return place
+def _skip(text: str, place: int) -> int:
+  """Where what is no white space follows."""
+  found = _SPACE.match(text, place)
+  return found.end() if found else place

@@ -12,29 +12,26 @@ captions, which read like the target of the paper's Figure 1, or R2Gen's annotat
 
 from __future__ import annotations
 
-import collections
-import itertools
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from pathlib import Path
 
-from imax_jax.data.sources.files import AGAIN
 from imax_jax.data.sources.files import find_file
-from imax_jax.data.sources.intake import DamagedFile
 from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.mimic_ids import images_by_study
 from imax_jax.data.sources.mimic_ids import is_mimic_number
 from imax_jax.data.sources.mimic_ids import plain_id
+from imax_jax.data.sources.options import Choices
+from imax_jax.data.sources.options import check_choices
 from imax_jax.data.sources.reading import one_line
 from imax_jax.data.sources.reading import table_rows
 from imax_jax.data.sources.report_files import RULES as FILE_RULES
 from imax_jax.data.sources.report_files import read_file
+from imax_jax.data.sources.report_members import FILE_RULE
+from imax_jax.data.sources.report_members import REMEDY as REMEDY
+from imax_jax.data.sources.report_members import read_members
 from imax_jax.data.sources.sections import conclusion
 from imax_jax.data.sources.sections import exception_text
 from imax_jax.data.sources.sections import last_of_each
@@ -42,16 +39,12 @@ from imax_jax.schema import Annotation
 from imax_jax.schema import Radiograph
 from imax_jax.schema import Report
 
-REMEDY = (
-  "Point mimic_cxr at the folder of https://physionet.org/content/mimic-cxr/2.1.0/ "
-  "(credentialed access); the reports are not part of MIMIC-CXR-JPG."
-)
 ZIP = "mimic-cxr-reports.zip"
 SECTIONED = "mimic_cxr_sectioned.csv"
 TEXTS = ("sections", "conclusion")
 MIN_FINDINGS_WORDS = 10
 MIN_IMPRESSION_WORDS = 2
-FILE_RULE = "mimic_cxr/file"
+CHOICES: Choices = {"text": TEXTS, "keep_blanks": (True, False)}
 RULES: dict[str, str] = {
   FILE_RULE: "A report is a UTF-8 text of at most a mebibyte, named after its study.",
   "mimic_cxr/sections": "Findings then impression, by the authors' section rules: at "
@@ -60,19 +53,14 @@ RULES: dict[str, str] = {
   "findings, last paragraph, comparison; by hand for 54 studies.",
   **FILE_RULES,
 }
-_MEMBER = re.compile(r"(?:[\w.-]+/)*s?\d+\.txt", re.ASCII)
-# The header too, with which the second of two joined tables begins: it is a bad row by
-# itself, not the end of the good one before it.
-_ROW_START = re.compile(rb"\"?(?:s?\d{8}|study)\"?,")
-# The longest report has some 20 kB.
-_MAX_REPORT_BYTES = 2**20
-_MAX_MEMBERS = 2_000_000
-# What `unzip` knows, and what zlib can be told to unpack no more than so much of.
-_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LOCAL_HEADER_BYTES = 30
-_END_BYTES, _END64_BYTES, _LOCATOR_BYTES = 22, 56, 20
+_ROW_START = re.compile(rb"\"?s?\d{8}\"?,")
 # Where a study was read, its id, and its texts by section.
 _Study = tuple[tuple[str, int], str, dict[str, str]]
+
+
+def check_options(**options: object) -> None:
+  """Raises a ValueError if `read` does not take them."""
+  check_choices("mimic_cxr", CHOICES, options)
 
 
 def read(
@@ -92,13 +80,12 @@ def read(
     keep_blanks: keeps the "___" of de-identification.
 
   Raises:
-    ValueError: another `text`.
+    ValueError: as `check_options`.
     FileNotFoundError: none of the files is there.
     DamagedFile: a zip or a table that can not be read to its end.
   """
+  check_options(text=text, keep_blanks=keep_blanks)
   tally = Tally("mimic_cxr") if tally is None else tally
-  if text not in TEXTS:
-    raise ValueError(f"report text {text!r}: expected one of {TEXTS}")
   if Path(root).suffix == ".json":
     yield from read_file(Path(root), radiographs, tally=tally)
     return
@@ -145,8 +132,7 @@ def _studies(
     tally.opened(path)
     yield from _from_sectioned(path, studies, tally)
     return
-  members = _zip_members if path.suffix == ".zip" else _folder_members
-  for name, data in members(path, studies, tally):
+  for name, data in read_members(path, studies, tally):
     study = plain_id(Path(name).stem)
     report = _decoded(name, data, tally)
     if report is not None:
@@ -169,155 +155,6 @@ def _decoded(name: str, data: bytes, tally: Tally) -> str | None:
   except UnicodeDecodeError:
     tally.reject(name, 0, "is not UTF-8", FILE_RULE)
     return None
-
-
-def _zip_members(
-  path: Path, studies: Mapping[str, list[str]], tally: Tally
-) -> Iterator[tuple[str, bytes]]:
-  """(name, content) of the reports about `studies`, by name; read where they lie."""
-  tally.opened(path)
-  try:
-    archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, OSError, ValueError):
-    raise DamagedFile(path, "is not a complete zip", AGAIN) from None
-  with archive:
-    members = sorted(archive.infolist(), key=lambda member: member.filename)
-    _check_directory(path, members)
-    overlapping = _overlapping(members)
-    reports = _reports_of(member.filename for member in members)
-    several: Distinct[str, bytes] = Distinct(tally)
-    for place, member in enumerate(members):
-      name = member.orig_filename  # `filename` ends at a NUL
-      if member.is_dir():
-        continue
-      tally.rows += 1
-      if not name.endswith(".txt") and "\0" not in name:
-        tally.leave_out("a member that is no text")
-        continue
-      wrong = _wrong_name(name)
-      if wrong:  # the name itself may be anything
-        tally.reject(tally.name(path), place, wrong, FILE_RULE)
-        continue
-      study = plain_id(Path(name).stem)
-      if member.file_size > _MAX_REPORT_BYTES:
-        wrong = "too large for a report"
-      elif member.header_offset in overlapping:
-        wrong = "overlaps another member"
-      if wrong:
-        tally.reject(name, 0, wrong, FILE_RULE)
-      elif study not in studies:
-        tally.leave_out("study without a frontal radiograph here")
-      else:
-        data = _unpacked(archive, member)
-        if data is None:
-          tally.reject(name, 0, "cannot be unpacked", FILE_RULE)
-        elif reports[study] > 1:
-          several.add(study, data, name, 0)
-        else:
-          yield name, data
-    for _, data, name, _ in several.items():
-      yield name, data
-
-
-def _check_directory(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-  """Raises a DamagedFile if members are missing from the archive's directory.
-
-  `zipfile` reads as many as the directory holds, whatever number its end record gives.
-  """
-  if len(members) > _MAX_MEMBERS:
-    raise DamagedFile(path, f"has over {_MAX_MEMBERS} members")
-  with path.open("rb") as file:
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 2**16 - _END_BYTES - _LOCATOR_BYTES - _END64_BYTES))
-    tail = file.read()
-  end = tail.rfind(b"PK\5\6")
-  promised = int.from_bytes(tail[end + 10 : end + 12], "little")
-  end64 = end - _LOCATOR_BYTES - _END64_BYTES
-  if end64 >= 0 and tail[end64 : end64 + 4] == b"PK\6\6":
-    promised = int.from_bytes(tail[end64 + 32 : end64 + 40], "little")
-  if promised > len(members) or any(member.header_offset < 0 for member in members):
-    raise DamagedFile(path, "is not a complete zip: its directory lacks members", AGAIN)
-  if not any(member.filename.endswith(".txt") for member in members):
-    raise DamagedFile(path, "has no report files/p10/p10000001/s50000001.txt", AGAIN)
-
-
-def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
-  """Where the members begin that reach into another, as in a bomb of few bytes.
-
-  The `zipfile` of some Python releases refuses them by itself, of others it does not.
-  """
-  places = sorted((m.header_offset, m.compress_size) for m in members)
-  return {
-    start
-    for (start, size), (following, _) in itertools.pairwise(places)
-    if start + _LOCAL_HEADER_BYTES + size > following
-  }
-
-
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
-  """A member's bytes; None if they are encrypted, or not what its check sum says.
-
-  No more is unpacked than a report may have, whatever size the directory gives.
-  """
-  if member.compress_type not in _PACKED:
-    return None
-  try:
-    with archive.open(member) as file:
-      return file.read(_MAX_REPORT_BYTES + 1)
-  except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
-          NotImplementedError):  # fmt: skip
-    return None
-
-
-def _reports_of(names: Iterable[str]) -> collections.Counter[str]:
-  """How many files are named after each study."""
-  return collections.Counter(
-    plain_id(Path(name).stem) for name in names if not _wrong_name(name)
-  )
-
-
-def _wrong_name(name: str) -> str:
-  if name.startswith("/") or ".." in name.split("/") or not _MEMBER.fullmatch(name):
-    return "a name that is no report's"
-  return (
-    "" if is_mimic_number(plain_id(Path(name).stem)) else "study id of another form"
-  )
-
-
-def _folder_members(
-  path: Path, studies: Mapping[str, list[str]], tally: Tally
-) -> Iterator[tuple[str, bytes]]:
-  files = sorted(path.glob("p*/p*/s*.txt"))
-  if not files:
-    raise FileNotFoundError(
-      f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
-    )
-  root, reports = path.resolve(), _reports_of(file.name for file in files)
-  several: Distinct[str, bytes] = Distinct(tally)
-  for place, file in enumerate(files):
-    tally.rows += 1
-    name = file.relative_to(path.parent).as_posix()
-    wrong = _wrong_name(name)
-    if wrong:
-      tally.reject(path.name, place, wrong, FILE_RULE)
-      continue
-    study = plain_id(file.stem)
-    if not file.resolve().is_relative_to(root):
-      wrong = "a link that leads out of its folder"
-    elif not file.is_file():
-      wrong = "no file"
-    elif file.stat().st_size > _MAX_REPORT_BYTES:
-      wrong = "too large for a report"
-    if wrong:
-      tally.reject(name, 0, wrong, FILE_RULE)
-    elif study not in studies:
-      tally.leave_out("study without a frontal radiograph here")
-    elif reports[study] > 1:
-      several.add(study, tally.opened(file).read_bytes(), name, 0)
-    else:
-      yield name, tally.opened(file).read_bytes()
-  for _, data, name, _ in several.items():
-    yield name, data
 
 
 def _from_sectioned(

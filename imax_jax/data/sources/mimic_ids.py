@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 from imax_jax.schema import Radiograph
 
+# Columns that say again, beside the image, whose it is.
+IDENTITY = ("subject_id", "study_id")
+OF_ANOTHER = "patient or study is not the image's"
 _DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 
 
@@ -19,6 +23,20 @@ def plain_id(text: str) -> str:
 def is_mimic_number(text: str) -> bool:
   """Whether `text` has the form of MIMIC's patient and study ids, eight digits."""
   return len(text) == 8 and text.isascii() and text.isdigit()
+
+
+def identity_columns(header: Sequence[str]) -> tuple[str, ...]:
+  """Those of `IDENTITY` that a table has."""
+  return tuple([name for name in IDENTITY if name in header])
+
+
+def is_of(radiograph: Radiograph, columns: Sequence[str], ids: Sequence[str]) -> bool:
+  """Whether `ids`, the cells of some of `IDENTITY`, are the image's patient and study."""
+  for column, text in zip(columns, ids, strict=True):
+    known = radiograph.patient_id if column == "subject_id" else radiograph.study_id
+    if text != known and plain_id(text) != known:
+      return False
+  return True
 
 
 def image_id_of(text: str) -> str:

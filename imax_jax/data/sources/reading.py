@@ -94,7 +94,8 @@ def table_rows(
           tally.rows += number - first
           yield from zip(range(first, number), zip(*cells, strict=True), strict=True)
           continue
-        for row in grouped_rows(path, io.BytesIO(part) if part else lines, row_start):
+        rows = io.BytesIO(part) if part else lines
+        for row in grouped_rows(path, rows, row_start, len(names)):
           tally.rows += 1
           found = split_row(row, len(names))
           if isinstance(found, str):
@@ -162,14 +163,15 @@ def grouped_rows(
   path: Path,
   lines: BinaryIO,
   row_start: re.Pattern[bytes] | None,
+  cells: int = 0,
   place: int = 0,
   end: float = math.inf,
 ) -> Iterator[bytes]:
   """The rows of `lines`, as in `table_rows`, that begin before `end`.
 
-  A line begins a row where `row_start` says so, and where none is open: an odd number of
-  quotes leaves one open. So a row without its last quote costs no other, nor does one of
-  which `row_start` knows nothing. `end` is met at a line that `row_start` matches.
+  A line begins a row where `row_start` says so, and where the row before has all its
+  `cells` and closed its quotes. So a row without its last quote costs no other, nor does
+  one of which `row_start` knows nothing. `end` is met at a line that `row_start` matches.
 
   Args:
     place: where `lines` stand, in bytes.
@@ -180,7 +182,7 @@ def grouped_rows(
   row, is_open, empty = bytearray(), False, 0
   while line := lines.readline(MAX_ROW_BYTES):
     starts = row_start is None or row_start.match(line) is not None
-    if row and (starts or not is_open):
+    if row and (starts or (not is_open and row.count(b",") >= cells - 1)):
       yield bytes(row)
       row, is_open = bytearray(), False
     if starts and place >= end:

@@ -5,7 +5,8 @@
 Each file is one JSON list (not JSON lines) of objects with `image_id`, `question`,
 `semantic_type`, `content_type`, `template_program` (one of 48) and `answer`, a list of
 lower-case strings: [] means that nothing applies, two of a choice that both do; a
-patient's gender is "m" or "f". Ids may be strings or numbers.
+patient's gender is "m" or "f". `subject_id` and `study_id`, text or number, are the
+image's where they are given.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax.data.sources.files import find_file
-from imax_jax.data.sources.intake import CONTRADICTS
-from imax_jax.data.sources.intake import TWICE_RULE
+from imax_jax.data.sources.intake import Distinct
 from imax_jax.data.sources.intake import Tally
 from imax_jax.data.sources.json_files import json_list
+from imax_jax.data.sources.mimic_ids import IDENTITY
+from imax_jax.data.sources.mimic_ids import OF_ANOTHER
 from imax_jax.data.sources.mimic_ids import image_id_of
 from imax_jax.data.sources.mimic_ids import is_dicom_id
+from imax_jax.data.sources.mimic_ids import is_of
+from imax_jax.data.sources.options import Choices
+from imax_jax.data.sources.options import check_choices
+from imax_jax.data.sources.published import note_rows
 from imax_jax.data.sources.reading import is_text
 from imax_jax.data.sources.reading import one_line
 from imax_jax.schema import Annotation
@@ -42,14 +48,22 @@ CONTENT_TYPES = (
 )  # fmt: skip
 FIELDS = ("image_id", "question", "semantic_type", "content_type", "answer")
 RULE = "vqa/question"
+IDENTITY_RULE = "vqa/identity"
 RULES: dict[str, str] = {
   RULE: "A question of one of three semantic and seven content types with its list of "
-  "answers; the splits are pooled. An empty list means that nothing applies."
+  "answers; the splits are pooled. An empty list means that nothing applies.",
+  IDENTITY_RULE: "Where a question has subject_id or study_id, they are its image's.",
 }
+CHOICES: Choices = {"keep_empty": (True, False)}
 # The longest question of the 48 templates has some 200 characters.
 _MAX_TEXT = 2000
 # What is asked: image, semantic type, content type, question.
 _Key = tuple[str, str, str, str]
+
+
+def check_options(**options: object) -> None:
+  """Raises a ValueError if `read` does not take them."""
+  check_choices("vqa", CHOICES, options)
 
 
 def read(
@@ -64,51 +78,58 @@ def read(
   `keep_empty` keeps the questions to which nothing applies (`prompts` answers "none").
 
   Raises:
+    ValueError: as `check_options`.
     FileNotFoundError: a split is missing.
     DamagedFile: not a JSON list, or one of objects without answers (the repository's
       answer-less `_train_part1.json`).
   """
+  check_options(keep_empty=keep_empty)
   tally = Tally("vqa") if tally is None else tally
   programs: collections.Counter[str | int] = collections.Counter()
-  said: dict[_Key, tuple[str, ...]] = {}
-  disputed: set[_Key] = set()
-  asked: list[tuple[_Key, Annotation]] = []
-  empty = 0
+  asked: Distinct[_Key, tuple[str, ...]] = Distinct(tally)
   for split in SPLITS:
     names = [f"{folder}/{split}.json".lstrip("/") for folder in FOLDERS]
     path = find_file(root, names, remedy=REMEDY, tally=tally)
+    file, before = tally.name(path), tally.rows
     for row, item in json_list(path):
       tally.rows += 1
       reason = _fault(item)
       if reason:
-        tally.reject(tally.name(path), row, reason, RULE)
+        tally.reject(file, row, reason, RULE)
         continue
       name = image_id_of(item["image_id"])
       program = item.get("template_program", "not given")
       programs[program if isinstance(program, str | int) else "of no known form"] += 1
       if name not in radiographs:
         tally.absent(name)
+      elif not _is_its(item, radiographs[name]):
+        tally.reject(file, row, OF_ANOTHER, IDENTITY_RULE)
       elif not item["answer"] and not keep_empty:
         tally.leave_out("nothing applies")
       else:
-        question, answers = one_line(item["question"]), tuple(item["answer"])
-        answer = Answer(question, answers, item["content_type"])
-        kind, origin = item["semantic_type"], tally.origin(path, row, RULE)
-        key = (name, kind, answer.content_type, question)
-        if said.setdefault(key, answers) != answers:
-          disputed.add(key)
-        asked.append((key, Annotation(name, "vqa", kind, answer, origin)))
-        empty += not answers
-  for key, annotation in asked:
-    if key in disputed:
-      origin = annotation.origin
-      tally.reject(origin.file, origin.row, CONTRADICTS, TWICE_RULE)
-    else:
-      tally.keep()
-      yield annotation
+        question = one_line(item["question"])
+        key = (name, item["semantic_type"], item["content_type"], question)
+        asked.add(key, tuple(item["answer"]), file, row)
+    note_rows(tally, f"{split}.json", tally.rows - before)
+  empty = 0
+  for (name, kind, content, question), answers, file, row in asked.items():
+    tally.keep()
+    empty += not answers
+    answer = Answer(question, answers, content)
+    yield Annotation(name, "vqa", kind, answer, tally.origin(file, row, RULE))
   tally.met("template programs", str(len(programs)))
   tally.met("kept questions to which nothing applies", str(empty))
   tally.log()
+
+
+def _is_its(item: Mapping[str, Any], radiograph: Radiograph) -> bool:
+  """Whether the patient and study, if given, are the image's."""
+  columns = [column for column in IDENTITY if column in item]
+  ids = [item[column] for column in columns]
+  # JSON's true is an int to Python, but its text is no id.
+  return all(isinstance(one, str | int | float) for one in ids) and is_of(
+    radiograph, columns, [str(one) for one in ids]
+  )
 
 
 def _fault(item: Any) -> str:
