@@ -7,6 +7,7 @@ What was rejected on the way is in WORKDIR/quarantine.jsonl.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import gc
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 
 from imax_jax import choices
 from imax_jax import progress
+from imax_jax.data import builder
 from imax_jax.data import construct
 from imax_jax.data import manifest
 from imax_jax.data import recipe
@@ -115,6 +117,7 @@ def select(study: Study, unreadable: Mapping[str, str] | None = None) -> Selecti
     made = recipe.select(radiographs, entries, recipe.read_recipe(d.recipe))
   else:
     made = construct.construct(radiographs, entries, **plain(d.construct))
+  builder.check_splits(made)
   return Selection(made, intake, written.cut, checks)
 
 
@@ -135,13 +138,13 @@ def _say_coverage(
   intake: Intake, radiographs: Mapping[str, Any], annotations: Iterable[Annotation]
 ) -> None:
   """How many images each source speaks of: a table that is cut short speaks of few."""
-  images: dict[str, set[str]] = {}
+  images: dict[str, set[str]] = collections.defaultdict(set)
   for annotation in annotations:
-    images.setdefault(annotation.origin.source, set()).add(annotation.image_id)
-  for source, found in images.items():
-    if source in intake.tallies:
-      share = f"{len(found):,} of the {len(radiographs):,} radiographs"
-      intake.tallies[source].met("speaks of", share)
+    images[annotation.origin.source].add(annotation.image_id)
+  for source, tally in intake.tallies.items():
+    if tally.unit == "annotations":
+      share = f"{len(images[source]):,} of the {len(radiographs):,} radiographs"
+      tally.met("speaks of", share)
 
 
 def _checks(roots: Mapping[str, Path], intake: Intake) -> Checks | None:

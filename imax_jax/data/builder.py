@@ -172,14 +172,20 @@ def build(
   return written
 
 
-def _check(datasets: Datasets, data_dir: Path) -> None:
+def check_splits(datasets: Datasets) -> None:
+  """Raises a ValueError for a split without images, which TFDS can not hold."""
   for name, group in datasets.splits.items():
-    dataset, _ = _parts(name)
     if not group:
       raise ValueError(
         f"{name} has no image. Give construct more images: a test set needs several "
         "patients, and DMAX needs images that IMAX leaves over (lower num_images)."
       )
+
+
+def _check(datasets: Datasets, data_dir: Path) -> None:
+  names = {_parts(name)[0] for name in datasets.splits}
+  check_splits(datasets)
+  for dataset in sorted(names):
     if (data_dir / dataset).exists():
       raise ValueError(
         f"{data_dir / dataset} is already there; remove it, or give another data_dir"
