@@ -652,7 +652,9 @@ def test_ctrl_c_ends_all_processes_soon_and_in_silence(tmp_path, how, when):
   tests = Path(__file__).parent
   program = (
     f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
-    "import pathlib, test_builder\n"
+    "import pathlib, signal, test_builder\n"
+    # Ignored where the tests themselves run in the background of a shell.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "print('imported', flush=True)\n"
     "test_builder.sleep_here(pathlib.Path(sys.argv[1]))\n"
   )
