@@ -12,10 +12,12 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from imax_jax.data.sources.files import AGAIN
@@ -60,6 +62,49 @@ def read_members(
     yield from _folder_members(path, studies, tally)
 
 
+class _Reports:
+  """What becomes of the files, wherever they lie, whose names are reports'.
+
+  Attributes:
+    number: how many files are named after each study.
+  """
+
+  def __init__(
+    self, names: Iterable[str], studies: Mapping[str, list[str]], tally: Tally
+  ) -> None:
+    self.number = collections.Counter(
+      plain_id(Path(name).stem) for name in names if not _wrong_name(name)
+    )
+    self._studies, self._tally = studies, tally
+    self._several: Distinct[str, bytes] = Distinct(tally)
+
+  def take(
+    self, name: str, wrong: str, read: Callable[[], bytes | str]
+  ) -> Iterator[tuple[str, bytes]]:
+    """The file if it can be told now that it is used.
+
+    Args:
+      wrong: why it is rejected without being read, or "".
+      read: gives the content, or why there is none.
+    """
+    study = plain_id(Path(name).stem)
+    if not wrong and study not in self._studies:
+      self._tally.leave_out("study without a frontal radiograph here")
+      return
+    content = wrong or read()
+    if isinstance(content, str):
+      self._tally.reject(name, 0, content, FILE_RULE)
+    elif self.number[study] > 1:
+      self._several.add(study, content, name, 0)
+    else:
+      yield name, content
+
+  def of_several(self) -> Iterator[tuple[str, bytes]]:
+    """Of studies with several files, those that agree: once."""
+    for _, content, name, _ in self._several.items():
+      yield name, content
+
+
 def _zip_members(
   path: Path, studies: Mapping[str, list[str]], tally: Tally
 ) -> Iterator[tuple[str, bytes]]:
@@ -73,35 +118,19 @@ def _zip_members(
     members = sorted(archive.infolist(), key=lambda member: member.filename)
     _check_directory(path, members)
     overlapping = _overlapping(members)
-    reports = _reports_of(member.filename for member in members)
-    several: Distinct[str, bytes] = Distinct(tally)
-    note_rows(tally, "reports", reports.total())
+    reports = _Reports((member.filename for member in members), studies, tally)
+    note_rows(tally, "reports", reports.number.total())
     for place, member in enumerate(members):
       name = member.orig_filename  # `filename` ends at a NUL
-      if member.is_dir():
-        continue
-      if not _is_report(name, place, path, tally):
+      if member.is_dir() or not _is_report(name, place, path, tally):
         continue
       wrong = ""
-      study = plain_id(Path(name).stem)
       if member.file_size > _MAX_REPORT_BYTES:
         wrong = "too large for a report"
       elif member.header_offset in overlapping:
         wrong = "overlaps another member"
-      if wrong:
-        tally.reject(name, 0, wrong, FILE_RULE)
-      elif study not in studies:
-        tally.leave_out("study without a frontal radiograph here")
-      else:
-        data = _unpacked(archive, member)
-        if data is None:
-          tally.reject(name, 0, "cannot be unpacked", FILE_RULE)
-        elif reports[study] > 1:
-          several.add(study, data, name, 0)
-        else:
-          yield name, data
-    for _, data, name, _ in several.items():
-      yield name, data
+      yield from reports.take(name, wrong, partial(_unpacked, archive, member))
+    yield from reports.of_several()
 
 
 def _check_directory(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
@@ -139,26 +168,20 @@ def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
   }
 
 
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
-  """A member's bytes; None if they are encrypted, or not what its check sum says.
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | str:
+  """A member's bytes; or why not: they are encrypted, or not what its check sum says.
 
   No more is unpacked than a report may have, whatever size the directory gives.
   """
+  refused = "cannot be unpacked"
   if member.compress_type not in _PACKED:
-    return None
+    return refused
   try:
     with archive.open(member) as file:
       return file.read(_MAX_REPORT_BYTES + 1)
   except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError,
           NotImplementedError):  # fmt: skip
-    return None
-
-
-def _reports_of(names: Iterable[str]) -> collections.Counter[str]:
-  """How many files are named after each study."""
-  return collections.Counter(
-    plain_id(Path(name).stem) for name in names if not _wrong_name(name)
-  )
+    return refused
 
 
 def _is_report(name: str, place: int, path: Path, tally: Tally) -> bool:
@@ -185,13 +208,12 @@ def _folder_members(
   path: Path, studies: Mapping[str, list[str]], tally: Tally
 ) -> Iterator[tuple[str, bytes]]:
   names, linked = _names_below(path)
-  reports = _reports_of(names)
-  if not reports:
+  reports = _Reports(names, studies, tally)
+  if not reports.number:
     raise FileNotFoundError(
       f"{path}: expected reports p10/p10000001/s50000001.txt, found none. {REMEDY}"
     )
-  note_rows(tally, "reports", reports.total())
-  several: Distinct[str, bytes] = Distinct(tally)
+  note_rows(tally, "reports", reports.number.total())
   leads_inside, above = Inside(path), path.parent
   for place, name in enumerate(names):
     if name in linked:
@@ -207,28 +229,15 @@ def _folder_members(
       wrong = "no file"
     elif os.path.getsize(file) > _MAX_REPORT_BYTES:
       wrong = "too large for a report"
-    study = plain_id(Path(name).stem)
-    if wrong:
-      tally.reject(name, 0, wrong, FILE_RULE)
-    elif study not in studies:
-      tally.leave_out("study without a frontal radiograph here")
-    else:
-      data = _content(Path(file), tally)
-      if data is None:
-        tally.reject(name, 0, "may not be read", FILE_RULE)
-      elif reports[study] > 1:
-        several.add(study, data, name, 0)
-      else:
-        yield name, data
-  for _, data, name, _ in several.items():
-    yield name, data
+    yield from reports.take(name, wrong, partial(_content, Path(file), tally))
+  yield from reports.of_several()
 
 
-def _content(path: Path, tally: Tally) -> bytes | None:
+def _content(path: Path, tally: Tally) -> bytes | str:
   try:
     data = path.read_bytes()
   except OSError:
-    return None
+    return "may not be read"
   tally.opened(path)
   return data
 
