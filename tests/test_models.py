@@ -16,7 +16,7 @@ from imax_jax import tree
 from imax_jax.models import attention
 from imax_jax.models import lora
 from imax_jax.models import loss
-from imax_jax.models import zoo
+from imax_jax.models import storage
 from imax_jax.models.connector import Connector
 from imax_jax.models.vit import Encoder
 from imax_jax.models.vlm import Vlm
@@ -355,43 +355,84 @@ def test_a_misspelt_field_is_named() -> None:
     jax.eval_shape(Vlm(**small(num_kv_heads=3)).init, jax.random.key(0), PACKED)
 
 
-def sizes(name: str, **connector: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  fields = zoo.model(name)
-  fields["connector"] |= connector
-  encoder = fields["encoder"]
-  image = (1, encoder["image_px"], encoder["image_px"], encoder["channels"])
-  line = jnp.zeros((1, 8), jnp.int32)
-  names = ("text", "image", "slot", "segment", "position")
-  batch = dict.fromkeys(names, line) | {"pixels": jnp.zeros(image, jnp.uint8)}
-  made = jax.eval_shape(Vlm(**fields).init, jax.random.key(0), batch)
-  return tree.flatten(made["params"])
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.012), ("nf4", 0.11)])
+def test_stored_kernels_are_near_the_float_ones(kind: str, bound: float) -> None:
+  kernel = np.random.default_rng(0).standard_normal((3, 128, 24)).astype(np.float32)
+  stored = storage.store(kernel, kind)
+  back = np.asarray(storage.restore(**_renamed(stored), dtype=jnp.float32))
+  error = np.linalg.norm(back - kernel) / np.linalg.norm(kernel)
+  assert bound / 2 < error < bound
+  # The largest weight of each scale comes back as it was, and so does a column of zeros.
+  np.testing.assert_allclose(np.abs(back).max(), np.abs(kernel).max(), rtol=1e-6)
+  zero = storage.store(np.zeros((64, 2)), kind)
+  assert not np.any(storage.restore(**_renamed(zero), dtype=jnp.float32))
 
 
-def count(shapes: dict[str, jax.ShapeDtypeStruct], pattern: str) -> int:
-  found = [path for path in shapes if pattern in f"/{path}"]
-  return sum(int(np.prod(shapes[path].shape)) for path in found)
+def _renamed(stored: dict[str, np.ndarray]) -> dict[str, Any]:
+  return {"kernel": stored["kernel"], "scale": stored["kernel_scale"]}
 
 
-def test_full_size_has_the_published_number_of_parameters() -> None:
-  """shared/specs/arch_minigpt_family.md, section 1; LLaMA-2 7B's model card."""
-  shapes = sizes("imax_7b")
-  assert count(shapes, "/encoder/") - count(shapes, "/encoder/norm/") == 985_894_528
-  assert count(shapes, "/connector/") == 39_854_080
-  assert count(shapes, "/lora_") == 19_988_480
-  assert count(shapes, "/decoder/") - count(shapes, "/lora_") == 6_738_415_616
-  assert count(sizes("imax_7b", merge=1), "/connector/") == 22_552_576
-  # One matrix of each of the scanned layers: what the paper calls 450 parameters.
-  matrices = sum(
-    shape.shape[0] if "/layers/" in path else 1
-    for path, shape in shapes.items()
-    if "/lora_" in path or (path.startswith("connector/") and path.endswith("kernel"))
-  )
-  assert matrices == 450
+def test_four_bits_are_the_nearest_levels() -> None:
+  """Against a search over all sixteen, an element at a time."""
+  rng = np.random.default_rng(1)
+  column = rng.standard_normal(64).astype(np.float32)
+  stored = storage.store(column[:, None], "nf4")
+  levels = np.array(storage._LEVELS) * np.abs(column).max()
+  nearest = levels[np.abs(column[:, None] - levels).argmin(1)]
+  got = storage.restore(**_renamed(stored), dtype=jnp.float32)[:, 0]
+  np.testing.assert_allclose(got, nearest, rtol=1e-6)
 
 
-def test_zoo() -> None:
-  assert count(sizes("toy"), "/") < 2_200_000
-  zoo.model("toy")["decoder"]["depth"] = 99
-  assert zoo.model("toy")["decoder"]["depth"] == 4
-  with pytest.raises(ValueError, match="no model 'toi'; there are imax_7b, toy"):
-    zoo.model("toi")
+@pytest.mark.parametrize("kind", ["int8", "nf4", "bfloat16"])
+def test_a_layer_with_a_narrow_kernel(kind: str) -> None:
+  """The same output as with the restored kernel, and gradients for the pair only."""
+  x = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
+  layer = lora.Dense(16, rank=2, kernel_dtype=kind)
+  made = dict(init(layer, x))
+  made["lora_b"] = np.ones((2, 16), np.float32)
+  plain = lora.merge({"layer": made}, 16.0)["layer"]
+  np.testing.assert_allclose(
+    run(layer, made, x), x @ np.asarray(plain["kernel"], np.float32),
+    rtol=2e-2 if kind == "bfloat16" else 1e-4, atol=0.3 if kind == "bfloat16" else 1e-4,
+  )  # fmt: skip
+  pair = {name: made.pop(name) for name in ("lora_a", "lora_b")}
+  grads = jax.grad(lambda pair: layer.apply({"params": made | pair}, x).sum())(pair)
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_what_can_not_be_stored_is_refused() -> None:
+  with pytest.raises(ValueError, match="float16 is not supported"):
+    storage.float_dtype("float16")
+  with pytest.raises(ValueError, match="65 is no multiple of the block of 64"):
+    storage.shapes("nf4", 65, 8)
+
+
+def test_a_window_hides_what_lies_too_far_back(params: Any) -> None:
+  """The last token's logits do not move with a token that it cannot see."""
+  rng = np.random.default_rng(3)
+  text = rng.integers(3, 50, (1, 8))
+  batch = pack([[(0, [8])]], 2 + SLOTS + 8)
+  batch["text"][0, -8:] = text
+  other = {**batch, "text": batch["text"].copy()}
+  other["text"][0, -8] = 5 + (text[0, 0] == 5)
+
+  def last(batch: Any, window: int) -> np.ndarray:
+    # Two layers: what token t - 2 says has passed through t - 1 at most.
+    model = Vlm(**small(window=window, depth=1))
+    first = tree.map_paths(
+      lambda path, leaf: leaf[:1] if path.startswith("decoder/layers") else leaf, params
+    )
+    return run(model, first, batch).logits[0, -1]
+
+  assert np.array_equal(last(batch, 7), last(other, 7))
+  assert not np.array_equal(last(batch, 8), last(other, 8))
+
+
+def test_lora_stands_where_its_targets_say() -> None:
+  found = jax.eval_shape(
+    Vlm(**small(lora_targets="attn/[qv]")).init, jax.random.key(0), PACKED
+  )["params"]
+  pairs = {path for path in tree.flatten(found) if path.endswith("lora_a")}
+  assert pairs == {f"decoder/layers/attn/{name}/lora_a" for name in "qv"}
+  with pytest.raises(ValueError, match="matches none of"):
+    jax.eval_shape(Vlm(**small(lora_targets="q_proj")).init, jax.random.key(0), PACKED)

@@ -1,7 +1,9 @@
 """Image features to the decoder's width: neighbouring patches merged, then an MLP.
 
-The paper's "2-layer MLP" (section 4.2.2), read as Uni-Med's `mlp2x_gelu` behind its
-`projection` resampling: see arXiv 2504.09967 and MSIIP/Uni-Med, uni_med.py.
+The paper's "2-layer MLP" (section 4.2.2) is Uni-Med's `mlp2x_gelu` (uni_med.py); it does
+not say whether Uni-Med's `projection` resampling, four neighbours made one token, stands
+before it. `merge` 4 with it, 64 tokens at 224 px; 1 without, 256. Depth 1 is MiniGPT-v2's
+single linear layer.
 """
 
 from __future__ import annotations

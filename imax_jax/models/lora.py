@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imax_jax import tree as tree_lib
+from imax_jax.models import storage
 
 
 def _uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -23,7 +24,9 @@ class Dense(nn.Module):
   """y = x W + b + (alpha / rank) · dropout(x) A B.
 
   The kernel is [in, out], `lora_a` [in, R], `lora_b` [R, out]; at the start B is zero,
-  so that the layer is the base layer bit for bit. Rank 0 leaves the pair out.
+  so that the layer is the base layer bit for bit. Rank 0 leaves the pair out. The kernel
+  is kept as `kernel_dtype` says (see `storage`) and multiplied in `dtype`; bias and
+  pair are kept in float32.
 
   `fold` computes x (W + scale · A B) instead of x W + scale · (x A) B wherever dropout
   is off. The two are equal. Folding asks for the gradient of a whole [in, out] matrix,
@@ -40,6 +43,7 @@ class Dense(nn.Module):
   dropout: float = 0.0
   fold: bool = False
   dtype: Any = "float32"
+  kernel_dtype: str = "float32"
   kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
   @nn.compact
@@ -50,9 +54,7 @@ class Dense(nn.Module):
     # One plain matrix product: with the leading axes kept, XLA's CPU backward pass of a
     # layer with LoRA takes up to 3 times as long.
     x = x.astype(dtype).reshape(-1, width)
-    kernel = self.param("kernel", self.kernel_init, (width, self.features)).astype(
-      dtype
-    )
+    kernel = self._kernel(width).astype(dtype)
     bias = None
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)
@@ -78,19 +80,37 @@ class Dense(nn.Module):
     y = y if bias is None else y + bias
     return y.reshape(*leading, self.features)
 
+  def _kernel(self, width: int) -> jax.Array:
+    """[in, out], restored from its integers where it is kept in them."""
+    kind = self.kernel_dtype
+    if kind not in storage.QUANTIZED:
+      shape = (width, self.features)
+      return self.param(
+        "kernel", self.kernel_init, shape, jnp.dtype(storage.float_dtype(kind))
+      )
+    stored, scales = storage.shapes(kind, width, self.features)
+    kernel = self.param("kernel", storage.random_integers, stored, kind)
+    scale = self.param(
+      "kernel_scale", lambda _: storage.random_scale(kind, scales, width)
+    )
+    return storage.restore(kernel, scale, self.dtype)
+
 
 def merge(params: tree_lib.Tree, alpha: float) -> dict[str, Any]:
   """Adds every low-rank pair to its kernel and drops it: the tree of a rank 0 model.
 
   The scale is alpha over the pair's own rank. A kernel that is narrower than float32
-  keeps its dtype, so the sum is rounded to it.
+  keeps its dtype, so the sum is rounded to it; one that is kept in integers becomes
+  float32, for the sum has other integers.
   """
   flat = tree_lib.flatten(params)
   merged: dict[str, Any] = {}
   for path, leaf in flat.items():
     parent, _, name = path.rpartition("/")
-    if name in ("lora_a", "lora_b"):
+    if name in ("lora_a", "lora_b", "kernel_scale"):
       continue
+    if f"{parent}/kernel_scale" in flat and name == "kernel":
+      leaf = storage.restore(leaf, flat[f"{parent}/kernel_scale"], jnp.float32)
     if name == "kernel" and f"{parent}/lora_a" in flat:
       # `@` also takes the leading axis of scanned layers: [L, in, R] [L, R, out].
       a, b = flat[f"{parent}/lora_a"], flat[f"{parent}/lora_b"]

@@ -1,8 +1,13 @@
-"""EVA-CLIP's vision transformer, as Uni-Med and MiniGPT-v2 use it (their eva_vit.py).
+"""A family of vision transformers: EVA-CLIP, OpenAI's CLIP and SigLIP are rows of `zoo`.
 
-Pre-LN blocks, query and value biases but no key bias, exact GELU, learned absolute
-positions, no final norm of its own; a separate LayerNorm (`ln_vision` there, `norm`
-here) closes it, with an eps ten times the blocks'.
+Pre-LN blocks and learned absolute positions are common to all. A row says whether there
+is a class token, a bias of the patch embedding, a norm before the first block or after
+the last, which of queries, keys and values have biases, and which GELU is meant. Features
+are those after the last block of the row: where a published system reads an earlier
+block, the row ends there.
+
+Sources: Uni-Med's eva_vit.py and base_model.py (`ln_vision` is `norm` here, with an eps
+ten times the blocks'); transformers' modeling_clip.py and modeling_siglip.py.
 """
 
 from __future__ import annotations
@@ -17,9 +22,15 @@ import jax.numpy as jnp
 from imax_jax.models import attention
 from imax_jax.models.lora import Dense
 
-# OpenAI CLIP's RGB statistics of pixels in [0, 1].
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+# Statistics of pixels in [0, 1] that OpenAI's CLIP was trained with, and EVA after it.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_ACTIVATIONS: dict[str, Any] = {
+  "gelu": partial(nn.gelu, approximate=False),
+  "gelu_tanh": partial(nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 def _layer_norm(name: str, eps: float) -> nn.LayerNorm:
@@ -28,41 +39,55 @@ def _layer_norm(name: str, eps: float) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
+  """`biases` names those of "q", "k" and "v" that have one."""
+
   num_heads: int
-  dtype: Any
+  biases: tuple[str, ...]
+  dense: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, P, D] -> [N, P, D]."""
     images, tokens, width = x.shape
-    dense = partial(Dense, dtype=self.dtype)
-    q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
-    v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
-    bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-    qkv = dense(3 * width, name="qkv")(x)
+    bias = jnp.concatenate(
+      [
+        self.param(f"{name}_bias", nn.initializers.zeros, (width,))
+        if name in self.biases
+        else jnp.zeros(width)
+        for name in ("q", "k", "v")
+      ]
+    )
+    qkv = self.dense(3 * width, name="qkv")(x)
     qkv = (qkv + bias.astype(qkv.dtype)).reshape(images, tokens, 3, self.num_heads, -1)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [N, H, P, d]
     mixed = attention.attend(q, k, v, None).transpose(0, 2, 1, 3).reshape(x.shape)
-    return dense(width, use_bias=True, name="out")(mixed)
+    return self.dense(width, use_bias=True, name="out")(mixed)
 
 
 class Block(nn.Module):
   num_heads: int
   mlp_width: int
-  dtype: Any
+  norm_eps: float
+  activation: str
+  biases: tuple[str, ...]
+  dense: Any
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    dense = partial(Dense, use_bias=True, dtype=self.dtype)
-    y = _layer_norm("attn_norm", 1e-6)(x)
-    x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-    y = _layer_norm("mlp_norm", 1e-6)(x)
-    y = nn.gelu(dense(self.mlp_width, name="up")(y), approximate=False)
-    return x + dense(x.shape[-1], name="down")(y), None
+    y = _layer_norm("attn_norm", self.norm_eps)(x)
+    x = x + Attention(self.num_heads, self.biases, self.dense, name="attn")(y)
+    y = _layer_norm("mlp_norm", self.norm_eps)(x)
+    y = self.dense(self.mlp_width, use_bias=True, name="up")(y)
+    y = _ACTIVATIONS[self.activation](y)
+    return x + self.dense(x.shape[-1], use_bias=True, name="down")(y), None
 
 
 class Encoder(nn.Module):
-  """Pixels to patch features. Matrix products run in `dtype`, the rest in float32."""
+  """Pixels to patch features. Matrix products run in `dtype`, the rest in float32.
+
+  `post_norm_eps` 0 leaves the norm after the last block out. `ragged` leaves out the
+  pixels beyond the last whole patch, as an unpadded convolution does.
+  """
 
   image_px: int
   patch_px: int
@@ -71,24 +96,52 @@ class Encoder(nn.Module):
   num_heads: int
   mlp_width: int
   channels: int = 3
+  norm_eps: float = 1e-6
+  post_norm_eps: float = 1e-5
+  pre_norm: bool = False
+  class_token: bool = True
+  patch_bias: bool = True
+  biases: tuple[str, ...] = ("q", "v")
+  activation: str = "gelu"
+  ragged: bool = False
+  pixel_mean: tuple[float, ...] = CLIP_MEAN
+  pixel_std: tuple[float, ...] = CLIP_STD
   dtype: Any = "float32"
+  kernel_dtype: str = "float32"
   remat: bool = False
   unroll: int = 1
+
+  def __post_init__(self) -> None:
+    if self.activation not in _ACTIVATIONS:
+      raise ValueError(
+        f"encoder: activation {self.activation!r}, expected one of {list(_ACTIVATIONS)}"
+      )
+    if not set(self.biases) <= {"q", "k", "v"} or self.width % self.num_heads:
+      raise ValueError(
+        f"encoder: biases {self.biases} must be among q, k and v, and width={self.width} "
+        f"a multiple of num_heads={self.num_heads}"
+      )
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, pixels: jax.Array) -> jax.Array:
     """[N, image_px, image_px, C] -> float32[N, P, D], patches in row-major order.
 
-    uint8 pixels are normalised with CLIP's statistics (their mean for one channel);
+    uint8 pixels are normalised with the row's statistics (their mean for one channel);
     float pixels are taken as normalised already.
 
     Raises:
       ValueError: pixels of another size or number of channels.
     """
-    x = jnp.concatenate([self._class_token(pixels), self._patches(pixels)], axis=1)
-    num_tokens = x.shape[1]
+    dense = partial(Dense, dtype=self.dtype, kernel_dtype=self.kernel_dtype)
+    x = dense(self.width, use_bias=self.patch_bias, name="embed")(self._patches(pixels))
+    x = x.astype(jnp.float32)
+    if self.class_token:
+      x = jnp.concatenate([self._class_token(pixels), x], axis=1)
     init = nn.initializers.normal(0.02)
-    x = x + self.param("positions", init, (num_tokens, self.width)).astype(jnp.float32)
+    x = x + self.param("positions", init, x.shape[1:]).astype(jnp.float32)
+    if self.pre_norm:
+      x = _layer_norm("pre_norm", self.norm_eps)(x)
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     layers = nn.scan(
       block,
@@ -97,9 +150,12 @@ class Encoder(nn.Module):
       length=self.depth,
       unroll=self.unroll,
     )
-    x, _ = layers(self.num_heads, self.mlp_width, self.dtype, name="layers")(x, None)
-    # The class token is dropped after the norm, which is per token anyway.
-    return _layer_norm("norm", 1e-5)(x)[:, 1:]
+    sizes = (self.num_heads, self.mlp_width, self.norm_eps)
+    x, _ = layers(*sizes, self.activation, self.biases, dense, name="layers")(x, None)
+    if self.post_norm_eps:
+      x = _layer_norm("norm", self.post_norm_eps)(x)
+    # Dropped after the norm, which is per token anyway.
+    return x[:, 1:] if self.class_token else x
 
   def _class_token(self, pixels: jax.Array) -> jax.Array:
     token = self.param("class_token", nn.initializers.normal(0.02), (self.width,))
@@ -107,23 +163,23 @@ class Encoder(nn.Module):
     return jnp.broadcast_to(token.astype(jnp.float32), shape)
 
   def _patches(self, pixels: jax.Array) -> jax.Array:
-    """The patch convolution as a matrix product: kernel rows in (row, column, C) order."""
+    """[N, P, patch_px² C]: what the patch convolution multiplies, (row, column, C)."""
     expected = (self.image_px, self.image_px, self.channels)
-    if (
-      pixels.ndim != 4 or pixels.shape[1:] != expected or self.image_px % self.patch_px
-    ):
+    left = self.image_px % self.patch_px
+    if pixels.ndim != 4 or pixels.shape[1:] != expected or (left and not self.ragged):
       raise ValueError(
         f"encoder: expected pixels [N, {', '.join(map(str, expected))}] in patches of "
         f"{self.patch_px}, got {pixels.shape}. Resize the images, or set image_px, "
         "patch_px and channels to fit."
       )
     if pixels.dtype == jnp.uint8:
-      mean, std = jnp.array(_MEAN), jnp.array(_STD)
+      mean, std = jnp.array(self.pixel_mean), jnp.array(self.pixel_std)
       if self.channels == 1:
         mean, std = mean.mean(), std.mean()
       pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
     side, patch = self.image_px // self.patch_px, self.patch_px
-    x = pixels.reshape(-1, side, patch, side, patch, self.channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, patch**2 * self.channels)
-    dense = Dense(self.width, use_bias=True, dtype=self.dtype, name="embed")
-    return dense(x).astype(jnp.float32)
+    x = pixels[:, : side * patch, : side * patch]
+    x = x.reshape(-1, side, patch, side, patch, self.channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+      -1, side * side, patch**2 * self.channels
+    )

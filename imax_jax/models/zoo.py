@@ -1,8 +1,7 @@
 """The table of sizes: a model is a row, its parts are rows.
 
-`phantom` sizes are this project's own and train on a CPU; the others are checked
-against the published configurations (Uni-Med's eva_vit.py, meta-llama/Llama-2-7b-chat-hf
-config.json).
+`phantom` sizes are this project's own and train on a CPU; the others are checked against
+published configurations and parameter totals (tests/test_zoo.py says which).
 """
 
 from __future__ import annotations
@@ -10,18 +9,53 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+_EVA_G: dict[str, Any] = {
+  # 39 of the published file's 40 blocks: BLIP-2 reads the last but one.
+  "image_px": 224, "patch_px": 14, "channels": 3,
+  "width": 1408, "depth": 39, "num_heads": 16, "mlp_width": 6144,
+  "dtype": "bfloat16", "kernel_dtype": "bfloat16",
+}  # fmt: skip
+
+_CLIP_L: dict[str, Any] = {
+  # 23 of 24 blocks: LLaVA's select_layer -2. Its class token is dropped there too.
+  "image_px": 224, "patch_px": 14, "channels": 3,
+  "width": 1024, "depth": 23, "num_heads": 16, "mlp_width": 4096,
+  "norm_eps": 1e-5, "post_norm_eps": 0.0, "pre_norm": True, "patch_bias": False,
+  "biases": ("q", "k", "v"), "activation": "quick_gelu",
+  "dtype": "bfloat16", "kernel_dtype": "bfloat16",
+}  # fmt: skip
+
+_SIGLIP: dict[str, Any] = {
+  "channels": 3, "norm_eps": 1e-6, "post_norm_eps": 0.0, "class_token": False,
+  "biases": ("q", "k", "v"), "activation": "gelu_tanh",
+  "pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5),
+  "dtype": "bfloat16", "kernel_dtype": "bfloat16",
+}  # fmt: skip
+
 ENCODERS: dict[str, dict[str, Any]] = {
   "phantom": {
     "image_px": 128, "patch_px": 16, "channels": 1,
     "width": 128, "depth": 4, "num_heads": 4, "mlp_width": 512,
     "unroll": 4,
   },
-  # 39 of the published file's 40 blocks: BLIP-2 reads the last but one.
-  "eva_vit_g14": {
-    "image_px": 224, "patch_px": 14, "channels": 3,
-    "width": 1408, "depth": 39, "num_heads": 16, "mlp_width": 6144,
-    "dtype": "bfloat16",
+  "eva_vit_g14": _EVA_G,
+  "eva_vit_g14_448": _EVA_G | {"image_px": 448},
+  "clip_vit_l14": _CLIP_L,
+  "clip_vit_l14_336": _CLIP_L | {"image_px": 336},
+  "siglip_b16_256": _SIGLIP | {
+    "image_px": 256, "patch_px": 16,
+    "width": 768, "depth": 12, "num_heads": 12, "mlp_width": 3072,
   },
+  "siglip_so400m_384": _SIGLIP | {
+    "image_px": 384, "patch_px": 14, "ragged": True,
+    "width": 1152, "depth": 27, "num_heads": 16, "mlp_width": 4304,
+  },
+}  # fmt: skip
+
+_7B: dict[str, Any] = {
+  "width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 32,
+  "mlp_width": 11008, "vocab_size": 32000, "rope_base": 1e4, "norm_eps": 1e-5,
+  "dtype": "bfloat16", "kernel_dtype": "bfloat16", "remat": True,
 }  # fmt: skip
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -29,10 +63,30 @@ DECODERS: dict[str, dict[str, Any]] = {
     "width": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 4, "mlp_width": 352,
     "vocab_size": 1024, "rope_base": 1e4, "norm_eps": 1e-5, "unroll": 4,
   },
-  "llama2_7b": {
-    "width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 32,
-    "mlp_width": 11008, "vocab_size": 32000, "rope_base": 1e4, "norm_eps": 1e-5,
-    "dtype": "bfloat16", "remat": True,
+  "llama2_7b": _7B,
+  # v1.1; the eps is from memory of its config.json, the loader compares it.
+  "vicuna_7b": _7B | {"norm_eps": 1e-6},
+  # Instruct-v0.2, whose config.json switches the window of v0.1 off.
+  "mistral_7b": _7B | {"num_kv_heads": 8, "mlp_width": 14336, "rope_base": 1e6},
+  "llama3_8b": _7B | {
+    "num_kv_heads": 8, "mlp_width": 14336, "vocab_size": 128256, "rope_base": 5e5,
+  },
+  "qwen25_3b": _7B | {
+    "width": 2048, "depth": 36, "num_heads": 16, "num_kv_heads": 2,
+    "vocab_size": 151936, "rope_base": 1e6, "norm_eps": 1e-6,
+    "qkv_bias": True, "tied": True,
+  },
+  # Of 2,047 published, transformers 4.41, HealthGPT's, attends to one more.
+  "phi3_mini": _7B | {
+    "width": 3072, "mlp_width": 8192, "vocab_size": 32064, "fused": True, "window": 2048,
+  },
+  "phi4": _7B | {
+    "width": 5120, "depth": 40, "num_heads": 40, "num_kv_heads": 10, "mlp_width": 17920,
+    "vocab_size": 100352, "rope_base": 2.5e5, "fused": True,
+  },
+  "smollm2_135m": {
+    "width": 576, "depth": 30, "num_heads": 9, "num_kv_heads": 3, "mlp_width": 1536,
+    "vocab_size": 49152, "rope_base": 1e5, "norm_eps": 1e-5, "tied": True,
   },
 }  # fmt: skip
 
@@ -46,6 +100,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
   "imax_7b": (
     "eva_vit_g14", "llama2_7b", {"merge": 4, "depth": 2},
     {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.05},
+  ),
+  # The other reading of the paper's "2-layer MLP": every patch is a token.
+  "imax_7b_256": (
+    "eva_vit_g14", "llama2_7b", {"merge": 1, "depth": 2},
+    {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.05},
+  ),
+  # The phantom's encoder before a decoder that has read the internet.
+  "smollm2": (
+    "phantom", "smollm2_135m", {"merge": 4, "depth": 2},
+    {"lora_rank": 8, "lora_alpha": 16.0},
   ),
 }  # fmt: skip
 

@@ -1,0 +1,107 @@
+"""Every row of the zoo at full size: the published number of parameters, no weight made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imax_jax import tree
+from imax_jax.models import zoo
+from imax_jax.models.decoder import Decoder
+from imax_jax.models.vit import Encoder
+from imax_jax.models.vlm import Vlm
+
+# A CLIP or SigLIP tower's published total less what its row leaves out: the last block
+# and the norm that only the pooled token passes.
+_CLIP_BLOCK = 12 * 1024**2 + 13 * 1024
+ENCODERS = {
+  "eva_vit_g14": 985_894_528,
+  # 1,024 patches instead of 256.
+  "eva_vit_g14_448": 985_894_528 + 768 * 1408,
+  "clip_vit_l14": 303_179_776 - _CLIP_BLOCK - 2 * 1024,
+  "clip_vit_l14_336": 303_507_456 - _CLIP_BLOCK - 2 * 1024,
+  "siglip_b16_256": 85_843_200 - 2 * 768,
+  "siglip_so400m_384": 412_987_248 - 2 * 1152,
+}
+DECODERS = {
+  "llama2_7b": 6_738_415_616,
+  "vicuna_7b": 6_738_415_616,
+  "mistral_7b": 7_241_732_096,
+  "llama3_8b": 8_030_261_248,
+  "qwen25_3b": 3_085_938_688,
+  "phi3_mini": 3_821_079_552,
+  "phi4": 14_659_507_200,
+  "smollm2_135m": 134_515_008,
+}
+
+
+def sizes(fields: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """{path: shape} of a whole model."""
+  encoder = fields["encoder"]
+  image = (1, encoder["image_px"], encoder["image_px"], encoder["channels"])
+  line = jnp.zeros((1, 8), jnp.int32)
+  names = ("text", "image", "slot", "segment", "position")
+  batch = dict.fromkeys(names, line) | {"pixels": jnp.zeros(image, jnp.uint8)}
+  made = jax.eval_shape(Vlm(**fields).init, jax.random.key(0), batch)
+  return tree.flatten(made["params"])
+
+
+def count(shapes: dict[str, jax.ShapeDtypeStruct], pattern: str) -> int:
+  found = [path for path in shapes if pattern in f"/{path}"]
+  return sum(int(np.prod(shapes[path].shape)) for path in found)
+
+
+def test_every_row_is_counted() -> None:
+  assert {*ENCODERS, "phantom"} == set(zoo.ENCODERS)
+  assert {*DECODERS, "phantom"} == set(zoo.DECODERS)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder(name: str) -> None:
+  fields = zoo.ENCODERS[name]
+  pixels = jnp.zeros((1, fields["image_px"], fields["image_px"], 3), jnp.uint8)
+  made = jax.eval_shape(Encoder(**fields).init, jax.random.key(0), pixels)["params"]
+  shapes = tree.flatten(made)
+  assert count(shapes, "/") - count(shapes, "/norm/") == ENCODERS[name]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder(name: str) -> None:
+  def whole(decoder: Any, text: jax.Array) -> jax.Array:
+    x, _ = decoder(decoder.embed(text), text, jnp.ones((1, 4, 4), bool))
+    return decoder.head(x)
+
+  def init(key: jax.Array) -> Any:
+    model = Decoder(**zoo.DECODERS[name])
+    return model.init(key, jnp.zeros((1, 4), jnp.int32), method=whole)["params"]
+
+  assert (
+    count(tree.flatten(jax.eval_shape(init, jax.random.key(0))), "/")
+    == (DECODERS[name])
+  )
+
+
+def test_the_papers_model() -> None:
+  shapes = sizes(zoo.model("imax_7b"))
+  assert count(shapes, "/connector/") == 39_854_080
+  assert count(shapes, "/lora_") == 19_988_480
+  assert count(sizes(zoo.model("imax_7b_256")), "/connector/") == 22_552_576
+  # One matrix of each of the scanned layers: what the paper calls 450 parameters.
+  matrices = sum(
+    shape.shape[0] if "/layers/" in path else 1
+    for path, shape in shapes.items()
+    if "/lora_" in path or (path.startswith("connector/") and path.endswith("kernel"))
+  )
+  assert matrices == 450
+
+
+def test_a_row_is_a_copy_and_an_unknown_one_is_named() -> None:
+  assert count(sizes(zoo.model("toy")), "/") < 2_200_000
+  zoo.model("toy")["decoder"]["depth"] = 99
+  assert zoo.model("toy")["decoder"]["depth"] == 4
+  with pytest.raises(ValueError, match="no model 'toi'; there are imax_7b, "):
+    zoo.model("toi")
