@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from imax_jax import tree
 from imax_jax.data import records
+from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.evaluate.generate import Generator
 from imax_jax.models.vlm import Vlm
@@ -93,7 +95,7 @@ def whole_rows(
   prefix, slots = records.prefix_of(tokenizer, SLOTS)
   answers = []
   for image, prompt in prompts:
-    text = [*prefix, *tokenizer_lib.encode(tokenizer, records.prompt_text(prompt))]
+    text = [*prefix, *tokenizer_lib.encode(tokenizer, templates.LLAMA2.wrap(prompt))]
     asked = len(text)
     while len(text) < asked + budget and text[-1] != tokenizer.eos_token_id:
       used = len(text)
@@ -153,11 +155,38 @@ def test_padding_rows_do_not_hold_up_the_others(
   assert not np.asarray(out[2:, 1:]).any()
 
 
+def test_any_stop_token_ends_an_answer(
+  ending: Any, tokenizer: Any, pixels: np.ndarray
+) -> None:
+  want = whole_rows(ending, tokenizer, pixels, PROMPTS, BUDGET)
+  begin = tokenizer.bos_token_id
+  assert begin not in {token for ids in want for token in ids}
+  # The model now says <s> where it said </s>.
+  head = np.array(ending["decoder"]["head"]["kernel"])
+  head[:, [END, begin]] = head[:, [begin, END]]
+  params = ending | {"decoder": ending["decoder"] | {"head": {"kernel": head}}}
+  template = dataclasses.replace(templates.LLAMA2, stops=("<s>",))
+  style = templates.Style(templates.LLAMA2, template)
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8, style=style)
+  texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
+  assert generator(params, pixels, PROMPTS) == texts
+
+
+def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:
+  style = templates.style_of("llama2", legacy=True)
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, style=style)
+  assert generator.prefix_ids[:3].tolist() == [1, 1, ord("[") - 33 + 3]
+  assert generator.prefix_slot.tolist()[-SLOTS:] == [*range(SLOTS)]
+
+
 def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> None:
   generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET)
   assert generator(params, pixels, []) == []
   with pytest.raises(ValueError, match="image 5, pixels holds 5") as caught:
     generator(params, pixels, [(5, "[vqa] secret question")])
+  assert "secret" not in str(caught.value)
+  with pytest.raises(ValueError, match="a prompt is refused: .*special") as caught:
+    generator(params, pixels, [(0, "[vqa] secret </s>")])
   assert "secret" not in str(caught.value)
   with pytest.raises(ValueError, match="max_new_tokens=0"):
     generator(params, pixels, PROMPTS, max_new_tokens=0)

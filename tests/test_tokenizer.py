@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from imax_jax.data import records
+from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.tokenizer import count_tokens
 from imax_jax.data.tokenizer import encode
@@ -34,8 +39,10 @@ def _texts() -> list[str]:
   rng = random.Random(0)
   texts = []
   for _ in range(200):
-    texts += [records.prompt_text(phrase.strip()) for phrase in records.fixed_phrases()]
-    texts += [records.PREFIX_TEXT, _report(rng), f"{rng.random():.4f}", "yes", "no"]
+    texts += [
+      templates.LLAMA2.wrap(phrase.strip()) for phrase in records.fixed_phrases()
+    ]
+    texts += [templates.LLAMA2.before, _report(rng), f"{rng.random():.4f}", "yes", "no"]
     texts.append("".join(f"<{rng.randint(0, 1000)}>" for _ in range(4)))
   return texts
 
@@ -93,18 +100,20 @@ def test_tokens_span_words_but_no_sentence(superword):
 
 
 def test_a_fixed_prompt_costs_at_most_six_tokens(tokenizer):
-  prompts = [records.prompt_text(phrase.strip()) for phrase in records.fixed_phrases()]
+  prompts = [
+    templates.LLAMA2.wrap(phrase.strip()) for phrase in records.fixed_phrases()
+  ]
   counts = count_tokens(tokenizer, prompts)
   assert len(counts) == 10
   assert max(counts.values()) <= 6, counts
-  assert len(encode(tokenizer, records.PREFIX_TEXT)) == 2
+  assert len(encode(tokenizer, templates.LLAMA2.before)) == 2
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "folder"])
 def test_saved_and_loaded(tokenizer, tmp_path, name):
   tokenizer_lib.save(tokenizer, tmp_path / name)
   loaded = tokenizer_lib.load(tmp_path / name)
-  text = records.prompt_text("[reg] Based on the input image, the object in <12> is")
+  text = templates.LLAMA2.wrap("[reg] Based on the input image, the object in <12> is")
   assert encode(loaded, text) == encode(tokenizer, text)
   assert loaded.decode(encode(loaded, text)) == text
   assert (loaded.bos_token_id, loaded.eos_token_id) == (1, 2)
@@ -116,3 +125,163 @@ def test_errors_name_the_remedy(tmp_path):
     train_tokenizer(["a"], 260, phrases=["two", "words"])
   with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
     tokenizer_lib.load(tmp_path)
+
+
+# ── Published tokenizers ──────────────────────────────────────────────────────────
+
+LLAMA_TRAINER, LLAMA_NORMALIZER = {3: 2, 35: 1}, {1: b"identity", 3: 1, 4: 0}
+
+
+def message(fields: list[tuple[int, Any]]) -> bytes:
+  """Protocol-buffer bytes of (field number, int, float or bytes)."""
+
+  def varint(number: int) -> bytes:
+    low = bytes([number & 0x7F | (0x80 if number > 0x7F else 0)])
+    return low + varint(number >> 7) if number > 0x7F else low
+
+  made = b""
+  for field, value in fields:
+    if isinstance(value, float):
+      made += varint(field << 3 | 5) + struct.pack("<f", value)
+    elif isinstance(value, int):
+      made += varint(field << 3) + varint(value)
+    else:
+      made += varint(field << 3 | 2) + varint(len(value)) + value
+  return made
+
+
+def model_file(
+  folder: Path, trainer: Any = LLAMA_TRAINER, normalizer: Any = LLAMA_NORMALIZER
+) -> Path:
+  """A tokenizer.model of 3 + 256 + 12 pieces, as SentencePiece writes them."""
+  pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+  pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+  words = ("▁▁", "▁h", "aa", "▁he", "aaa", "aaaa", "▁", "h", "e", "a", "r", "t")
+  pieces += [(word, -float(rank), 1) for rank, word in enumerate(words)]
+  fields: list[tuple[int, Any]] = [
+    (1, message([(1, text.encode()), (2, score), (3, kind)]))
+    for text, score, kind in pieces
+  ]
+  fields += [(2, message([*trainer.items()])), (3, message([*normalizer.items()]))]
+  (folder / "tokenizer.model").write_bytes(message(fields))
+  return folder
+
+
+def test_sentencepiece_model_alone(tmp_path):
+  found = tokenizer_lib.load(model_file(tmp_path))
+  tokens = found.convert_ids_to_tokens(encode(found, "  heart\né"))
+  assert tokens == ["▁▁", "▁he", "a", "r", "t", "<0x0A>", "<0xC3>", "<0xA9>"]
+  assert (found.bos_token_id, found.eos_token_id, len(found)) == (1, 2, 271)
+  # No pad token is named: the unknown one, never a word.
+  assert found.pad_token_id == found.unk_token_id == 0
+  assert encode(found, "a<unk>a</s>") == [265, 268, 0, 265, 268, 2]
+  assert tokenizer_lib.decode(found, encode(found, " a a ")) == " a a "
+
+
+def test_sentencepiece_agrees(tmp_path):
+  real = pytest.importorskip("sentencepiece", reason="compares with sentencepiece")
+  found = tokenizer_lib.load(model_file(tmp_path))
+  model = real.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+  rng = random.Random(0)
+  for _ in range(3000):
+    text = "".join(rng.choice("aaaah er\n▁é") for _ in range(rng.randint(0, 30)))
+    assert encode(found, text) == model.encode(text), text
+
+
+@pytest.mark.parametrize(
+  ("trainer", "normalizer", "named"),
+  [
+    ({3: 1}, {}, "model_type"),
+    ({35: 0}, {}, "byte_fallback is 0, expected 1"),
+    ({24: 1}, {}, "treat_whitespace_as_suffix"),
+    ({}, {2: b"map"}, "precompiled_charsmap .* is 3 bytes"),
+    ({}, {3: 0}, "add_dummy_prefix"),
+    ({}, {4: 1}, "remove_extra_whitespaces"),
+    ({}, {5: 0}, "escape_whitespaces"),
+  ],
+)
+def test_sentencepiece_of_another_kind(tmp_path, trainer, normalizer, named):
+  model_file(tmp_path, LLAMA_TRAINER | trainer, LLAMA_NORMALIZER | normalizer)
+  with pytest.raises(ValueError, match=rf"tokenizer\.model: {named}"):
+    tokenizer_lib.load(tmp_path)
+
+
+def test_a_cut_sentencepiece_model(tmp_path):
+  file = model_file(tmp_path) / "tokenizer.model"
+  whole = file.read_bytes()
+  for size in (0, 1, 500, len(whole) - 30, len(whole) - 1):
+    file.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match="tokenizer.model: no SentencePiece model"):
+      tokenizer_lib.load(tmp_path)
+
+
+def test_tokens_beside_a_sentencepiece_model(tmp_path):
+  model_file(tmp_path)
+  (tmp_path / "added_tokens.json").write_text('{"[PAD]": 271, "<image>": 272}')
+  (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
+  (tmp_path / "tokenizer_config.json").write_text(
+    '{"bos_token": {"content": "</s>"}, "eos_token": "", "trust_remote_code": false}'
+  )
+  found = tokenizer_lib.load(tmp_path)
+  names = (found.bos_token, found.eos_token, found.pad_token, found.unk_token)
+  assert names == ("</s>", "</s>", "[PAD]", "<unk>")
+  assert encode(found, "a<image>[PAD]") == [265, 268, 272, 271]
+  (tmp_path / "added_tokens.json").write_text('{"[PAD]": 273}')
+  with pytest.raises(ValueError, match=r"'\[PAD\]' has id 273, expected 271"):
+    tokenizer_lib.load(tmp_path)
+  (tmp_path / "added_tokens.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"pad_token '\[PAD\]' is no token"):
+    tokenizer_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+  "words", [{"auto_map": {"x": "y.Z"}}, {"trust_remote_code": 1}]
+)
+@pytest.mark.parametrize("published", [True, False])
+def test_code_of_a_repository_is_refused(tokenizer, tmp_path, name, words, published):
+  if published:
+    tokenizer_lib.save(tokenizer, tmp_path)
+  else:
+    model_file(tmp_path)
+  (tmp_path / name).write_text(json.dumps(words))
+  with pytest.raises(ValueError, match=rf"{name}: '{next(iter(words))}' asks"):
+    tokenizer_lib.load(tmp_path)
+  (tmp_path / name).write_text("{")
+  with pytest.raises(ValueError, match=rf"{name}: no JSON"):
+    tokenizer_lib.load(tmp_path)
+
+
+def test_published_files_may_ask_for_cutting_and_are_not_obeyed(tokenizer, tmp_path):
+  tokenizer_lib.save(tokenizer, tmp_path)
+  file = tmp_path / "tokenizer.json"
+  asked = json.loads(file.read_text())
+  asked["truncation"] = {
+    "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+  }  # fmt: skip
+  file.write_text(json.dumps(asked))
+  text = "consolidation at the base, 123"
+  assert encode(tokenizer_lib.load(tmp_path), text) == encode(tokenizer, text)
+
+
+def test_a_tokenizer_json_of_others_needs_its_folder(tokenizer, tmp_path):
+  model = tokenizer_lib.load(model_file(tmp_path))  # it has no <pad>
+  model.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+  with pytest.raises(ValueError, match="give the published directory"):
+    tokenizer_lib.load(tmp_path / "tokenizer.json")
+  (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+  with pytest.raises(ValueError, match="without end token"):
+    tokenizer_lib.load(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+  found = tokenizer_lib.load(tmp_path)
+  assert found.pad_token == "</s>"  # neither pad nor unknown token is named
+  with pytest.raises(ValueError, match="which the prompt style uses as begin token"):
+    templates.layout_of(found, templates.LLAMA2)
+
+
+def test_vocabulary_fits_the_embedding(tokenizer):
+  ids = len(tokenizer)
+  tokenizer_lib.check_vocabulary(tokenizer, ids)
+  tokenizer_lib.check_vocabulary(tokenizer, ids + 64)
+  with pytest.raises(ValueError, match=rf"up to {ids - 1}.* has {ids - 1} rows"):
+    tokenizer_lib.check_vocabulary(tokenizer, ids - 1)

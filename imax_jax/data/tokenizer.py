@@ -10,9 +10,11 @@ that the study repeats for each of its images can be made one token each (`phras
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Regex
@@ -22,6 +24,8 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
+
+from imax_jax.data import sentencepiece
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 
@@ -114,35 +118,149 @@ def save(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> PreTrainedTokenizerFast:
-  """Reads what `save` wrote, or a published directory with a tokenizer.json; offline.
+  """Reads what `save` wrote, or a published directory; offline.
+
+  A directory may have a tokenizer.json, or SentencePiece's tokenizer.model alone, as
+  LLaMA's first releases do. A tokenizer without pad token gets its unknown token as one
+  (its end token if it has no unknown one): an id that the embedding has a row for
+  already and that no text holds. What stands at a pad is never seen and never trained.
 
   Raises:
-    FileNotFoundError: no tokenizer.json there.
-    ValueError: a tokenizer that knows no begin-of-text or end-of-text token.
+    FileNotFoundError: no tokenizer there.
+    ValueError: a tokenizer that knows no end-of-text token, that asks for code of its
+      own to be run, or whose files do not agree.
   """
   path = Path(path)
-  file = path if path.suffix == ".json" else path / "tokenizer.json"
-  if not file.is_file():
-    raise FileNotFoundError(
-      f"{file}: no tokenizer here; give a tokenizer.json or the directory that holds it"
-    )
-  if path.suffix == ".json":
-    tokenizer = _wrap(Tokenizer.from_file(str(file)))
-  else:
+  if path.suffix == ".json" and path.is_file():
+    alone = Tokenizer.from_file(str(path))
+    if any(alone.token_to_id(token) is None for token in (PAD, BOS, EOS)):
+      raise ValueError(
+        f"{path}: it has not the tokens {PAD}, {BOS} and {EOS} of a tokenizer of ours; "
+        "give the published directory, whose other files name its tokens"
+      )
+    tokenizer = _wrap(alone)
+  elif (path / "tokenizer.json").is_file():
+    _refuse_code(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
       str(path), local_files_only=True, clean_up_tokenization_spaces=False
     )
-  if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-    raise ValueError(
-      f"{path}: tokenizer without begin or end token; name them (bos_token, eos_token) "
-      "in its tokenizer_config.json"
+  elif (path / "tokenizer.model").is_file():
+    _refuse_code(path)
+    tokenizer = _from_sentencepiece(path)
+  else:
+    raise FileNotFoundError(
+      f"{path}: no tokenizer here; give a tokenizer.json or the directory that holds "
+      "it, or one with a tokenizer.model"
     )
+  if tokenizer.eos_token_id is None:
+    raise ValueError(
+      f"{path}: tokenizer without end token; name it (eos_token) in its "
+      "tokenizer_config.json"
+    )
+  if tokenizer.pad_token_id is None:
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+  # A published file may ask for either; a text that is cut would be trained as whole.
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.backend_tokenizer.no_padding()
   return tokenizer
+
+
+def _refuse_code(folder: Path) -> None:
+  """Refuses a directory whose files name Python code to be run on loading."""
+  for name in ("tokenizer_config.json", "config.json"):
+    for key in ("auto_map", "trust_remote_code"):
+      if _json(folder / name).get(key):
+        raise ValueError(
+          f"{folder / name}: {key!r} asks for the repository's own code to be run on "
+          "loading, which is never done; remove it if the tokenizer is of a usual kind"
+        )
+
+
+def _json(file: Path) -> dict[str, Any]:
+  """A file's object; empty where there is no file."""
+  if not file.is_file():
+    return {}
+  try:
+    found = json.loads(file.read_text(encoding="utf8"))
+  except ValueError as error:
+    raise ValueError(f"{file}: no JSON ({error}); copy it again") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file}: a {type(found).__name__}, expected an object")
+  return found
+
+
+def _from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
+  """A tokenizer.model with the tokens that the files beside it add and name."""
+  tokenizer = sentencepiece.convert(folder / "tokenizer.model")
+  config = _json(folder / "tokenizer_config.json")
+  added = {text: (int(i), False) for text, i in _json(folder / "added_tokens.json").items()}
+  for i, token in config.get("added_tokens_decoder", {}).items():
+    added[token["content"]] = int(i), bool(token.get("special"))
+  for text, (wanted, special) in sorted(added.items(), key=lambda item: item[1]):
+    # Ids are counted on: one given twice, or a gap, would shift all that follow.
+    if tokenizer.token_to_id(text) is None:
+      tokenizer.add_tokens([AddedToken(text, normalized=False, special=special)])
+    if tokenizer.token_to_id(text) != wanted:
+      raise ValueError(
+        f"{folder}: added token {text!r} has id {wanted}, expected "
+        f"{tokenizer.token_to_id(text)} after the pieces of tokenizer.model; these "
+        "files do not belong together"
+      )
+  named = _json(folder / "special_tokens_map.json") | config
+  marks: dict[str, str | None] = {
+    role: _text(named.get(role)) or default
+    for role, default in (
+      ("bos_token", BOS), ("eos_token", EOS), ("unk_token", "<unk>"), ("pad_token", None)
+    )
+  }  # fmt: skip
+  for role, mark in marks.items():
+    if mark is not None and tokenizer.token_to_id(mark) is None:
+      raise ValueError(
+        f"{folder}: {role} {mark!r} is no token of tokenizer.model; name one that is in "
+        "tokenizer_config.json"
+      )
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **marks
+  )
+
+
+def _text(token: str | dict[str, Any] | None) -> str | None:
+  """A token as the configs name it: its text, or an object with its text inside."""
+  return token["content"] if isinstance(token, dict) else token
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+  """Refuses a tokenizer with an id for which the embedding, of so many rows, has none.
+
+  More rows than ids are usual: published embeddings are padded.
+
+  Raises:
+    ValueError: with both numbers.
+  """
+  ids = max(tokenizer.get_vocab().values()) + 1
+  if ids > rows:
+    raise ValueError(
+      f"the tokenizer has ids up to {ids - 1}, the decoder's embedding has {rows} rows, "
+      f"expected at least {ids}; take the tokenizer of this decoder, or set "
+      "model.decoder.vocab_size to what the checkpoint holds"
+    )
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+  """Ids of begin, end, pad and the marks of roles: those that no text may spell."""
+  marked = tokenizer.added_tokens_decoder.items()
+  return frozenset(tokenizer.all_special_ids) | {i for i, t in marked if t.special}
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
   """Ids of a piece of text alone: no begin or end token is added."""
-  return list(tokenizer.encode(text, add_special_tokens=False))
+  # Not tokenizer.encode: the same ids, at twice the time.
+  return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+  """The text of ids as it is, special tokens and all."""
+  return str(tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def count_tokens(

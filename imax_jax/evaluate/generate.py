@@ -22,7 +22,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from imax_jax.data import records
-from imax_jax.data.tokenizer import encode
+from imax_jax.data import templates
 from imax_jax.models.decoder import Cache
 from imax_jax.models.vlm import Vlm
 
@@ -44,6 +44,7 @@ class Generator:
     max_new_tokens: the longest answer, its end token included.
     rows: questions that decode together.
     images: images whose prefixes are kept at a time.
+    style: how a question is put; its evaluation half is used.
   """
 
   def __init__(
@@ -55,13 +56,17 @@ class Generator:
     *,
     rows: int = 64,
     images: int = 64,
+    style: templates.Style = templates.STYLES["llama2"],
   ) -> None:
     self.model = model
     self.tokenizer = tokenizer
     self.max_new_tokens = max_new_tokens
     self.rows = rows
     self.images = images
-    self.prefix_ids, self.prefix_slot = records.prefix_of(tokenizer, num_slots)
+    self.prefix_ids, self.prefix_slot = records.prefix_of(
+      tokenizer, num_slots, style.evaluation
+    )
+    self._layout = templates.layout_of(tokenizer, style.evaluation)
     self._prefill = jax.jit(self._prefill_images)
     self._decode = jax.jit(self._decode_rows, static_argnames="max_new_tokens")
 
@@ -84,8 +89,8 @@ class Generator:
       progress: called with (answered, all) after every chunk.
 
     Raises:
-      ValueError: the number of an image that `pixels` does not hold, or no room for an
-        answer.
+      ValueError: the number of an image that `pixels` does not hold, no room for an
+        answer, or a prompt that spells a special token.
     """
     budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     if budget < 1:
@@ -96,7 +101,10 @@ class Generator:
           f"generate: a prompt asks about image {image}, pixels holds {len(pixels)}; "
           "number the images from 0"
         )
-    ids = [encode(self.tokenizer, records.prompt_text(text)) for _, text in prompts]
+    try:
+      ids = [self._layout.prompt_ids(text) for _, text in prompts]
+    except ValueError as error:
+      raise ValueError(f"generate: a prompt is refused: {error}") from None
     texts, answered = [""] * len(prompts), 0
     for images, chunks in self._plan(prompts, ids):
       cache = self._prefill(params, self._take(pixels, images))
@@ -157,7 +165,7 @@ class Generator:
 
   def _text(self, row: np.ndarray) -> str:
     """The answer's ids up to its end token, as text."""
-    ends = np.flatnonzero(row == self.tokenizer.eos_token_id)
+    ends = np.flatnonzero(np.isin(row, self._layout.stop_ids))
     ids = row[: ends[0]] if len(ends) else row
     return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
 
@@ -195,6 +203,7 @@ class Generator:
     )
     column = jnp.arange(prefix + free)
     padding_end = (prefix + prompt_columns - length)[:, None, None]
+    stops = jnp.array(self._layout.stop_ids)
     extend: Any = partial(self.model.apply, {"params": params}, method="extend")
 
     def run(cache: Cache, text: jax.Array, start: Any) -> tuple[jax.Array, Cache]:
@@ -214,11 +223,11 @@ class Generator:
       start = prefix + prompt_columns + step - 1
       token, cache = run(cache, token[:, None], start)
       token = jnp.where(done, self.tokenizer.pad_token_id, token)
-      done |= token == self.tokenizer.eos_token_id
+      done |= jnp.isin(token, stops)
       return step + 1, token, done, out.at[:, step].set(token), cache
 
     token, cache = run(cache, text, prefix)
-    done = (length == 0) | (token == self.tokenizer.eos_token_id)
+    done = (length == 0) | jnp.isin(token, stops)
     out = jnp.full((rows, max_new_tokens), self.tokenizer.pad_token_id, jnp.int32)
     state = (1, token, done, out.at[:, 0].set(token), cache)
     return jax.lax.while_loop(more, answer, state)[3]
