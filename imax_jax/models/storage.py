@@ -9,14 +9,13 @@ levels, quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-KernelDtype = Literal["float32", "bfloat16", "int8", "nf4"]
 QUANTIZED = ("int8", "nf4")
 _BLOCK = 64
 # bitsandbytes' table, to the digits it prints.
@@ -60,27 +59,28 @@ def shapes(
   return (width // 2, features), (width // _BLOCK, features)
 
 
-def store(kernel: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+@partial(jax.jit, static_argnames="kind")
+def store(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
   """float[..., in, out] -> "kernel" and "kernel_scale", rounding to nearest.
 
   >>> store(np.array([[1.0], [-2.0]]), "int8")["kernel"].tolist()
   [[64], [-127]]
   """
-  kernel = np.asarray(kernel, np.float32)
   *layers, width, features = kernel.shape
   stored, scales = shapes(kind, width, features)
-  blocks = kernel.reshape(*layers, scales[0], -1, features)
-  scale = np.abs(blocks).max(axis=-2)
-  safe = np.where(scale == 0, 1, scale)[..., None, :]
+  blocks = kernel.astype(jnp.float32).reshape(*layers, scales[0], -1, features)
+  scale = jnp.abs(blocks).max(axis=-2)
+  unit = blocks / jnp.where(scale == 0, 1, scale)[..., None, :]
   if kind == "int8":
-    whole = np.rint(blocks / safe * 127).astype(np.int8)
+    whole = jnp.rint(unit * 127).astype(jnp.int8)
     return {"kernel": whole.reshape(kernel.shape), "kernel_scale": scale / 127}
-  levels = np.array(_LEVELS, np.float32)
   # The nearest level: how many of the fifteen midpoints lie below.
+  levels = np.array(_LEVELS, np.float32)
   middles = (levels[1:] + levels[:-1]) / 2
-  index = np.searchsorted(middles, blocks / safe).astype(np.uint8).reshape(kernel.shape)
+  index = sum((unit > middle).astype(jnp.uint8) for middle in middles)
+  pairs = jnp.asarray(index).reshape(*layers, width // 2, 2, features)
   # Two neighbouring inputs a byte, the first in the high half.
-  packed = (index[..., 0::2, :] << 4) | index[..., 1::2, :]
+  packed = (pairs[..., 0, :] << 4) | pairs[..., 1, :]
   return {"kernel": packed.reshape(*layers, *stored), "kernel_scale": scale}
 
 

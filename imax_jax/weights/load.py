@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from imax_jax import tree as tree_lib
+from imax_jax.models import storage
 from imax_jax.weights import files
+from imax_jax.weights import plan
 
 
 def save_params(
@@ -67,17 +69,70 @@ def load_into(path: str | Path, expected: tree_lib.Tree) -> dict[str, Any]:
   """
   want = tree_lib.flatten(expected)
   with files.open_tensors(path) as tensors:
-    have = {
-      name: jax.ShapeDtypeStruct(tensors.shape(name), np.float32)
-      for name in tensors.names
-    }
-    try:
-      tree_lib.check_same(want, have, name=str(path))
-    except ValueError as error:
-      raise ValueError(
-        f"{error}\nGive the file of this model, or the model of this file: its sizes are "
-        "in the config it was saved with."
-      ) from None
+    _check(tensors, want)
     return tree_lib.unflatten(
       {name: tensors.read(name).astype(leaf.dtype) for name, leaf in want.items()}
     )
+
+
+def load_sharded(
+  path: str | Path, expected: tree_lib.Tree, shardings: tree_lib.Tree
+) -> dict[str, Any]:
+  """`load_into`, straight onto devices: each process reads its devices' slices only.
+
+  Kernels that the model keeps in integers are float in the file and become integers
+  here, a layer at a time.
+
+  Args:
+    shardings: a tree like `expected` of `jax.sharding.Sharding`s.
+
+  Raises:
+    FileNotFoundError: nothing there.
+    ValueError: missing, unexpected or misshapen parameters; both sides are printed.
+  """
+  want, places = tree_lib.flatten(expected), tree_lib.flatten(shardings)
+  with files.open_tensors(path) as tensors:
+    _check(tensors, plan.stored_leaves(want))
+
+    def part(name: str, leaf: Any, index: Any) -> np.ndarray:
+      kernel = name.removesuffix("_scale")
+      if f"{kernel}_scale" in want:
+        kind = "int8" if want[kernel].dtype == np.int8 else "nf4"
+        field = name.rpartition("/")[2]
+        return _integers(tensors.view(kernel), kind, field, index)
+      # Copied out of the mapped file: an array that is donated is written to.
+      return np.array(tensors.view(name)[index], leaf.dtype)
+
+    def place(name: str, leaf: Any) -> jax.Array:
+      return jax.make_array_from_callback(
+        leaf.shape, places[name], lambda index: part(name, leaf, index)
+      )
+
+    return tree_lib.unflatten({name: place(name, leaf) for name, leaf in want.items()})
+
+
+def _integers(
+  kernels: np.ndarray, kind: str, field: str, index: tuple[slice, ...]
+) -> np.ndarray:
+  """The part at `index` of a field of `storage.store` of float kernels [(L,) in, out]."""
+  *layers, inputs, outputs = index
+  if not layers:
+    return np.asarray(storage.store(kernels[:, outputs], kind)[field][inputs])
+  chosen = range(len(kernels))[layers[0]]
+  # A scale is of all inputs, or of a block of them: they are read whole.
+  parts = [storage.store(kernels[i][:, outputs], kind)[field][inputs] for i in chosen]
+  return np.stack([np.asarray(part) for part in parts])
+
+
+def _check(tensors: files.TensorFile, want: dict[str, Any]) -> None:
+  have = {
+    name: jax.ShapeDtypeStruct(tensors.shape(name), tensors.specs[name].dtype)
+    for name in tensors.names
+  }
+  try:
+    tree_lib.check_same(want, have, name=str(tensors.path))
+  except ValueError as error:
+    raise ValueError(
+      f"{error}\nGive the file of this model, or the model of this file: its sizes are "
+      "in the config it was saved with."
+    ) from None

@@ -1,0 +1,321 @@
+"""Published files to a foundation: the folder of weights that the model starts from.
+
+    EVA's .pth ─┐                     ┌─ foundation.safetensors  our paths, our layout
+    LLaMA's     ├─ layouts, plan ─────┼─ tokenizer.json          the decoder's, if it has one
+    shards      ┘                     └─ foundation.json         what was made of what
+
+One tensor is in memory at a time. foundation.json is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from tokenizers import Tokenizer
+
+from imax_jax import ledger
+from imax_jax import tree as tree_lib
+from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.weights import files
+from imax_jax.weights import plan as plan_lib
+from imax_jax.weights import positions
+from imax_jax.weights import published
+from imax_jax.weights.checkpoints import Checkpoint
+from imax_jax.weights.checkpoints import open_checkpoint
+from imax_jax.weights.plan import Piece
+from imax_jax.weights.plan import Plan
+from imax_jax.weights.plan import Source
+
+WEIGHTS, RECORD = "foundation.safetensors", "foundation.json"
+TOKENIZER = "tokenizer.json"
+# Beside tokenizer.json: which of its tokens begin, end and pad.
+_TOKENIZER_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+_PARTS = ("encoder", "decoder", "adapter")
+_CHUNK = 1 << 18  # elements looked at together
+# The bits of an exponent: all set in infinities and NaNs, and in nothing else.
+_EXPONENTS = {
+  "float64": 0x7FF0_0000_0000_0000, "float32": 0x7F80_0000, "float16": 0x7C00,
+  "bfloat16": 0x7F80,
+}  # fmt: skip
+
+
+def convert(
+  sources: Mapping[str, str | Path],
+  model: Mapping[str, Mapping[str, Any]],
+  expected: tree_lib.Tree,
+  out: str | Path,
+  *,
+  tick: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Makes a foundation of published files; returns what foundation.json says.
+
+  Args:
+    sources: {"encoder": path, "decoder": path} and, to start from a trained connector
+      and LoRA, "adapter". A path is a safetensors file, a pickle, a folder with shards
+      and their index, or a foundation of ours of which that part is taken.
+    model: the fields of the model's parts, as `Vlm` takes them.
+    expected: its parameters or their `jax.eval_shape` stand-ins.
+    out: the folder, made if missing. Pickles need their size of space beside it.
+    tick: called with (slices written, slices).
+
+  Raises:
+    FileNotFoundError: a source, or a part of one, is not there.
+    ValueError: anything that does not fit, is damaged, or is refused; it names the
+      file, the key, what was expected and what came. Nothing is left in `out`.
+  """
+  out = Path(out)
+  _check_parts(sources)
+  leaves = plan_lib.stored_leaves(tree_lib.flatten(expected))
+  out.mkdir(parents=True, exist_ok=True)
+  with ExitStack() as stack:
+    scratch = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix=".unpickled-", dir=out)
+    )
+    opened = _open(sources, Path(scratch), stack)
+    for source in opened:
+      _check_settings(source, model, frozenset(leaves))
+    plan = plan_lib.make_plan(opened, leaves)
+    vocab_size = leaves["decoder/embed/embedding"].shape[0]
+    tokenizer = _tokenizer(opened, vocab_size, Path(scratch))
+    written = _table(plan)
+    _check_room(out, written)
+    for path, value in plan.filled.items():
+      logging.info("%s is in no file: filled with %g", path, value)
+    _write(plan, written, out / WEIGHTS, tick)
+    (out / RECORD).unlink(missing_ok=True)
+    for file in tokenizer:
+      with ledger.whole(out / file.name) as part:
+        shutil.copyfile(file, part)
+    record = _record(opened, plan, written, model)
+  record["foundation"] = describe(out / WEIGHTS)
+  ledger.write_json(out / RECORD, record)
+  return record
+
+
+def describe(path: Path) -> dict[str, Any]:
+  """A file's name, size in bytes and SHA-256."""
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return {"name": path.name, "size": path.stat().st_size, "sha256": digest}
+
+
+def verify(folder: str | Path) -> None:
+  """Compares the weights of a foundation with what foundation.json says of them.
+
+  Raises:
+    FileNotFoundError: one of the two is not there.
+    ValueError: other bytes than were written.
+  """
+  folder = Path(folder)
+  for name in (RECORD, WEIGHTS):
+    if not (folder / name).is_file():
+      raise FileNotFoundError(f"{folder / name}: missing; convert the weights again")
+  said = published.read_json(folder / RECORD).get("foundation")
+  found = describe(folder / WEIGHTS)
+  if said != found:
+    raise ValueError(
+      f"{folder / WEIGHTS}: expected {said}, got {found}; convert the weights again"
+    )
+
+
+def _check_parts(sources: Mapping[str, str | Path]) -> None:
+  unknown = sorted(set(sources) - set(_PARTS))
+  if unknown:
+    raise ValueError(f"convert: no part {unknown}; expected some of {_PARTS}")
+  for part in ("encoder", "decoder"):
+    if part not in sources:
+      raise ValueError(
+        f"convert: no file for the {part}; a foundation needs encoder and decoder whole"
+      )
+
+
+def _open(
+  sources: Mapping[str, str | Path], scratch: Path, stack: ExitStack
+) -> list[Source]:
+  """Recognised sources; parts that name the same path share its files."""
+  checkpoints: dict[Path, Checkpoint] = {}
+  opened = []
+  for number, (part, given) in enumerate(sources.items()):
+    path = Path(given)
+    if path not in checkpoints:
+      folder = scratch / str(number)
+      folder.mkdir()
+      checkpoints[path] = stack.enter_context(open_checkpoint(path, folder))
+    layout = plan_lib.recognise(checkpoints[path], part)
+    opened.append(Source(checkpoints[path], layout))
+  return opened
+
+
+def _check_settings(
+  source: Source, model: Mapping[str, Mapping[str, Any]], paths: frozenset[str]
+) -> None:
+  folder, layout = source.checkpoint.folder, source.layout
+  if layout.name == "peft":
+    settings = folder / "adapter_config.json"
+    published.check_adapter(settings, layout, model["decoder"], paths)
+  elif layout.part != "adapter" and layout.name != "imax_jax":
+    settings = folder / "config.json"
+    if not published.check_config(settings, layout, model[layout.part]):
+      path = source.checkpoint.path
+      logging.info("%s: no config.json of it; names and shapes were checked", path)
+
+
+def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Path]:
+  """The decoder's tokenizer.json, if it has one, and what names its special tokens.
+
+  Where SentencePiece's tokenizer.model stands alone, one is made of it. Its ids must
+  have rows.
+
+  Raises:
+    ValueError: an id beyond the embedding's rows, or a file that is none.
+  """
+  decoder = next(source for source in sources if source.layout.part == "decoder")
+  folder = decoder.checkpoint.folder
+  if not (folder / TOKENIZER).is_file() and (folder / "tokenizer.model").is_file():
+    made = scratch / "tokenizer"
+    tokenizer_lib.save(tokenizer_lib.load(folder), made)
+    folder = made
+  path = folder / TOKENIZER
+  if not path.is_file():
+    logging.warning("%s: not there; put the decoder's beside the weights", path)
+    return []
+  try:
+    largest = max(Tokenizer.from_file(str(path)).get_vocab().values())
+  except Exception as error:  # the library raises no narrower class
+    raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
+  if largest >= vocab_size:
+    raise ValueError(
+      f"{path}: its largest id is {largest}, but the embedding has {vocab_size} rows; "
+      "give the tokenizer of these weights"
+    )
+  return [path, *filter(Path.is_file, map(path.with_name, _TOKENIZER_NAMES))]
+
+
+def _table(plan: Plan) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  absent = set(plan.absent)
+  return {path: leaf for path, leaf in plan.leaves.items() if path not in absent}
+
+
+def _check_room(out: Path, written: Mapping[str, Any]) -> None:
+  need = sum(math.prod(shape) * dtype.itemsize for shape, dtype in written.values())
+  free = shutil.disk_usage(out).free
+  if need > free:
+    raise ValueError(
+      f"{out}: the foundation needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    )
+
+
+def _write(
+  plan: Plan,
+  written: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  path: Path,
+  tick: Callable[[int, int], None] | None,
+) -> None:
+  for piece in plan.zeros:
+    _check_zero(piece)
+  for source, name, twin in plan.tied:
+    _check_tied(source.checkpoint, name, twin)
+  with files.tensor_writer(path, written) as writer:
+    for leaf, value in plan.filled.items():
+      shape, dtype = written[leaf]
+      writer.write(leaf, np.full(shape, value, dtype))
+    for number, ((leaf, layer), pieces) in enumerate(plan.slabs.items()):
+      writer.write(leaf, _slab(pieces, plan.leaves), layer)
+      if tick:
+        tick(number + 1, len(plan.slabs))
+
+
+def _slab(pieces: list[Piece], leaves: Mapping[str, plan_lib.Leaf]) -> np.ndarray:
+  """A leaf, or one layer of it, in the dtype that it is stored in."""
+  path = pieces[0].row.path
+  leaf = leaves[path]
+  parts = []
+  for (checkpoint, _), name, row in pieces:
+    where = f"{checkpoint.file(name)}: {name}"
+    tensor = checkpoint.read(name)
+    _check_finite(tensor, where, "it is damaged, or training had diverged")
+    part = row.to_ours(tensor)
+    if path == "encoder/positions" and len(part) != leaf.shape[0]:
+      class_token = "encoder/class_token" in leaves
+      part = positions.resize(part, leaf.shape[0], class_token=class_token)
+    if part.dtype != leaf.dtype:
+      with np.errstate(over="ignore"):
+        part = part.astype(leaf.dtype)
+      _check_finite(part, where, f"{leaf.dtype} cannot hold it: use a wider dtype")
+    parts.append(part)
+  return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _check_finite(array: np.ndarray, where: str, remedy: str) -> None:
+  mask = np.array(_EXPONENTS[array.dtype.name], f"u{array.dtype.itemsize}")
+  bits = np.ascontiguousarray(array).reshape(-1).view(mask.dtype)
+  for start in range(0, bits.size, _CHUNK):
+    bad = (bits[start : start + _CHUNK] & mask) == mask
+    if bad.any():
+      flat = start + int(bad.argmax())
+      index = tuple(int(n) for n in np.unravel_index(flat, array.shape))
+      raise ValueError(
+        f"{where}{list(index)} is {array[index]}, expected finite numbers; {remedy}"
+      )
+
+
+def _check_zero(piece: Piece) -> None:
+  (checkpoint, layout), name, row = piece
+  share = row.to_ours(checkpoint.read(name))
+  if np.any(share != 0):
+    raise ValueError(
+      f"{checkpoint.file(name)}: {name}: part {row.cut[0] + 1} of {row.cut[1]} should be "
+      f"zero in a {layout.name} file, its largest value is {np.abs(share).max()}; the "
+      "model has no parameter for it"
+    )
+
+
+def _check_tied(checkpoint: Checkpoint, name: str, twin: str) -> None:
+  one, other = checkpoint.view(name), checkpoint.view(twin)
+  same = one.shape == other.shape and all(
+    np.array_equal(one[row : row + 1024], other[row : row + 1024])
+    for row in range(0, len(one), 1024)
+  )
+  if not same:
+    raise ValueError(
+      f"{checkpoint.file(name)}: {name} differs from {twin}, but the model is tied: they "
+      "are one there. Set tied=False, or give the files of a tied model"
+    )
+
+
+def _record(
+  sources: list[Source],
+  plan: Plan,
+  written: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  model: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+  sizes: Counter[str] = Counter()
+  for shape, dtype in written.values():
+    sizes[dtype.name] += math.prod(shape)
+  return {
+    "sources": [
+      {
+        "part": layout.part,
+        "layout": layout.name,
+        "tensors": len(checkpoint.names),
+        "files": [describe(file) for file in checkpoint.files],
+      }
+      for checkpoint, layout in sources
+    ],
+    "parameters": dict(sizes),
+    "ignored": plan.ignored,
+    "filled": plan.filled,
+    "absent": plan.absent,
+    "model": ledger.plain(model),
+  }

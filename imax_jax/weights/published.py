@@ -1,0 +1,253 @@
+"""config.json and adapter_config.json beside weights, checked against the model's fields.
+
+Tensors of the right shapes are not enough: a wrong rope base, eps or activation gives a
+model that talks nonsense fluently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+from imax_jax.models.decoder import Decoder
+from imax_jax.models.vit import Encoder
+from imax_jax.weights.layouts import Layout
+
+_PARTS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder}
+_SHOWN = 8
+
+
+class Family(NamedTuple):
+  """What a `model_type` is: its layout, the key of its part, whether q, k, v have biases.
+
+  `tower`: the layout of a vision tower in the same file, of which the config says nothing.
+  """
+
+  layout: str
+  section: str = ""
+  qkv_bias: bool = False
+  tower: str = ""
+
+
+_FAMILIES = {
+  "llama": Family("hf_llama"),
+  "mistral": Family("hf_llama"),
+  "qwen2": Family("hf_llama", qkv_bias=True),
+  "phi3": Family("hf_phi3"),
+  "llava_llama": Family("hf_llama", tower="clip_vision"),
+  "llava_mistral": Family("hf_llama", tower="clip_vision"),
+  "clip": Family("clip_vision", "vision_config"),
+  "clip_vision_model": Family("clip_vision"),
+  "siglip": Family("siglip_vision", "vision_config"),
+  "siglip_vision_model": Family("siglip_vision"),
+  "blip-2": Family("blip2_vision", "vision_config"),
+  "blip_2_vision_model": Family("blip2_vision"),
+}
+
+# (theirs, ours). A key that the file lacks is not compared.
+_DECODER = (
+  ("hidden_size", "width"),
+  ("num_hidden_layers", "depth"),
+  ("num_attention_heads", "num_heads"),
+  ("num_key_value_heads", "num_kv_heads"),
+  ("head_dim", "head_width"),
+  ("intermediate_size", "mlp_width"),
+  ("rms_norm_eps", "norm_eps"),
+  ("rope_theta", "rope_base"),
+  ("tie_word_embeddings", "tied"),
+)
+_ENCODER = (
+  ("hidden_size", "width"),
+  ("num_hidden_layers", "depth"),
+  ("num_attention_heads", "num_heads"),
+  ("intermediate_size", "mlp_width"),
+  ("patch_size", "patch_px"),
+  ("num_channels", "channels"),
+  ("hidden_act", "activation"),
+  ("layer_norm_eps", "norm_eps"),
+)
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}
+
+# (key, the values that mean it is off). Anything else is asked for and not supported.
+_OFF: tuple[Any, ...] = (None, False, [], {}, "")
+_UNSUPPORTED = {
+  "decoder": (
+    ("attention_bias", _OFF), ("mlp_bias", _OFF), ("rope_scaling", _OFF),
+    ("rope_type", (None, "default")), ("partial_rotary_factor", (None, 1.0)),
+    ("hidden_act", (None, "silu")), ("quantization_config", _OFF),
+  ),
+  "encoder": (("quantization_config", _OFF),),
+  "adapter": (
+    ("peft_type", (None, "LORA")), ("use_dora", _OFF), ("use_rslora", _OFF),
+    ("use_qalora", _OFF), ("lora_bias", _OFF), ("fan_in_fan_out", _OFF),
+    ("bias", (None, "none")), ("rank_pattern", _OFF), ("alpha_pattern", _OFF),
+    ("modules_to_save", _OFF), ("layer_replication", _OFF),
+    ("trainable_token_indices", _OFF), ("target_parameters", _OFF),
+  ),
+}  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object. Raises a ValueError that names the file for anything else."""
+  try:
+    value = json.loads(path.read_text(encoding="utf8"))
+  except ValueError as error:
+    raise ValueError(
+      f"{path}: not readable as JSON ({error}); download it again"
+    ) from (error)
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+  return value
+
+
+def check_config(
+  path: Path, layout: Layout, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Refuses a config.json that is not the model's; {} if there is none for it.
+
+  Args:
+    path: config.json beside the weights. Layouts that are published without one, EVA's,
+      may lie beside another's.
+    fields: of the model's encoder or decoder; defaults may be left out.
+
+  Raises:
+    ValueError: another family or other sizes, code of its own, unsupported options.
+  """
+  known = {family.layout for family in _FAMILIES.values()}
+  if layout.name not in known or not path.is_file():
+    return {}
+  config = read_json(path)
+  if config.get("auto_map"):
+    raise ValueError(
+      f"{path}: auto_map asks for the repository's own code to be run "
+      "(trust_remote_code), which is never done. If its model_type is one of "
+      f"{', '.join(_FAMILIES)}, take auto_map out: the model is built in"
+    )
+  family = _FAMILIES.get(config.get("model_type", ""))
+  if family and family.tower == layout.name:
+    return config
+  if family is None or family.layout != layout.name:
+    raise ValueError(
+      f"{path}: model_type {config.get('model_type')!r}, but the tensors beside it are "
+      f"laid out as {layout.name} ("
+      f"{', '.join(kind for kind, f in _FAMILIES.items() if f.layout == layout.name)})"
+    )
+  asked = _flat(config[family.section] if family.section else config)
+  part = _PARTS[layout.part]
+  mine = {
+    name: entry.default for name, entry in part.__dataclass_fields__.items()
+  } | dict(fields)
+  lines = _unsupported(asked, layout.part)
+  if layout.part == "decoder":
+    lines += _differing_decoder(asked, mine, family)
+  else:
+    lines += _differing_encoder(asked, mine, layout)
+  _refuse(path, lines, "Give the files of this model, or the zoo row of these files")
+  return config
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+  """transformers 5 keeps what is about rotary positions in `rope_parameters`."""
+  rotary = config.get("rope_parameters") or {}
+  return {**config, **rotary}
+
+
+def _unsupported(asked: Mapping[str, Any], part: str) -> list[str]:
+  return [
+    f"{key}: {asked[key]!r} is not supported"
+    for key, off in _UNSUPPORTED[part]
+    if key in asked and asked[key] not in off
+  ]
+
+
+def _differing(
+  asked: Mapping[str, Any], mine: Mapping[str, Any], pairs: tuple[tuple[str, str], ...]
+) -> list[str]:
+  return [
+    f"{theirs}: {asked[theirs]!r}, the model's {ours} is {mine[ours]!r}"
+    for theirs, ours in pairs
+    if asked.get(theirs) is not None and asked[theirs] != mine[ours]
+  ]
+
+
+def _differing_decoder(
+  asked: dict[str, Any], mine: dict[str, Any], family: Family
+) -> list[str]:
+  asked = {
+    "num_key_value_heads": asked.get("num_attention_heads"),
+    "rope_theta": 1e4,
+  } | {key: value for key, value in asked.items() if value is not None}
+  mine["head_width"] = mine["head_width"] or mine["width"] // mine["num_heads"]
+  lines = _differing(asked, mine, _DECODER)
+  if family.qkv_bias != mine["qkv_bias"]:
+    lines.append(
+      f"model_type: {asked['model_type']!r}, the model's qkv_bias is {mine['qkv_bias']}"
+    )
+  window = asked.get("sliding_window") or 0
+  if not asked.get("use_sliding_window", True):
+    window = 0
+  # transformers 4.41 and before let a token see one more: itself is not counted.
+  if mine["window"] not in ({window, window + 1} if window else {0}):
+    lines.append(
+      f"sliding_window: {window or None}, the model's window is {mine['window']}"
+    )
+  return lines
+
+
+def _differing_encoder(
+  asked: dict[str, Any], mine: dict[str, Any], layout: Layout
+) -> list[str]:
+  act = asked.get("hidden_act")
+  asked = {**asked, "hidden_act": _ACTIVATIONS.get(act, act)}  # type: ignore[arg-type]
+  depth = asked.get("num_hidden_layers", 0)
+  if mine["depth"] <= depth <= mine["depth"] + layout.spare_blocks:
+    asked.pop("num_hidden_layers")
+  if layout.name == "blip2_vision":
+    # transformers' port said 1e-5 until version 4.31; the encoder always meant 1e-6.
+    asked.pop("layer_norm_eps", None)
+  return _differing(asked, mine, _ENCODER)
+
+
+def check_adapter(
+  path: Path, layout: Layout, fields: Mapping[str, Any], leaves: frozenset[str]
+) -> dict[str, Any]:
+  """Refuses an adapter_config.json that is not the model's.
+
+  Args:
+    fields: of the model's decoder.
+    leaves: paths of the model's parameters.
+
+  Raises:
+    FileNotFoundError: it is not there, and rank and alpha are in no other place.
+    ValueError: other sizes or targets, or options that change the sum.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path}: missing; an adapter's alpha is in it alone, download it too"
+    )
+  config = read_json(path)
+  mine = {
+    name: entry.default for name, entry in Decoder.__dataclass_fields__.items()
+  } | dict(fields)
+  lines = _unsupported(config, "adapter")
+  lines += _differing(config, mine, (("r", "lora_rank"), ("lora_alpha", "lora_alpha")))
+  targets = config.get("target_modules")
+  has = {row.published.split(".")[-3] for row in layout.rows if row.path in leaves}
+  # A string is a pattern over modules; the tensors themselves then decide.
+  if isinstance(targets, list) and {name.split(".")[-1] for name in targets} != has:
+    lines.append(
+      f"target_modules: {', '.join(sorted(targets))}; the model's lora_targets are "
+      f"{', '.join(sorted(has)) or 'none'}"
+    )
+  _refuse(path, lines, "Set lora_rank, lora_alpha and lora_targets to the adapter's")
+  return config
+
+
+def _refuse(path: Path, lines: list[str], remedy: str) -> None:
+  if lines:
+    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    listed = "\n".join(f"  {line}" for line in lines[:_SHOWN])
+    raise ValueError(f"{path} does not fit the model:\n{listed}{more}\n{remedy}.")
