@@ -73,7 +73,7 @@ def probe(workdir: Path, num_films: int) -> None:
     maps = maps.reshape(num_films, grid * grid, -1)
     width = config.model.encoder.width
     blank = {
-      "encoder": study.base_params["encoder"],
+      "encoder": study.parameters.init(0)["encoder"],
       "probe": dense.init_probe(0, width, maps.shape[-1]),
     }
     trained = checkpoint.Checkpointer(workdir / "encoder").restore_snapshot(

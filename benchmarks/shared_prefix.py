@@ -25,7 +25,7 @@ from imax_jax.data.pipeline import Batches
 from imax_jax.models import loss as loss_lib
 from imax_jax.models import zoo
 from imax_jax.models.vlm import Vlm
-from imax_jax.study import ASSETS
+from imax_jax.parameters import ASSETS
 
 _PROMPT, _ANSWER = (8, 40), (2, 24)  # tokens, about what the phantom's entries have
 

@@ -47,6 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
   }
 
   c.model = model()
+  # The words around image, prompt and answer: data/templates.py. legacy: as the style's
+  # published code has them, where that departs from its own layout.
+  c.prompt = {"style": "llama2", "legacy": False}
   # "package" is the checkpoint that configs/foundation.py makes; "" starts from nothing.
   c.foundation = "package"
   # First match wins. As in the paper, the encoder and the base decoder stay frozen.
@@ -108,6 +111,7 @@ def model() -> ConfigDict:
 def train() -> ConfigDict:
   """The paper's recipe (linear warm-up over 10 %, cosine to a tenth), toy rates."""
   t = ConfigDict()
+  t.runs = ("dmax", "imax", "dmax_long")
   t.epochs = 3.0
   t.entries_per_step = 16
   t.row_tokens = 384
@@ -118,7 +122,7 @@ def train() -> ConfigDict:
   t.warmup_fraction = 0.1
   t.weight_decay = 0.05
   t.beta2 = 0.99
-  t.clip_norm = 1.0
+  t.clip_norm = 1.0  # 0: not clipped
   t.save_steps = 250
   return t
 

@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 from imax_jax import build as build_lib
 from imax_jax import choices
+from imax_jax import ledger
+from imax_jax import parameters
 from imax_jax import predict as predict_lib
 from imax_jax import progress
 from imax_jax import provenance
@@ -30,12 +32,14 @@ from imax_jax.data import entries as entries_lib
 from imax_jax.evaluate import run as evaluate_run
 from imax_jax.fisher import gram
 from imax_jax.fisher import measure
+from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.study import UsageError as UsageError
+from imax_jax.weights import convert as convert_lib
 
 
 def run(
@@ -61,13 +65,47 @@ def run(
       _STATIONS[verb](study)
 
 
+# ── convert ───────────────────────────────────────────────────────────────────────
+
+# Fields of a model that change how it is computed and not which weights it has.
+_HOW = {"dtype", "remat", "unroll", "fold", "lora_dropout"}
+
+
+def convert(study: Study) -> None:
+  """The config's published weights -> WORKDIR/foundation, its foundation "converted"."""
+  if "published" not in study.config:
+    raise UsageError(
+      "convert: this config's model is not made of published weights; configs/imax_7b.py "
+      "is an example of one that is"
+    )
+  sources = {
+    part: parameters.ASSETS if path == "package" else Path(path)
+    for part, path in study.config.published.items()
+    if path
+  }
+  model = plain(study.config.model)
+  inputs = {
+    "sources": {part: ledger.stamps(path) for part, path in sources.items()},
+    "model": {
+      part: {field: value for field, value in fields.items() if field not in _HOW}
+      for part, fields in model.items()
+    },
+  }
+
+  def make(folder: Path) -> None:
+    with progress.bar("converting weights") as tick:
+      convert_lib.convert(sources, model, study.parameters.abstract, folder, tick=tick)
+
+  study.ledger.station(parameters.CONVERTED, inputs, make)
+
+
 # ── train ─────────────────────────────────────────────────────────────────────────
 
 
 def train(study: Study) -> None:
-  """DMAX, IMAX and the step-matched control, once a seed."""
+  """The config's runs of DMAX, IMAX and the step-matched control, once a seed."""
   for seed in study.config.seeds:
-    for name in ("dmax", "imax", "dmax_long"):
+    for name in study.config.train.runs:
       run = f"{name}-s{seed}"
       records, pixels = _split(study, runs.split_of(run))
       runs.fit(study, run, records, pixels, **runs.plan(study, run))
@@ -183,7 +221,7 @@ def fisher(study: Study) -> None:
   """Spectra of both runs at four phases, each on samples of its own training set."""
   f = study.config.fisher
   seed = study.config.seeds[0]
-  _, frozen = study.split_params(seed)
+  _, frozen = study.parameters.split(seed)
   loss = runs.row_loss(study.model)
   for name in f.runs:
     split = f"{name}_train"
@@ -237,6 +275,7 @@ _ASKED: dict[str, Callable[[Study, Mapping[str, str | None]], None]] = {
 _STATIONS: dict[str, Callable[[Study], None]] = {
   "build": build_lib.build,
   "select": build_lib.select,
+  "convert": convert,
   "train": train,
   "pseudo": pseudo,
   "evaluate": evaluate,

@@ -138,7 +138,7 @@ def _train_encoder(config: ConfigDict, study: Study) -> None:
   }
   width = config.model.encoder.width
   start = {
-    "encoder": study.base_params["encoder"],
+    "encoder": study.parameters.init(0)["encoder"],
     "probe": dense.init_probe(0, width, practice.NUM_MAPS),
   }
 
@@ -172,7 +172,7 @@ def _train_encoder(config: ConfigDict, study: Study) -> None:
   folder = study.ledger.station("encoder", inputs, make, resumable=True)
   like = mesh_lib.replicate(start, study.mesh)
   trained = checkpoint.restore_snapshot(folder, "final", like)
-  study.given = tree_lib.flatten({"encoder": trained["encoder"]})
+  study.parameters.given = tree_lib.flatten({"encoder": trained["encoder"]})
 
 
 def _language(
@@ -252,7 +252,7 @@ def _export(study: Study) -> None:
   }
 
   def make(folder: Path) -> None:
-    _, frozen = study.split_params(0)
+    _, frozen = study.parameters.split(0)
     params = tree_lib.merge(
       runs.weights_of(study, study.workdir / "runs" / "decoder"), frozen
     )

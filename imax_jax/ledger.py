@@ -72,6 +72,23 @@ def plain(value: Any) -> Any:
   return value
 
 
+def stamps(path: str | Path) -> list[list[Any]]:
+  """[name, bytes, time of last change] of a file, or of each file of a folder.
+
+  Raises:
+    FileNotFoundError: nothing there.
+  """
+  path = Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+  found = []
+  for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    if file.is_file():
+      stat = file.stat()
+      found.append([file.name, stat.st_size, stat.st_mtime_ns])
+  return [[str(path.resolve()), 0, 0], *found]
+
+
 def differing(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
   """The keys under which two stations' inputs differ: "construct.seed", "files"."""
   made, asked = plain(made), plain(asked)

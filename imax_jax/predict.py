@@ -91,7 +91,7 @@ def _weights(study: Study, folder: Path) -> Mapping[str, Any]:
   mark = folder / "station.json"
   if mark.is_file():
     made = json.loads(mark.read_text("utf8"))["inputs"]
-    if made["foundation"] != study.foundation_digest:
+    if made["foundation"] != study.parameters.digest:
       raise ValueError(
         f"{folder} was trained on another foundation than --config names: give the "
         "config it was trained with"

@@ -26,6 +26,8 @@ from imax_jax.train import loop
 from imax_jax.train import optim
 
 FINAL = "final"
+# Keys of the config's `train` that do not decide a run's weights beside its steps.
+_NOT_OF_A_RUN = ("runs", "epochs", "save_steps")
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
 
@@ -86,7 +88,7 @@ def fit(
   kept = facts["snapshots"]
 
   def make(folder: Path) -> None:
-    initial, frozen = study.split_params(seed)
+    initial, frozen = study.parameters.split(seed)
     trainable = initial if start is None else start()
     with progress.bar(f"training {name}") as tick:
       loop.train(
@@ -119,10 +121,11 @@ def _facts(
     "seed": seed,
     "num_steps": num_steps,
     "snapshots": {**(snapshots or {}), FINAL: num_steps},
-    "train": plain({key: t[key] for key in t if key not in ("epochs", "save_steps")}),
+    "train": plain({key: t[key] for key in t if key not in _NOT_OF_A_RUN}),
     "model": plain(study.config.model),
     "trainable": plain(study.config.trainable),
-    "foundation": study.foundation_digest,
+    "prompt": plain(study.config.prompt),
+    "foundation": study.parameters.digest,
     **inputs,
   }
 
@@ -243,7 +246,7 @@ def _optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
     b2=t.beta2,
     weight_decay=t.weight_decay,
     decay=((_MATRICES, True), (r".*", False)),
-    clip_norm=t.clip_norm,
+    clip_norm=t.clip_norm or None,
   )
 
 
@@ -254,5 +257,5 @@ def weights_of(study: Study, folder: Path, snapshot: str = FINAL) -> dict[str, A
     FileNotFoundError: no such snapshot.
     ValueError: the weights are of another model, or damaged.
   """
-  like, _ = study.split_params(0)
+  like, _ = study.parameters.split(0)
   return checkpoint.restore_snapshot(folder, snapshot, like)

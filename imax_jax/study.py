@@ -7,7 +7,6 @@ what depends on the change.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -30,6 +28,7 @@ from imax_jax.data import builder
 from imax_jax.data import images
 from imax_jax.data import records
 from imax_jax.data import sources
+from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
@@ -38,10 +37,9 @@ from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
+from imax_jax.parameters import Parameters
 from imax_jax.schema import ImageRecord
-from imax_jax.weights import load as weights
 
-ASSETS = Path(__file__).parent / "assets"
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
 SPLITS = ("imax_train", "imax_test", "dmax_train")
@@ -77,8 +75,12 @@ class Study:
     return mesh_lib.make_mesh(self.config.mesh)
 
   @cached_property
+  def parameters(self) -> Parameters:
+    return Parameters(self.config, self.mesh, self.workdir)
+
+  @property
   def model(self) -> Vlm:
-    return Vlm(**self.config.model)
+    return self.parameters.model
 
   @property
   def num_slots(self) -> int:
@@ -88,41 +90,13 @@ class Study:
     return patches // self.config.model.connector.merge
 
   @cached_property
-  def foundation_files(self) -> tuple[Path, Path] | None:
-    """(weights, tokenizer) that the config's `foundation` names, or None for "".
-
-    Raises:
-      FileNotFoundError: one of them is missing.
-    """
-    if not self.config.foundation:
-      return None
-    folder = (
-      ASSETS if self.config.foundation == "package" else Path(self.config.foundation)
-    )
-    files = (folder / "foundation.safetensors", folder / "tokenizer.json")
-    for file in files:
-      if not file.is_file():
-        raise FileNotFoundError(
-          f"{file}: no foundation checkpoint; make one with configs/foundation.py and "
-          "name its folder in --config.foundation"
-        )
-    return files
-
-  @cached_property
-  def foundation_digest(self) -> str:
-    files = self.foundation_files
-    if files is None:
-      return "none"
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
-      :16
-    ]
-
-  @cached_property
   def tokenizer(self) -> PreTrainedTokenizerFast:
     """The foundation's, or one trained on the training entries."""
-    if self.foundation_files is not None:
-      return tokenizer_lib.load(self.foundation_files[1])
     size = self.config.model.decoder.vocab_size
+    if self.parameters.foundation is not None:
+      found = tokenizer_lib.load(self.parameters.foundation.tokenizer_source)
+      tokenizer_lib.check_vocabulary(found, size)
+      return found
 
     def make(folder: Path) -> None:
       entries = [e for split in SPLITS if "train" in split for e in self.entries(split)]
@@ -134,6 +108,12 @@ class Study:
     inputs = {"vocab_size": size, "data": self.require_data()}
     folder = self.ledger.station("tokenizer", inputs, make)
     return tokenizer_lib.load(folder / "tokenizer.json")
+
+  @property
+  def style(self) -> templates.Style:
+    """The words around image, prompt and answer."""
+    p = self.config.prompt
+    return templates.style_of(p.style, legacy=p.legacy)
 
   # ── Data ────────────────────────────────────────────────────────────────────────
 
@@ -160,11 +140,6 @@ class Study:
   def entries(self, split: str) -> list[Any]:
     return [entry for record in self.records(split) for entry in record.entries]
 
-  @cached_property
-  def encoder_is_frozen(self) -> bool:
-    trainable, _ = tree_lib.split(self.abstract_params, self.config.trainable)
-    return "encoder" not in trainable
-
   def pixels(self, split: str) -> np.ndarray:
     """uint8[n, H, W, C] of a split's images, or float16[n, P, D] from a frozen encoder.
 
@@ -174,8 +149,8 @@ class Study:
     inputs = {
       "data": self.require_data(),
       "encoder": plain(encoder),
-      "foundation": self.foundation_digest,
-      "features": self.encoder_is_frozen,
+      "foundation": self.parameters.digest,
+      "features": self.parameters.encoder_is_frozen,
     }
 
     def make(folder: Path) -> None:
@@ -187,7 +162,7 @@ class Study:
           record = found[i]
           pixels[i] = images.to_pixels(record.image, encoder.image_px, encoder.channels)
           tick(i + 1, len(found))
-      kept = self.encode(pixels, split) if self.encoder_is_frozen else pixels
+      kept = self.encode(pixels, split) if self.parameters.encoder_is_frozen else pixels
       np.save(folder / "pixels.npy", kept)
 
     folder = self.ledger.station(f"pixels/{split}", inputs, make)
@@ -196,13 +171,14 @@ class Study:
   def encode(self, pixels: np.ndarray, title: str, chunk: int = 64) -> np.ndarray:
     """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder."""
     encode = jax.jit(lambda p, x: self.model.apply({"params": p}, x, method="encode"))
+    params = {"encoder": self.parameters.init(0)["encoder"]}
     out = []
     with progress.bar(f"encoding {title}") as tick:
       for start in range(0, len(pixels), chunk):
         part = pixels[start : start + chunk]
         padded = np.zeros((chunk, *part.shape[1:]), part.dtype)
         padded[: len(part)] = part
-        out.append(np.asarray(encode(self.base_params, padded))[: len(part)])
+        out.append(np.asarray(encode(params, padded))[: len(part)])
         tick(start + len(part), len(pixels))
     return np.concatenate(out).astype(np.float16)
 
@@ -225,9 +201,7 @@ class Study:
       seed=seed,
       weighting=t.weighting,
       share_prefix=t.share_prefix,
-      num_shards=self.mesh.shape["data"],
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **mesh_lib.row_share(self.mesh)._asdict(),
     )
 
   def samples(self, split: str, num_groups: int, size: int, seed: int) -> EntryBatches:
@@ -247,6 +221,7 @@ class Study:
         self.tokenizer,
         num_slots=self.num_slots,
         row_tokens=self.config.train.row_tokens,
+        style=self.style,
       )
       for i in range(len(found))
     ]
@@ -256,83 +231,18 @@ class Study:
     exact = num_entries * epochs / self.config.train.entries_per_step
     return max(1, math.ceil(exact - 1e-9))  # 1.1 epochs of 50 are 55, not 56
 
-  # ── Parameters ──────────────────────────────────────────────────────────────────
-
-  @cached_property
-  def abstract_params(self) -> dict[str, Any]:
-    """Shapes of all parameters, made without computing any."""
-    return jax.eval_shape(lambda: self._init(0))
-
-  @cached_property
-  def _jitted_init(self) -> Callable[[int], Any]:
-    return jax.jit(self._init)  # once: a second `jit` would compile again
-
-  def _init(self, seed: jax.Array | int) -> Any:
-    encoder = self.config.model.encoder
-    size = (1, encoder.image_px, encoder.image_px, encoder.channels)
-    line = jnp.zeros((1, 4), jnp.int32)
-    batch = {
-      "pixels": jnp.zeros(size, jnp.uint8),
-      "text": line,
-      "image": line,
-      "slot": line - 1,
-      "segment": line,
-      "position": line,
-      "loss_weight": jnp.zeros((1, 4), jnp.float32),
-    }
-    return self.model.init(jax.random.key(seed), batch)["params"]
-
-  @cached_property
-  def given(self) -> dict[str, np.ndarray]:
-    """{path: array} of the foundation's weights; {} to start from nothing.
-
-    Raises:
-      ValueError: the file does not hold exactly the model's parameters less LoRA.
-    """
-    if self.foundation_files is None:
-      return {}
-    path = self.foundation_files[0]
-    loaded = weights.load_params(path)
-    flat = tree_lib.flatten(self.abstract_params)
-    base = {key: leaf for key, leaf in flat.items() if "lora_" not in key}
-    tree_lib.check_same(
-      tree_lib.unflatten(base), tree_lib.unflatten(loaded), name=str(path)
-    )
-    return loaded
-
-  def init_params(self, seed: int) -> dict[str, Any]:
-    """Fresh LoRA pairs of this seed on a base that is the same for all seeds.
-
-    The base is the foundation's; what that does not give is drawn from seed 0, since
-    frozen weights are shared by all runs and by what is cached of the encoder.
-    """
-    fresh = tree_lib.flatten(self._jitted_init(seed))
-    base = fresh if seed == 0 else tree_lib.flatten(self._jitted_init(0))
-    base = base | self.given
-    return tree_lib.unflatten(
-      {
-        key: leaf if "lora_" in key else jnp.asarray(base[key], leaf.dtype)
-        for key, leaf in fresh.items()
-      }
-    )
-
-  @cached_property
-  def base_params(self) -> dict[str, Any]:
-    """The parameters of seed 0, for what does not depend on the seed."""
-    return self.init_params(0)
-
-  def split_params(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen), placed on the mesh by the config's sharding rules."""
-    placed = mesh_lib.shard_params(
-      self.init_params(seed), self.mesh, self.config.sharding
-    )
-    return tree_lib.split(placed, self.config.trainable)
+  # ── Answers ─────────────────────────────────────────────────────────────────────
 
   @cached_property
   def generator(self) -> generate.Generator:
     e = self.config.evaluate
     return generate.Generator(
-      self.model, self.tokenizer, self.num_slots, e.max_new_tokens, rows=e.rows
+      self.model,
+      self.tokenizer,
+      self.num_slots,
+      e.max_new_tokens,
+      rows=e.rows,
+      style=self.style,
     )
 
   def answer(
@@ -343,7 +253,7 @@ class Study:
     title: str,
   ) -> list[str]:
     """Greedy answers to (image number, prompt), in the order asked."""
-    _, frozen = self.split_params(self.config.seeds[0])
+    _, frozen = self.parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
       return self.generator(params, pixels, asked, progress=tick)

@@ -12,7 +12,7 @@ import pytest
 
 from imax_jax import experiment
 from imax_jax import tree
-from imax_jax.study import ASSETS
+from imax_jax.parameters import ASSETS
 from imax_jax.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -31,9 +31,9 @@ def test_config_is_a_model_and_its_rules_apply(
   config = module.get_config(arg)
   config.lock()
   study = Study(config, tmp_path)
-  trainable, frozen = tree.split(study.abstract_params, config.trainable)
+  trainable, frozen = tree.split(study.parameters.abstract, config.trainable)
   assert tree.flatten(trainable)
-  assert tree.merge(trainable, frozen) == study.abstract_params
+  assert tree.merge(trainable, frozen) == study.parameters.abstract
   assert all(verb in experiment.VERBS for verb in config.verbs)
   assert "python -m imax_jax.main --config configs/" in module.__doc__
   with pytest.raises(ValueError, match="nosuch"):
@@ -52,7 +52,7 @@ def test_the_forward_pass_has_the_shapes_it_says(name: str, tmp_path: Path) -> N
   batch["loss_weight"] = jax.ShapeDtypeStruct((rows, tokens), "float32")
   batch["pixels"] = jax.ShapeDtypeStruct((images, px, px, encoder.channels), "uint8")
   out = jax.eval_shape(
-    lambda p, b: study.model.apply({"params": p}, b), study.abstract_params, batch
+    lambda p, b: study.model.apply({"params": p}, b), study.parameters.abstract, batch
   )
   assert out.logits.shape == (rows, tokens, config.model.decoder.vocab_size)
   assert out.logits.dtype == "float32"
@@ -72,13 +72,13 @@ def test_the_foundation_is_made(tmp_path: Path) -> None:
   study = importlib.import_module("configs.phantom").get_config("tiny")
   study.foundation = str(tmp_path / "foundation")
   made = Study(study, tmp_path / "w")
-  assert made.given.keys() == {
-    path for path in tree.flatten(made.abstract_params) if "lora_" not in path
+  assert made.parameters.given.keys() == {
+    path for path in tree.flatten(made.parameters.abstract) if "lora_" not in path
   }
   assert len(made.tokenizer) <= study.model.decoder.vocab_size
   study.model.decoder.width = 32
   with pytest.raises(ValueError, match="does not fit the model"):
-    Study(study, tmp_path / "w").init_params(0)
+    Study(study, tmp_path / "w").parameters.init(0)
 
 
 @pytest.mark.skipif(

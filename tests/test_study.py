@@ -151,7 +151,7 @@ def test_three_stages_of_an_earlier_primary_are_refused(
 
 def test_all_seeds_share_the_frozen_weights(done: Path) -> None:
   study = Study(config(), done)
-  (one, base), (two, same) = study.split_params(0), study.split_params(7)
+  (one, base), (two, same) = study.parameters.split(0), study.parameters.split(7)
   for path, leaf in flatten(base).items():
     np.testing.assert_array_equal(leaf, flatten(same)[path], err_msg=path)
   differ = [

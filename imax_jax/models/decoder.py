@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imax_jax import mesh as mesh_lib
 from imax_jax.models import attention
 from imax_jax.models import storage
 from imax_jax.models.lora import Dense
@@ -145,6 +146,8 @@ class Block(nn.Module):
     start: jax.Array | int,
   ) -> tuple[tuple[jax.Array, Cache | None], None]:
     x, cache = carry
+    if cache is None:
+      x = mesh_lib.lay_rows(x)
     y = RmsNorm(self.norm_eps, name="attn_norm")(x)
     attn = Attention(**self.attention, linear=self.linear, name="attn")
     y, cache = attn(y, cache, layer, rotary, bias, start, self.deterministic)

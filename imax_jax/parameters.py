@@ -1,0 +1,188 @@
+"""The model's parameters: where their values come from and where they lie.
+
+    foundation.safetensors ──▶ encoder, decoder (and connector, LoRA where it has them)
+    a seed                 ──▶ whatever it has not
+
+Each leaf is read or drawn straight into its shards: no device and no process ever holds
+more than its part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from collections.abc import Mapping
+from functools import cached_property
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from imax_jax import mesh as mesh_lib
+from imax_jax import tree as tree_lib
+from imax_jax.models.vlm import Vlm
+from imax_jax.weights import files as weight_files
+from imax_jax.weights import load as weights
+
+ASSETS = Path(__file__).parent / "assets"
+# Where the verb `convert` leaves what the config's foundation "converted" means.
+CONVERTED = "foundation"
+
+
+class Foundation(NamedTuple):
+  """A folder that the verb `convert` or `foundation` made, or the package's own."""
+
+  weights: Path
+  tokenizer: Path
+  facts: Path  # says what it was converted from; absent where nothing was
+
+  @classmethod
+  def find(cls, named: str, workdir: Path) -> Foundation | None:
+    """What the config's `foundation` names, or None for "".
+
+    A folder, or "package" for the one that ships, or "converted" for what the verb
+    `convert` made in this work directory.
+
+    Raises:
+      FileNotFoundError: its weights or its tokenizer are missing.
+    """
+    if not named:
+      return None
+    known = {"package": ASSETS, "converted": workdir / CONVERTED}
+    folder = known.get(named, Path(named))
+    found = cls(
+      folder / "foundation.safetensors",
+      folder / "tokenizer.json",
+      folder / "foundation.json",
+    )
+    for file in found[:2]:
+      if not file.is_file():
+        raise FileNotFoundError(
+          f"{file}: no foundation checkpoint; make one with configs/foundation.py, or "
+          "from published weights with the verb convert, and name its folder in "
+          "--config.foundation"
+        )
+    return found
+
+  @property
+  def tokenizer_source(self) -> Path:
+    """The folder, where a published tokenizer names its special tokens in there."""
+    folder = self.tokenizer.parent
+    named = (folder / "tokenizer_config.json").is_file()
+    return folder if named else self.tokenizer
+
+  def digest(self) -> str:
+    """16 hexadecimal digits that change with the weights or the tokenizer.
+
+    A converted foundation's facts hold the hashes of all files it was made from; its
+    own gigabytes are not read again at each start.
+    """
+    known = self.facts.is_file()
+    parts = (self.facts if known else self.weights, self.tokenizer)
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[
+      :16
+    ]
+
+
+def _group(path: str) -> str:
+  """What a foundation has whole or not at all: "encoder", …, and "lora"."""
+  return "lora" if "/lora_" in path else path.partition("/")[0]
+
+
+class Parameters:
+  """The parameters of one config on one mesh; seeds differ in what is drawn."""
+
+  def __init__(
+    self, config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path
+  ) -> None:
+    self.model = Vlm(**config.model)
+    self._config = config
+    self._mesh = mesh
+    self._workdir = workdir
+    self._draw = lru_cache(maxsize=4)(self._make_draw)
+
+  @cached_property
+  def foundation(self) -> Foundation | None:
+    return Foundation.find(self._config.foundation, self._workdir)
+
+  @cached_property
+  def digest(self) -> str:
+    return "none" if self.foundation is None else self.foundation.digest()
+
+  @cached_property
+  def abstract(self) -> dict[str, Any]:
+    """Shapes of all parameters, made without computing any."""
+    return jax.eval_shape(lambda: self._init(0))
+
+  @cached_property
+  def shardings(self) -> dict[str, Any]:
+    """{path: where it lies}."""
+    placed = mesh_lib.shardings(self.abstract, self._mesh, self._config.sharding)
+    return tree_lib.flatten(placed)
+
+  @cached_property
+  def encoder_is_frozen(self) -> bool:
+    trainable, _ = tree_lib.split(self.abstract, self._config.trainable)
+    return "encoder" not in trainable
+
+  def _init(self, seed: jax.Array | int) -> Any:
+    encoder = self._config.model.encoder
+    size = (1, encoder.image_px, encoder.image_px, encoder.channels)
+    line = jnp.zeros((1, 4), jnp.int32)
+    batch = {
+      "pixels": jnp.zeros(size, jnp.uint8),
+      "text": line,
+      "image": line,
+      "slot": line - 1,
+      "segment": line,
+      "position": line,
+      "loss_weight": jnp.zeros((1, 4), jnp.float32),
+    }
+    return self.model.init(jax.random.key(seed), batch)["params"]
+
+  def _make_draw(self, paths: frozenset[str]) -> Callable[[int], dict[str, Any]]:
+    """seed -> {path: initial value} of these paths only; XLA leaves out the rest."""
+
+    def draw(seed: jax.Array | int) -> dict[str, Any]:
+      flat = tree_lib.flatten(self._init(seed))
+      return {path: flat[path] for path in paths}
+
+    where = {path: self.shardings[path] for path in paths}
+    return jax.jit(draw, out_shardings=where)
+
+  @cached_property
+  def given(self) -> Mapping[str, Any]:
+    """{path: array} of what the foundation holds; {} to start from nothing.
+
+    Raises:
+      ValueError: it lacks the encoder or the decoder, or holds a part of another model.
+    """
+    if self.foundation is None:
+      return {}
+    with weight_files.open_tensors(self.foundation.weights) as tensors:
+      groups = {"encoder", "decoder", *map(_group, tensors.names)}
+    flat = tree_lib.flatten(self.abstract)
+    expected = {path: leaf for path, leaf in flat.items() if _group(path) in groups}
+    where = {path: self.shardings[path] for path in expected}
+    return tree_lib.flatten(
+      weights.load_sharded(self.foundation.weights, expected, where)
+    )
+
+  def init(self, seed: int) -> dict[str, Any]:
+    """Fresh LoRA pairs of this seed on a base that is the same for all seeds.
+
+    The base is the foundation's; what that does not give is drawn from seed 0, since
+    frozen weights are shared by all runs and by what is cached of the encoder.
+    """
+    missing = frozenset(tree_lib.flatten(self.abstract).keys() - self.given.keys())
+    pairs = frozenset(path for path in missing if _group(path) == "lora")
+    base = self._draw(missing - pairs)(0) | dict(self.given)
+    return tree_lib.unflatten(base | self._draw(pairs)(seed))
+
+  def split(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen) of `init`, by the config's rules."""
+    return tree_lib.split(self.init(seed), self._config.trainable)
