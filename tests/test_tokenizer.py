@@ -209,7 +209,7 @@ def test_sentencepiece_of_another_kind(tmp_path, trainer, normalizer, named):
 def test_a_cut_sentencepiece_model(tmp_path):
   file = model_file(tmp_path) / "tokenizer.model"
   whole = file.read_bytes()
-  for size in (0, 1, 500, len(whole) - 30, len(whole) - 1):
+  for size in (0, 1, 500, len(whole) - 30, len(whole) - 2, len(whole) - 1):
     file.write_bytes(whole[:size])
     with pytest.raises(ValueError, match="tokenizer.model: no SentencePiece model"):
       tokenizer_lib.load(tmp_path)
