@@ -24,6 +24,16 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_boolean(
   "distributed", False, "Join the other processes of a multi-host launch (see launch/)."
 )
+# Without these three the cluster is asked: SLURM, a TPU's metadata, Open MPI.
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "distributed: HOST:PORT where process 0 listens."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "distributed: how many there are.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "distributed: which of them this is, from 0.", lower_bound=0
+)
 _IMAGE = flags.DEFINE_string(
   "image", None, "predict: the radiograph, a JPEG or PNG file."
 )
@@ -43,7 +53,18 @@ _PER_IMAGE = flags.DEFINE_boolean(
   "per_image", False, "export: all entries of an image as one conversation."
 )
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "predict: a run's folder, e.g. WORKDIR/runs/imax-s0."
+  "checkpoint",
+  None,
+  "predict, evaluate, bundle, merge: a run's folder, e.g. WORKDIR/runs/imax-s0, or a bundle's.",
+)
+_SIMULATE = flags.DEFINE_integer(
+  "simulate",
+  None,
+  "compile_report: for so many devices that are not here.",
+  lower_bound=1,
+)
+_ROWS = flags.DEFINE_integer(
+  "rows", 1, "compile_report: rows of a batch on each device.", lower_bound=1
 )
 
 _USAGE = """Image-centric multi-task training of chest-radiograph models.
@@ -60,12 +81,16 @@ Without a verb the config's own list runs. What is done already is not done agai
               … explain --entry IMAGE/rec/heart/0
   export    a split as JSON lines for LLaVA, LLaMA-Factory, ms-swift
               … export --split imax_train --style messages --per_image
+  convert   published weights -> WORKDIR/foundation, which the config's model starts from
+              … --config configs/imax_7b.py --config.published.encoder=eva_vit_g.pth \\
+                --config.published.decoder=Llama-2-7b-chat-hf convert
   train     DMAX, IMAX and the step-matched control, one run a seed
               … train --config.seeds=0,1
   pseudo    the three-stage strategy: label DMAX's missing tasks, pre-train, fine-tune
               … pseudo
   evaluate  greedy answers on the IMAX test split, the 16 metrics, Eq. 1 gains
               … evaluate
+              … evaluate --checkpoint FOLDER   one run or bundle: its scores
   fisher    spectra of the Fisher information at four phases of both runs
               … fisher --config.fisher.num_groups=50
   report    results.json and report/index.html
@@ -73,6 +98,13 @@ Without a verb the config's own list runs. What is done already is not done agai
   predict   one image, one task
               … predict --image film.jpg --task rec --question heart \\
                 --checkpoint runs/phantom/runs/imax-s0
+  bundle    a run as one folder to hand on: adapter, connector, card; PEFT reads it too
+              … bundle --checkpoint runs/phantom/runs/imax-s0
+  merge     a run's decoder with its adapter added in, as Hugging Face keeps it
+              … merge --checkpoint runs/phantom/runs/imax-s0
+  compile_report  what a train step takes on a mesh of cards that need not be here
+              python -m imax_jax.main --config configs/imax_7b.py --workdir DIR \\
+                --simulate 8 --config.mesh.fsdp=4 --config.mesh.tensor=2 compile_report
   foundation  the small pre-trained encoder and decoder that ship with the package
               python -m imax_jax.main --config configs/foundation.py --workdir runs/foundation
 """
@@ -97,6 +129,57 @@ def _check_verbs(verbs: list[str]) -> None:
       raise _Refused(f"unknown verb {verb!r}: {_near(verb, list(experiment.VERBS))}")
 
 
+def _join() -> None:
+  """Meets the other processes of a multi-host launch, before anything uses a device."""
+  coordinator, count, index = (
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+  )
+  told = [value is not None for value in (coordinator, count, index)]
+  if any(told) and not (all(told) and _DISTRIBUTED.value):
+    raise _Refused(
+      "--coordinator HOST:PORT, --num_processes and --process_id go together, and with "
+      "--distributed"
+    )
+  if not _DISTRIBUTED.value:
+    return
+  import jax
+
+  # If all is told, a cluster around it is not asked, which would bind one device to us.
+  method = "deactivate" if all(told) else None
+  try:
+    jax.distributed.initialize(
+      coordinator, count, index, cluster_detection_method=method
+    )
+  except ValueError as error:
+    hint = " Give --coordinator HOST:PORT, --num_processes and --process_id."
+    raise _Refused(f"--distributed: {error}{'' if all(told) else hint}") from error
+
+
+def _simulate(verbs: list[str]) -> None:
+  """Makes CPU devices out of nothing, before JAX looks for real ones."""
+  if _SIMULATE.value is None:
+    return
+  if set(verbs) != {"compile_report"}:
+    raise _Refused("--simulate is for the verb compile_report alone: it runs nothing")
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", _SIMULATE.value)
+
+
+def _keep_programs(workdir: Path) -> None:
+  """What XLA compiles is kept in the work directory: the next start need not compile.
+
+  JAX_COMPILATION_CACHE_DIR names another folder.
+  """
+  import jax
+
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "programs"))
+
+
 def _main(argv: list[str]) -> None:
   if not flags.FLAGS["config"].present or _WORKDIR.value is None:
     raise _Refused("--config FILE and --workdir DIR are needed; --help shows examples")
@@ -108,10 +191,9 @@ def _main(argv: list[str]) -> None:
 
   verbs = argv[1:] or list(_CONFIG.value.verbs)
   _check_verbs(verbs)
-  if _DISTRIBUTED.value:
-    import jax
-
-    jax.distributed.initialize()
+  _simulate(verbs)
+  _join()
+  _keep_programs(Path(_WORKDIR.value))
   request = {
     "image": _IMAGE.value,
     "task": _TASK.value,
@@ -121,6 +203,7 @@ def _main(argv: list[str]) -> None:
     "split": _SPLIT.value,
     "style": _STYLE.value,
     "per_image": "yes" if _PER_IMAGE.value else "",
+    "rows": str(_ROWS.value),
   }
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
@@ -166,7 +249,9 @@ def main(argv: list[str] | None = None) -> int:
   if {"--help", "-h", "-help"} & set(argv[1:]):
     sys.stdout.write(_USAGE)
     return 0
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # XLA's warnings are part of a compile_report, and noise elsewhere.
+  level = "1" if "compile_report" in argv else "2"
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", level)
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # torch is not missed
   logging.use_absl_handler()
   try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -100,8 +99,13 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
   )
 
 
-def own_mesh() -> Mesh:
-  """This process's devices along fsdp: for work that one process does by itself."""
+def own_mesh(mesh: Mesh) -> Mesh:
+  """For work that a process does by itself: its own devices, along fsdp.
+
+  With one process, the mesh as it is.
+  """
+  if jax.process_count() == 1:
+    return mesh
   return make_mesh({"fsdp": -1}, jax.local_devices())
 
 
@@ -191,31 +195,9 @@ def _place(leaf: Any, where: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
 
 
-def shard_params(params: tree_lib.Tree, mesh: Mesh, rules: tree_lib.Rules) -> Any:
-  """`place` by rules."""
-  return place(params, shardings(params, mesh, rules))
-
-
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Every leaf whole on every device."""
   return place(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def make_init(
-  init: Callable[..., tree_lib.Tree],
-  mesh: Mesh,
-  rules: tree_lib.Rules,
-  *arguments: Any,
-) -> Callable[..., Any]:
-  """`init`, compiled to make each leaf where it lies: no device ever holds all.
-
-  The values do not depend on the mesh.
-
-  Args:
-    arguments: those that `init` will be called with, or their shapes.
-  """
-  abstract = jax.eval_shape(init, *arguments)
-  return jax.jit(init, out_shardings=shardings(abstract, mesh, rules))
 
 
 # ── Rows ──────────────────────────────────────────────────────────────────────────
@@ -257,15 +239,13 @@ def row_share(mesh: Mesh, process: int | None = None) -> RowShare:
   """
   num_shards = num_row_shards(mesh)
   process = jax.process_index() if process is None else process
-  places: Mapping[Any, Any] = row_sharding(mesh).devices_indices_map((num_shards,))
-  mine = sorted(
-    {
-      shard
-      for device, (part,) in places.items()
-      if device.process_index == process
-      for shard in range(num_shards)[part]
-    }
-  )
+  # The axes of the rows stand first: what is left of the mesh works on the same rows.
+  holders = mesh.devices.reshape(num_shards, -1)
+  mine = [
+    shard
+    for shard, devices in enumerate(holders)
+    if any(device.process_index == process for device in devices)
+  ]
   size = len(mine)
   if num_shards % size or mine[0] % size or mine[-1] - mine[0] != size - 1:
     raise ValueError(

@@ -95,7 +95,7 @@ def fit(
         model_loss=batch_loss(study.model),
         trainable=trainable,
         frozen=frozen,
-        optimizer=_optimizer(study, trainable, num_steps),
+        optimizer=optimizer(study, trainable, num_steps),
         batches=study.batches(found, pixels, num_steps=num_steps, seed=seed),
         mesh=study.mesh,
         workdir=folder,
@@ -231,7 +231,7 @@ def digest(study: Study, name: str) -> str:
   return study.ledger.digest(f"runs/{name}")
 
 
-def _optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
+def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
   t = study.config.train
   schedule = optim.make_schedule(
     num_steps=num_steps,

@@ -28,13 +28,17 @@ FLOORS = (
   ("imax_jax.pseudo", 3),
   ("imax_jax.report", 3),
   ("imax_jax.study", 4),
+  ("imax_jax.parameters", 4),
   ("imax_jax.choices", 4),
   ("imax_jax.selection", 4),
   ("imax_jax.build", 4),
   ("imax_jax.provenance", 4),
   ("imax_jax.runs", 4),
+  ("imax_jax.costs", 4),
   ("imax_jax.results", 4),
   ("imax_jax.predict", 4),
+  ("imax_jax.card", 4),
+  ("imax_jax.deliver", 4),
   ("imax_jax.foundation", 4),
   ("imax_jax.experiment", 4),
   ("imax_jax.main", 5),
@@ -42,6 +46,8 @@ FLOORS = (
 # The two halves meet in schema.py; the verbs meet in experiment.py.
 ROOMS_THAT_BROTHERS_DO_NOT_ENTER = {1, 3}
 LINES_OF_FILE, LINES_OF_FUNCTION = 350, 60
+# Imported by no module: `weights.pickles` starts it as a process.
+PICKLES_ARE_READ_BY = "imax_jax.weights.unpickle"
 # A loop that is read from top to bottom is clearer whole.
 LONGER = {("imax_jax/train/loop.py", "train"): 160}
 
@@ -126,7 +132,11 @@ def test_data_does_not_start_jax_and_nothing_runs_torch() -> None:
   for path in FILES:
     module, names = module_of(path), imports_of(path)
     roots = {name.split(".")[0] for name in names}
-    assert not roots & {"torch", "pickle", "tensorflow", "requests", "urllib"}, module
+    assert not any(name.startswith(PICKLES_ARE_READ_BY) for name in names), module
+    # Pickles are programs: the one module that reads them is a process of its own.
+    allowed = {"torch"} if module == PICKLES_ARE_READ_BY else set()
+    foreign = roots & {"torch", "pickle", "tensorflow", "requests", "urllib"}
+    assert foreign <= allowed, module
     if module.startswith("imax_jax.data") and module != "imax_jax.data.pipeline":
       assert not roots & {"jax", "flax", "optax"}, f"{module} imports jax"
     if "flax" in roots:

@@ -1,0 +1,128 @@
+"""`report.Report` as a page of a terminal; GB are 10^9 bytes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from imax_jax.costs import hlo
+from imax_jax.costs.accelerators import CARDS
+from imax_jax.costs.accelerators import Card
+
+# What JAX takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, and what
+# may be asked for: the rest is the driver's and the collectives' own.
+_USUAL, _MOST = 0.75, 0.95
+
+
+def page(report: Any) -> str:
+  """The report, under 90 columns wide."""
+  parts = (_head, _memory, _work, _collectives, _cards, _flaws)
+  return "\n\n".join("\n".join(part(report)) for part in parts)
+
+
+def _head(report: Any) -> Iterator[str]:
+  devices = 1
+  for size in report.mesh.values():
+    devices *= size
+  axes = " × ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+  rows, tokens = report.batch["text"]
+  images, *features = report.batch["pixels"]
+  kind = "features" if len(features) == 2 else "pixels"
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  yield f"{report.title}: one train step on {devices} devices ({axes})"
+  yield (
+    f"  batch     {rows} rows of {tokens:,} tokens; {images} images as {kind} {features}"
+  )
+  yield (
+    f"  compiled  in {report.compile_seconds:.1f} s, lowered in "
+    f"{report.lower_seconds:.1f} s, with {_gb(peak)} GB, for {report.platform}, by jax "
+    f"{jax.__version__}; nothing was run"
+  )
+
+
+def _memory(report: Any) -> Iterator[str]:
+  yield f"{'Memory':<28}{'GB a device':>12}{'GB in all':>12}   by type"
+  for name, sizes in report.held.items():
+    own = sum(sizes.values())
+    types = ", ".join(f"{dtype} {_gb(size)}" for dtype, size in sizes.items())
+    yield f"  {name:<26}{_gb(own):>12}{_gb(report.whole[name]):>12}   {types}"
+  yield f"  {'temporaries':<26}{_gb(report.temporaries):>12}{'':>12}   {_why(report)}"
+  yield f"  {'together':<26}{_gb(report.needed):>12}{'':>12}   {_least(report)}"
+
+
+def _why(report: Any) -> str:
+  if report.platform != "cpu":
+    return f"as planned by XLA for {report.platform}"
+  if not report.copies:
+    return "at most: planned for a CPU, in float32"
+  return f"at most: {_gb(report.copies)} are a CPU's float32 kernels"
+
+
+def _least(report: Any) -> str:
+  if not report.copies:
+    return ""
+  return f"{_gb(report.needed - report.copies)} without those kernels"
+
+
+def _work(report: Any) -> Iterator[str]:
+  yield f"{'Matrix products':<28}{'TFLOP a device and step':>24}"
+  least = "at least, " if report.unknown_loops else ""
+  rows = (
+    ("counted", report.flops, f"{least}loop bodies × their trips"),
+    ("4·P·T, + 2·P·T for remat", report.flops_formula, "without attention and LoRA"),
+    ("XLA's cost_analysis", report.flops_xla, "takes a loop's body once"),
+  )
+  for name, flops, note in rows:
+    yield f"  {name:<26}{flops / 1e12:>24.3g}   {note}"
+
+
+def _collectives(report: Any) -> Iterator[str]:
+  yield f"{'Collectives':<28}{'calls a step':>12}{'GB of data':>12}{'GB sent':>12}"
+  for kind in hlo.KINDS:
+    found = [c for c in report.collectives if c.kind == kind]
+    if found:
+      calls, size = sum(c.times for c in found), sum(c.bytes for c in found)
+      sent = sum(c.wire for c in found)
+      yield f"  {kind:<26}{calls:>12,}{_gb(size):>12}{_gb(sent):>12}"
+  if not report.collectives:
+    yield "  none"
+
+
+def _cards(report: Any) -> Iterator[str]:
+  yield f"{'Cards':<20}{'GB':>8}{'GB left':>10}{'s a step at peak':>18}   verdict"
+  for card in CARDS:
+    left = (card.memory - report.needed) / 1e9
+    seconds = report.flops / card.peak
+    yield (
+      f"  {card.name:<18}{card.memory / 1e9:>8.0f}{left:>10.1f}{seconds:>18.3f}   "
+      f"{verdict(card, report.needed, report.needed - report.copies)}"
+    )
+
+
+def verdict(card: Card, most: float, least: float) -> str:
+  """Whether between `least` and `most` bytes fit."""
+  gpu = not card.name.startswith("TPU")
+  if most <= card.memory * (_USUAL if gpu else _MOST):
+    return "fits"
+  if most <= card.memory * _MOST:
+    return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION={_MOST}"
+  if least <= card.memory * _MOST:
+    return "may fit: only a CPU's copies are too much"
+  return f"does not fit, by {(least - card.memory * _MOST) / 1e9:.1f} GB"
+
+
+def _flaws(report: Any) -> Iterator[str]:
+  if not report.flaws:
+    yield (
+      "No flaw: nothing rematerialised unasked, no large weight whole on every device, "
+      "no stack\nof layers gathered at once, the rows split."
+    )
+  for flaw in report.flaws:
+    yield f"FLAW  {flaw}"
+
+
+def _gb(size: float) -> str:
+  return f"{size / 1e9:.3f}"

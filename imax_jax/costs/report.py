@@ -1,0 +1,284 @@
+"""What a train step takes on a mesh, before anybody has the cards: lowered and compiled,
+never run, and without a single weight in memory.
+
+    config, mesh ─▶ shapes and shardings ─▶ the loop's own step ─▶ XLA ─▶ Report ─▶ a page
+
+Memory is XLA's plan. Products and collectives are counted in the program as it is right
+after partitioning, which no backend has touched yet: bfloat16 is still bfloat16 there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from imax_jax import mesh as mesh_lib
+from imax_jax import runs
+from imax_jax import tree as tree_lib
+from imax_jax.costs import flaws as flaws_lib
+from imax_jax.costs import hlo
+from imax_jax.costs.page import page
+from imax_jax.study import Study
+from imax_jax.train.state import TrainState
+from imax_jax.train.state import init_state
+from imax_jax.train.step import make_train_step
+
+
+class Report(NamedTuple):
+  """All sizes are one device's, in bytes, unless they say otherwise."""
+
+  title: str
+  platform: str
+  mesh: Mapping[str, int]
+  batch: Mapping[str, tuple[int, ...]]  # global shapes
+  held: Mapping[str, Mapping[str, int]]  # frozen, trainable, optimizer, batch: by dtype
+  whole: Mapping[str, int]  # the same on one device that would hold all
+  temporaries: int
+  copies: int  # float32 copies of bfloat16 kernels among them: only a CPU makes them
+  flops: int  # counted
+  flops_formula: float  # 4·P·T, and 2·P·T for remat
+  flops_xla: float  # `cost_analysis`: a loop's body once
+  collectives: tuple[hlo.Collective, ...]
+  unknown_loops: int
+  lower_seconds: float
+  compile_seconds: float
+  flaws: tuple[str, ...]
+
+  @property
+  def needed(self) -> int:
+    held = sum(size for sizes in self.held.values() for size in sizes.values())
+    return held + self.temporaries
+
+
+def run(study: Study, request: Mapping[str, str | None]) -> None:
+  """Prints the page; `request["rows"]` is the rows of each device, 1 unless given.
+
+  Raises:
+    ValueError: the step has a flaw that the page names.
+  """
+  found = measure(study, int(request.get("rows") or 1))
+  print(page(found))
+  if found.flaws:
+    raise ValueError(
+      f"compile_report: {len(found.flaws)} flaw(s) in this step, named above; "
+      "training would work, and waste memory or time"
+    )
+
+
+def measure(study: Study, rows: int = 1) -> Report:
+  """Compiles the train step of the study's config for the study's mesh.
+
+  Raises:
+    ValueError: a mesh or a sharding rule that does not fit the model.
+  """
+  config, mesh = study.config, study.mesh
+  state, frozen, batch, step = _step(study, rows)
+  began = time.perf_counter()
+  lowered = step.lower(state, frozen, batch)
+  lowered_at = time.perf_counter()
+  compiled, partitioned, messages = _compile(lowered)
+  done = time.perf_counter()
+  program = hlo.read(partitioned, mesh.size)
+  memory: Any = compiled.memory_analysis()
+  cost = compiled.cost_analysis() or {}
+  parameters = tree_lib.flatten(tree_lib.merge(state.trainable, frozen))
+  groups = {
+    "frozen weights": frozen,
+    "trainable weights": state.trainable,
+    "optimizer state": state.opt_state,
+    "batch": batch,
+  }
+  return Report(
+    title=config.title,
+    platform=mesh.devices.flat[0].platform,
+    mesh=dict(mesh.shape),
+    batch={name: leaf.shape for name, leaf in batch.items()},
+    held={name: _bytes(tree) for name, tree in groups.items()},
+    whole={
+      name: sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+      )
+      for name, tree in groups.items()
+    },
+    temporaries=memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.generated_code_size_in_bytes,
+    copies=hlo.float_copies(compiled.as_text(), _stacks_of_bfloat16(parameters)),
+    flops=program.flops,
+    flops_formula=_formula(config, parameters, math.prod(batch["text"].shape))
+    / mesh.size,
+    flops_xla=cost.get("flops", 0.0),
+    collectives=program.collectives,
+    unknown_loops=program.loops_of_unknown_length,
+    lower_seconds=lowered_at - began,
+    compile_seconds=done - lowered_at,
+    flaws=flaws_lib.find(messages, parameters, batch["text"].shape, program, mesh),
+  )
+
+
+# ── The step ──────────────────────────────────────────────────────────────────────
+
+
+def _step(study: Study, rows: int) -> tuple[TrainState, Any, dict[str, Any], Any]:
+  """(state, frozen, batch, step): shapes that say where they lie, and the loop's step."""
+  mesh = study.mesh
+  placed = tree_lib.unflatten(study.parameters.shardings)
+  params = jax.tree.map(_shape, study.parameters.abstract, placed)
+  trainable, frozen = tree_lib.split(params, study.config.trainable)
+  optimizer = runs.optimizer(study, trainable, num_steps=1000)
+  state = abstract_state(trainable, optimizer.update, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step = make_train_step(runs.batch_loss(study.model), optimizer, shardings=shardings)
+  return state, frozen, _batch(study, rows), step
+
+
+def abstract_state(trainable: Any, update: Any, mesh: jax.sharding.Mesh) -> TrainState:
+  """The shapes of the loop's state: moments lie as their weights, counters on all."""
+  whole = NamedSharding(mesh, PartitionSpec())
+  state = jax.eval_shape(lambda: init_state(_zeros(trainable), update, seed=0))
+  return TrainState(
+    step=_shape(state.step, whole),
+    trainable=trainable,
+    opt_state=optax.tree_map_params(
+      update,
+      lambda leaf, like: _shape(leaf, like.sharding),
+      state.opt_state,
+      trainable,
+      transform_non_params=lambda leaf: _shape(leaf, whole),
+    ),
+    rng=_shape(state.rng, whole),
+  )
+
+
+def _zeros(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
+
+def _shape(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _batch(study: Study, rows: int) -> dict[str, Any]:
+  """`schema.Batch` of so many rows a shard, each entry of another image as in DMAX."""
+  config, mesh = study.config, study.mesh
+  shards, where = mesh_lib.num_row_shards(mesh), mesh_lib.row_sharding(mesh)
+  line = (shards * rows, config.train.row_tokens)
+  dtypes = dict.fromkeys(("text", "image", "slot", "segment", "position"), jnp.int32)
+  images = shards * math.ceil(config.train.entries_per_step / shards)
+  encoder = config.model.encoder
+  side = encoder.image_px // encoder.patch_px
+  pixels = (
+    jax.ShapeDtypeStruct((images, side * side, encoder.width), jnp.float32)
+    if study.parameters.encoder_is_frozen
+    else jax.ShapeDtypeStruct(
+      (images, encoder.image_px, encoder.image_px, encoder.channels), jnp.uint8
+    )
+  )
+  arrays = {
+    name: jax.ShapeDtypeStruct(line, dtype)
+    for name, dtype in {**dtypes, "loss_weight": jnp.float32}.items()
+  }
+  return {n: _shape(leaf, where) for n, leaf in {**arrays, "pixels": pixels}.items()}
+
+
+def _compile(lowered: Any) -> tuple[Any, str, str]:
+  """(compiled, the program just after partitioning, what XLA said on stderr)."""
+  with tempfile.TemporaryDirectory() as folder, _without_cache(), _stderr() as said:
+    compiled = lowered.compile(
+      compiler_options={
+        "xla_dump_to": folder,
+        "xla_dump_hlo_as_text": True,
+        "xla_dump_hlo_pass_re": "spmd-partitioning",
+      }
+    )
+    files = sorted(Path(folder).glob("*.after_spmd-partitioning.*"))
+    files += sorted(Path(folder).glob("*.before_optimizations.txt"))  # of one device
+    return compiled, files[0].read_text(encoding="utf8"), said()
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+  """A program from the cache is not partitioned again: it would tell us nothing."""
+  before = jax.config.values["jax_enable_compilation_cache"]
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[Any]:
+  """Collects what the process writes to file descriptor 2, XLA's C++ included."""
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+
+    def said() -> str:
+      file.seek(0)
+      return file.read().decode("utf8", "replace")
+
+    os.dup2(file.fileno(), 2)
+    try:
+      yield said
+    except BaseException:
+      os.write(kept, said().encode())
+      raise
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+
+
+# ── What is counted ───────────────────────────────────────────────────────────────
+
+
+def _bytes(tree: Any) -> dict[str, int]:
+  """{dtype: bytes on a device}."""
+  found: dict[str, int] = {}
+  for leaf in jax.tree.leaves(tree):
+    size = math.prod(flaws_lib.local_shape(leaf)) * leaf.dtype.itemsize
+    found[str(leaf.dtype)] = found.get(str(leaf.dtype), 0) + size
+  return found
+
+
+def _stacks_of_bfloat16(parameters: Mapping[str, Any]) -> set[tuple[int, ...]]:
+  return {
+    flaws_lib.local_shape(leaf)
+    for leaf in parameters.values()
+    if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3
+  }
+
+
+def _formula(config: Any, parameters: Mapping[str, Any], tokens: int) -> float:
+  """4·P·T: forward and the gradient of the inputs; frozen kernels have none of their own.
+
+  P counts the decoder's kernels and its head. Attention, LoRA and the connector are not
+  in it: at 1,024 tokens a row some 5 % of a 7B model.
+  """
+  decoder = config.model.decoder
+  kernels = {
+    path: math.prod(leaf.shape) * (2 if leaf.dtype == jnp.uint8 else 1)
+    for path, leaf in parameters.items()
+    if re.fullmatch(r"decoder/.*kernel", path)
+  }
+  layers = sum(size for path, size in kernels.items() if "/layers/" in path)
+  head = decoder.vocab_size * decoder.width
+  return (4 * (layers + head) + 2 * layers * decoder.get("remat", False)) * tokens
