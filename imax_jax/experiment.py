@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import sys
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 
 from imax_jax import build as build_lib
 from imax_jax import choices
+from imax_jax import deliver
 from imax_jax import ledger
 from imax_jax import parameters
 from imax_jax import predict as predict_lib
@@ -28,6 +30,7 @@ from imax_jax import progress
 from imax_jax import provenance
 from imax_jax import results as results_lib
 from imax_jax import runs
+from imax_jax.costs import report as costs
 from imax_jax.data import entries as entries_lib
 from imax_jax.evaluate import run as evaluate_run
 from imax_jax.fisher import gram
@@ -39,6 +42,7 @@ from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.study import UsageError as UsageError
+from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import convert as convert_lib
 
 
@@ -55,6 +59,8 @@ def run(
   """
   progress.calm_logging()
   study = Study(config, workdir)
+  chosen = functools.partial(evaluate, checkpoint=request.get("checkpoint"))
+  stations = _STATIONS | {"evaluate": chosen}
   for verb in verbs:
     if "films" in config and verb != "foundation":
       raise UsageError(f"this config has the verb foundation only, not {verb}")
@@ -62,13 +68,10 @@ def run(
       _ASKED[verb](study, request)
       continue
     with study.ledger.lock():
-      _STATIONS[verb](study)
+      stations[verb](study)
 
 
 # ── convert ───────────────────────────────────────────────────────────────────────
-
-# Fields of a model that change how it is computed and not which weights it has.
-_HOW = {"dtype", "remat", "unroll", "fold", "lora_dropout"}
 
 
 def convert(study: Study) -> None:
@@ -86,10 +89,7 @@ def convert(study: Study) -> None:
   model = plain(study.config.model)
   inputs = {
     "sources": {part: ledger.stamps(path) for part, path in sources.items()},
-    "model": {
-      part: {field: value for field, value in fields.items() if field not in _HOW}
-      for part, fields in model.items()
-    },
+    "model": bundle_lib.model_facts(model),
   }
 
   def make(folder: Path) -> None:
@@ -182,36 +182,64 @@ def _pseudo_imax(
 # ── evaluate ──────────────────────────────────────────────────────────────────────
 
 
-def evaluate(study: Study) -> None:
-  """Greedy answers of every finished run on the IMAX test split, and their scores."""
+def evaluate(study: Study, checkpoint: str | None = None) -> None:
+  """Greedy answers on the IMAX test split, and their scores.
+
+  Args:
+    checkpoint: the folder of a run or of a bundle, whose scores are printed; without it
+      every finished run of the work directory is evaluated.
+  """
+  if checkpoint:
+    folder = Path(checkpoint)
+    name = f"{folder.resolve().parent.name}-{folder.name}"
+    inputs = {
+      "checkpoint": ledger.stamps(folder),
+      "foundation": study.parameters.digest,
+      "prompt": plain(study.config.prompt),
+      "data": study.require_data(),
+      "max_new_tokens": study.config.evaluate.max_new_tokens,
+    }
+    weights = functools.partial(deliver.weights_from, study, folder)
+    out = _evaluate(study, name, inputs, weights)
+    sys.stdout.write((out / "scores.json").read_text("utf8"))
+    return
   names = [
     f"{name}-s{seed}" for name in results_lib.RUNS for seed in study.config.seeds
   ]
   done = [name for name in names if study.ledger.is_done(f"runs/{name}")]
   if not done:
     raise ValueError(f"no run to evaluate in {study.workdir / 'runs'}: train first")
-  records = study.records("imax_test")
-  asked = [
-    (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
-  ]
-  entries = study.entries("imax_test")
   # All are looked at before any is answered.
   wanted = {name: runs.evaluation_inputs(study, name) for name in done}
   for name, inputs in wanted.items():
-
-    def make(folder: Path, name: str = name) -> None:
-      trained = runs.weights_of(study, study.workdir / "runs" / name)
-      texts = study.answer(trained, study.pixels("imax_test"), asked, name)
-      predictions = evaluate_run.predict_values(entries, texts)
-      evaluate_run.write_predictions(folder / "predictions.jsonl", predictions)
-      scores = evaluate_run.score(predictions)
-      unparsed = evaluate_run.count_unparsed(predictions)
-      write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
-
-    folder = study.ledger.station(f"evaluations/{name}", inputs, make)
+    weights = functools.partial(runs.weights_of, study, study.workdir / "runs" / name)
+    folder = _evaluate(study, name, inputs, weights)
     kept = study.workdir / "predictions" / f"{name}.jsonl"
     kept.parent.mkdir(exist_ok=True)
     shutil.copyfile(folder / "predictions.jsonl", kept)
+
+
+def _evaluate(
+  study: Study,
+  name: str,
+  inputs: Mapping[str, Any],
+  weights: Callable[[], Mapping[str, Any]],
+) -> Path:
+  """The station of one set of weights: its predictions and its scores."""
+
+  def make(folder: Path) -> None:
+    records = study.records("imax_test")
+    asked = [
+      (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
+    ]
+    texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
+    predictions = evaluate_run.predict_values(study.entries("imax_test"), texts)
+    evaluate_run.write_predictions(folder / "predictions.jsonl", predictions)
+    scores = evaluate_run.score(predictions)
+    unparsed = evaluate_run.count_unparsed(predictions)
+    write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
+
+  return study.ledger.station(f"evaluations/{name}", inputs, make)
 
 
 # ── fisher ────────────────────────────────────────────────────────────────────────
@@ -269,6 +297,9 @@ def foundation(study: Study) -> None:
 # Those that are asked something, and only read the work directory.
 _ASKED: dict[str, Callable[[Study, Mapping[str, str | None]], None]] = {
   "predict": predict_lib.run,
+  "bundle": deliver.bundle,
+  "merge": deliver.merge,
+  "compile_report": costs.run,
   "explain": provenance.explain,
   "export": build_lib.export,
 }

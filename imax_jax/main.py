@@ -57,6 +57,9 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   "predict, evaluate, bundle, merge: a run's folder, e.g. WORKDIR/runs/imax-s0, or a bundle's.",
 )
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "bfloat16", ["bfloat16", "float32"], "merge: what the weights are kept as."
+)
 _SIMULATE = flags.DEFINE_integer(
   "simulate",
   None,
@@ -204,6 +207,7 @@ def _main(argv: list[str]) -> None:
     "style": _STYLE.value,
     "per_image": "yes" if _PER_IMAGE.value else "",
     "rows": str(_ROWS.value),
+    "dtype": _DTYPE.value,
   }
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)

@@ -7,13 +7,12 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
 from imax_jax import choices
-from imax_jax import runs
+from imax_jax import deliver
 from imax_jax.data import images
 from imax_jax.data import prompts
 from imax_jax.evaluate import run as evaluate_run
@@ -67,7 +66,7 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   pixels = images.to_pixels(data, encoder.image_px, encoder.channels, name=str(path))[
     None
   ]
-  trained = _weights(study, Path(str(request["checkpoint"])))
+  trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
   [text] = study.answer(trained, pixels, [(0, entry.prompt)], "")
   [prediction] = evaluate_run.predict_values([entry], [text])
   shown = {
@@ -84,19 +83,6 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
       part.write_bytes(examples.draw_boxes(grey, [mark]))
     shown["picture"] = str(out)
   sys.stdout.write(json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
-
-
-def _weights(study: Study, folder: Path) -> Mapping[str, Any]:
-  """LoRA and connector say nothing on another base than they were trained on."""
-  mark = folder / "station.json"
-  if mark.is_file():
-    made = json.loads(mark.read_text("utf8"))["inputs"]
-    if made["foundation"] != study.parameters.digest:
-      raise ValueError(
-        f"{folder} was trained on another foundation than --config names: give the "
-        "config it was trained with"
-      )
-  return runs.weights_of(study, folder)
 
 
 def make_request(name: str, task: str, question: str | None) -> Entry:

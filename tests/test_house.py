@@ -37,7 +37,7 @@ FLOORS = (
   ("imax_jax.costs", 4),
   ("imax_jax.results", 4),
   ("imax_jax.predict", 4),
-  ("imax_jax.card", 4),
+  ("imax_jax.model_card", 4),
   ("imax_jax.deliver", 4),
   ("imax_jax.foundation", 4),
   ("imax_jax.experiment", 4),

@@ -56,10 +56,10 @@ _BESIDE = (
 
 
 class Shards(NamedTuple):
-  """What was written: files and their tensors' bytes."""
+  """What was written: how many files, and bytes of tensors in them."""
 
-  count: int
-  size: int
+  num_files: int
+  num_bytes: int
 
 
 class _Tensor(NamedTuple):
@@ -162,7 +162,7 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   return {
     "model_type": kind,
     "architectures": [name],
-    **{theirs: fields[ours] for theirs, ours in published._DECODER},
+    **{theirs: fields[ours] for theirs, ours in published.DECODER},
     "vocab_size": fields["vocab_size"],
     # transformers 4 reads the one above, 5 this.
     "rope_parameters": {"rope_type": "default", "rope_theta": fields["rope_base"]},

@@ -52,7 +52,6 @@ _OPTIONAL = {
   "attention.key_length": "head_dim",
   "context_length": "max_position_embeddings",
   "rope.freq_base": "rope_theta",
-  "rope.scaling.type": "rope_scaling",
   "attention.sliding_window": "sliding_window",
 }
 _SPECIAL_TOKENS = {
@@ -96,7 +95,7 @@ def to_folder(path: Path, folder: Path) -> Path:
     "attn_q": config["num_attention_heads"],
     "attn_k": config["num_key_value_heads"],
   }
-  shapes = {table[t.name]: _shape(t) for t in reader.tensors}
+  shapes = {table[t.name]: _shape(path, t) for t in reader.tensors}
   config["vocab_size"] = shapes["model.embed_tokens.weight"][0]
   weights = folder / "model.safetensors"
   stored = {name: (shape, np.float32) for name, shape in shapes.items()}
@@ -121,8 +120,20 @@ def _open(path: Path) -> Any:
     raise ValueError(
       f"{path}: reading GGUF needs the package gguf; pip install 'imax_jax[gguf]'"
     ) from error
+
+  class Reader(gguf.GGUFReader):
+    """Ends where the file does; the package's own reads nothing there, for ever."""
+
+    def _get(
+      self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+    ) -> Any:
+      found = super()._get(offset, dtype, count, override_order)
+      if len(found) < count:
+        raise ValueError(f"{count} values should stand at byte {offset}")
+      return found
+
   try:
-    return gguf.GGUFReader(path)
+    return Reader(path)
   except (ValueError, KeyError, IndexError, OverflowError) as error:
     raise ValueError(
       f"{path}: not a readable GGUF file of {path.stat().st_size} bytes ({error}); it is "
@@ -141,7 +152,10 @@ class _Metadata:
     """The value, or None if the file does not say."""
     if key not in self._fields:
       return None
-    value = self._fields[key].contents()
+    try:
+      value = self._fields[key].contents()
+    except ValueError as error:  # no UTF-8
+      raise ValueError(f"{self.path}: {key}: {error}; download it again") from error
     if not isinstance(value, kind):
       raise ValueError(
         f"{self.path}: {key}: a {type(value).__name__}, which is not supported there"
@@ -154,6 +168,19 @@ class _Metadata:
       raise ValueError(f"{self.path}: {key}: missing; download the file again")
     return value
 
+  def size(self, key: str) -> Any:
+    """A number above zero."""
+    value = self.need(key, (int, float))
+    if not value > 0:
+      raise ValueError(f"{self.path}: {key}: {value}, expected a number above 0")
+    return value
+
+  def strings(self, key: str) -> list[str]:
+    value = self.need(key, list)
+    if not all(isinstance(text, str) for text in value):
+      raise ValueError(f"{self.path}: {key}: expected a list of strings")
+    return list(value)
+
 
 def _config(metadata: _Metadata, names: list[str]) -> dict[str, Any]:
   """config.json, but for vocab_size."""
@@ -164,12 +191,14 @@ def _config(metadata: _Metadata, names: list[str]) -> dict[str, Any]:
       f"{path}: general.architecture: expected 'llama', got {architecture!r}; give this "
       "model's safetensors files instead"
     )
-  plain = (int, float, str)
-  config = {ours: metadata.need(f"llama.{key}", plain) for key, ours in _SIZES.items()}
+  config = {ours: metadata.size(f"llama.{key}") for key, ours in _SIZES.items()}
   for key, ours in _OPTIONAL.items():
-    value = metadata.get(f"llama.{key}", plain)
-    if value not in (None, "none"):
+    value = metadata.get(f"llama.{key}", (int, float))
+    if value is not None:
       config[ours] = value
+  scaling = metadata.get("llama.rope.scaling.type", str)
+  if scaling not in (None, "none"):
+    config["rope_scaling"] = scaling
   config.setdefault("num_key_value_heads", config["num_attention_heads"])
   head = config.setdefault(
     "head_dim", config["hidden_size"] // config["num_attention_heads"]
@@ -199,7 +228,7 @@ def _names(path: Path, names: list[str], depth: int) -> dict[str, str]:
   """
   table = dict(_ONCE) | {
     f"blk.{i}.{theirs}.weight": f"model.layers.{i}.{ours}.weight"
-    for i in range(depth)
+    for i in range(min(depth, len(names)))  # a damaged depth may be any number
     for theirs, ours in _IN_A_LAYER.items()
   }
   for problem, found in (
@@ -217,9 +246,13 @@ def _names(path: Path, names: list[str], depth: int) -> dict[str, str]:
   return table
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
+def _shape(path: Path, tensor: Any) -> tuple[int, ...]:
   """The format counts axes from the innermost."""
-  return tuple(int(n) for n in reversed(tensor.shape))
+  shape = tuple(int(n) for n in reversed(tensor.shape))
+  axes = 1 if "norm" in tensor.name else 2
+  if len(shape) != axes:
+    raise ValueError(f"{path}: {tensor.name}: shape {shape}, expected {axes} axes")
+  return shape
 
 
 def _dequantised(path: Path, tensor: Any) -> np.ndarray:
@@ -233,7 +266,7 @@ def _dequantised(path: Path, tensor: Any) -> np.ndarray:
       f"{path}: {tensor.name}: stored as {tensor.tensor_type.name}, which the package "
       "gguf cannot turn into numbers; give a file of another quantisation"
     ) from error
-  return np.asarray(values, np.float32).reshape(_shape(tensor))
+  return np.asarray(values, np.float32).reshape(_shape(path, tensor))
 
 
 def _half_split(path: Path, name: str, matrix: np.ndarray, heads: int) -> np.ndarray:
@@ -262,15 +295,15 @@ def _tokenizer(metadata: _Metadata) -> tuple[Tokenizer, dict[str, Any]]:
       f"{path}: {ggml}.model is {kind!r} and {ggml}.pre {cut!r}, expected 'gpt2' and one "
       f"of {sorted(_CUTS)}; give this model's safetensors files and tokenizer instead"
     )
-  tokens = metadata.need(f"{ggml}.tokens", list)
+  tokens = metadata.strings(f"{ggml}.tokens")
   kinds = metadata.need(f"{ggml}.token_type", list)
-  merges = metadata.need(f"{ggml}.merges", list)
+  merges = metadata.strings(f"{ggml}.merges")
   if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
     raise ValueError(
       f"{path}: {ggml}.tokens: {len(tokens)} tokens, {len(set(tokens))} different ones "
       f"and {len(kinds)} in {ggml}.token_type; expected three equal numbers"
     )
-  pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+  pairs = [(a, b) for a, _, b in (merge.partition(" ") for merge in merges)]
   try:
     found = Tokenizer(
       models.BPE(vocab={text: i for i, text in enumerate(tokens)}, merges=pairs)

@@ -48,7 +48,7 @@ _FAMILIES = {
 }
 
 # (theirs, ours). A key that the file lacks is not compared.
-_DECODER = (
+DECODER = (
   ("hidden_size", "width"),
   ("num_hidden_layers", "depth"),
   ("num_attention_heads", "num_heads"),
@@ -181,7 +181,7 @@ def _differing_decoder(
     "rope_theta": 1e4,
   } | {key: value for key, value in asked.items() if value is not None}
   mine["head_width"] = mine["head_width"] or mine["width"] // mine["num_heads"]
-  lines = _differing(asked, mine, _DECODER)
+  lines = _differing(asked, mine, DECODER)
   if family.qkv_bias != mine["qkv_bias"]:
     lines.append(
       f"model_type: {asked['model_type']!r}, the model's qkv_bias is {mine['qkv_bias']}"

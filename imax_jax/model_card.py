@@ -1,0 +1,92 @@
+"""The model card of a bundle, README.md: what it is, what it needs, who may have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SYNTHETIC = (
+  "Trained on radiographs that were drawn by a program, of patients that do not exist: "
+  "no agreement binds it."
+)
+_CREDENTIALED = (
+  "**Trained on credentialed PhysioNet data (MIMIC-CXR and what is derived from it).** "
+  "Weights can give back what they were trained on. Under PhysioNet's policy and its "
+  "data use agreement, share this folder only with people who have signed the same "
+  "agreement, never by a public link, and send neither it nor its answers about that "
+  "data to a third party's service."
+)
+_OTHER = (
+  "**Trained on radiographs whose terms of use hold for these weights too**: weights can "
+  "give back what they were trained on. Share this folder only with people who may have "
+  "the data themselves."
+)
+# By the config's `data.source`; of one that is not here the strictest that can be said.
+_DATA_USE = {"phantom": _SYNTHETIC, "physionet": _CREDENTIALED}
+
+_TEXT = """# {name}
+
+A LoRA adapter of a language model and a connector to an image encoder, for chest
+radiographs, trained with imax_jax. Encoder and base decoder are not in this folder.
+
+**Not a medical device, and not for clinical use.** For research only: nobody has tested
+it on patients, and it says wrong things fluently.
+
+## Data use
+
+{data_use}
+
+## Trained on
+
+Run {run}: {steps} steps, seed {seed}, source "{source}"{counted}.
+
+## Base weights needed
+
+Foundation {digest}, "{foundation}".
+{files}
+The licences of its publishers hold for it and for what is made with it: get the weights
+from them, and read their licences first.
+
+## How to load it
+
+With imax_jax, which checks that everything fits (bundle.json says what must):
+
+    python -m imax_jax.main --config CONFIG --workdir DIR predict \\
+      --image film.jpg --task report --checkpoint THIS_FOLDER
+
+CONFIG is the one that it was trained with. Prompts are of style {style}, images of
+{image_px} px ({geometry}), boxes in order {order} on a scale of {scale}.
+
+The decoder's adapter alone, which then sees no image, with PEFT:
+
+    model = AutoModelForCausalLM.from_pretrained(BASE_DECODER)
+    model = PeftModel.from_pretrained(model, THIS_FOLDER)
+"""
+
+
+def text(name: str, facts: Mapping[str, Any]) -> str:
+  """The card of a bundle of that name, from the facts in its bundle.json."""
+  training, foundation = facts["training"], facts["foundation"]
+  files = [
+    f"\n- {source['part']}: {file['name']}, SHA-256 {file['sha256']}"
+    for source in foundation.get("sources", ())
+    for file in source["files"]
+  ]
+  counted = ""
+  if "images" in training:
+    counted = (
+      f", {training['split']}: {training['images']:,} images with "
+      f"{training['entries']:,} entries"
+    )
+  return _TEXT.format(
+    name=name,
+    data_use=_DATA_USE.get(training["source"], _OTHER),
+    counted=counted,
+    foundation=foundation["name"],
+    digest=foundation["digest"],
+    files=f"Made from:\n{''.join(files)}\n" if files else "",
+    **{key: training[key] for key in ("run", "steps", "seed", "source")},
+    **{key: facts["prompt"][key] for key in ("style",)},
+    **{key: facts["image"][key] for key in ("image_px", "geometry")},
+    **{key: facts["boxes"][key] for key in ("order", "scale")},
+  )

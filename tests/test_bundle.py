@@ -1,0 +1,365 @@
+"""What a run hands out: bundles and merged decoders, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import phantom
+from imax_jax import deliver
+from imax_jax import tree
+from imax_jax.data import records
+from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.ledger import plain
+from imax_jax.study import Study
+from imax_jax.study import UsageError
+from imax_jax.train.checkpoint import Checkpointer
+from imax_jax.weights import bundle
+from imax_jax.weights import export
+from imax_jax.weights import load
+from imax_jax.weights import peft as adapters
+
+RUN = "runs/imax-s0"
+
+
+class Killed(BaseException):
+  """As a signal would: nothing catches it."""
+
+
+def config(foundation: Path, **changes: Any) -> ConfigDict:
+  c = phantom.get_config("tiny")
+  c.foundation = str(foundation)
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+@pytest.fixture(scope="module")
+def foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Drawn weights of the tiny model, and a tokenizer."""
+  folder = tmp_path_factory.mktemp("base")
+  made = tokenizer_lib.train_tokenizer(records.fixed_phrases(), 400)
+  tokenizer_lib.save(made, folder / "tokenizer.json")
+  c = config(folder)
+  c.foundation = ""
+  params = Study(c, folder / "scratch").parameters.init(3)
+  flat = {p: x for p, x in tree.flatten(params).items() if "/lora_" not in p}
+  load.save_params(folder / "foundation.safetensors", flat)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def done(foundation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A work directory with a run, as training leaves it, and its bundle."""
+  workdir = tmp_path_factory.mktemp("study")
+  study = Study(config(foundation), workdir)
+  trainable, _ = study.parameters.split(0)
+  noisy = tree.map_paths(
+    lambda path, leaf: jax.device_put(
+      leaf + 0.1 * jax.random.normal(jax.random.key(len(path)), leaf.shape),
+      leaf.sharding,
+    ),
+    trainable,
+  )
+  checkpointer = Checkpointer(workdir / RUN)
+  checkpointer.save_snapshot("final", noisy)
+  checkpointer.close()
+  inputs = {
+    "model": plain(study.config.model),
+    "trainable": plain(study.config.trainable),
+    "prompt": plain(study.config.prompt),
+    "foundation": study.parameters.digest,
+    "seed": 0,
+    "num_steps": 8,
+    "split": "imax_train",
+    "data": "0123456789abcdef",
+  }
+  (workdir / RUN / "station.json").write_text(json.dumps({"inputs": inputs}))
+  deliver.bundle(study, {"checkpoint": str(workdir / RUN)})
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def asking(done: Path, foundation: Path) -> Study:
+  """A study that only reads: its model's shapes are worked out once."""
+  return Study(config(foundation), done)
+
+
+@pytest.fixture
+def copied(done: Path, tmp_path: Path) -> Path:
+  """The bundle alone, where it may be damaged."""
+  return Path(shutil.copytree(done / "bundles" / "imax-s0", tmp_path / "bundle"))
+
+
+def equal(one: Any, other: Any) -> None:
+  one, other = tree.flatten(one), tree.flatten(other)
+  assert one.keys() == other.keys()
+  for path, leaf in one.items():
+    np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+    assert leaf.dtype == other[path].dtype
+    assert leaf.sharding == other[path].sharding
+
+
+def test_a_bundle_is_the_run(done: Path, copied: Path, foundation: Path) -> None:
+  """Elsewhere too, and computed in another way."""
+  study = Study(config(foundation), done)
+  changed = config(foundation)
+  changed.model.decoder.lora_dropout = 0.5
+  changed.model.decoder.remat = True
+  elsewhere = Study(changed, copied.parent / "other")
+  equal(
+    deliver.weights_from(study, done / RUN), deliver.weights_from(elsewhere, copied)
+  )
+  names = {path.name for path in copied.iterdir()}
+  assert names == {
+    bundle.RECORD, bundle.CARD, bundle.CONNECTOR, bundle.TOKENIZER, adapters.WEIGHTS,
+    adapters.SETTINGS,
+  }  # fmt: skip
+  record = (copied / bundle.RECORD).read_text()
+  assert str(foundation.parent) not in record + (copied / bundle.CARD).read_text()
+  assert copied.stat().st_mode & 0o077 == 0
+
+
+def test_the_card_says_who_may_have_it(done: Path, foundation: Path) -> None:
+  card = (done / "bundles/imax-s0" / bundle.CARD).read_text()
+  assert "not for clinical use" in card
+  assert "patients that do not exist" in card
+  changed = config(foundation, **{"data.source": "physionet"})
+  study = Study(changed, done)
+  study.workdir = done.parent / "credentialed"
+  deliver.bundle(study, {"checkpoint": str(done / RUN)})
+  card = (study.workdir / "bundles/imax-s0" / bundle.CARD).read_text()
+  assert "credentialed PhysioNet data" in card
+  assert "same\nagreement" in card or "same agreement" in card
+
+
+def test_peft_loads_the_folder(done: Path, foundation: Path, tmp_path: Path) -> None:
+  """The merged base with the bundle's adapter is the merged decoder."""
+  torch = pytest.importorskip("torch", reason="PEFT runs on it")
+  peft = pytest.importorskip("peft", reason="it is what loads the folder")
+  transformers = pytest.importorskip("transformers", reason="the base decoder's")
+  study = Study(config(foundation), done)
+  _, frozen = study.parameters.split(0)
+  fields = plain(study.config.model.decoder)
+  export.write_merged(tmp_path, tree.flatten(frozen), fields, dtype="float32")
+  base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  model = peft.PeftModel.from_pretrained(base, done / "bundles/imax-s0")
+  ids = np.arange(10, dtype=np.int32)[None] * 7
+  with torch.no_grad():
+    got = model.eval()(torch.from_numpy(ids).long()).logits.numpy()
+  trained = deliver.weights_from(study, done / RUN)
+  params = tree.merge(trained, frozen)["decoder"]
+  want = deliver._logits(fields, params, ids)
+  np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["", "float32"])
+def test_merge_says_how_far_it_is_off(
+  done: Path, foundation: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+  study = Study(config(foundation), done)
+  folder = done / ("bundles/imax-s0" if dtype else RUN)
+  deliver.merge(study, {"checkpoint": str(folder), "dtype": dtype})
+  words = capsys.readouterr().out.split()
+  assert "1 shards," in " ".join(words)
+  difference = float(words[words.index("difference") + 1])
+  largest = float(words[words.index("difference") + 3])
+  assert difference < (2e-5 if dtype else 0.05) * largest
+  assert difference > (0 if dtype else 1e-4) * largest or dtype
+  merged = done / "merged/imax-s0"
+  assert (merged / "tokenizer.json").is_file()
+  held = json.loads((merged / export.INDEX).read_text())["metadata"]["total_size"]
+  assert f"{held:,}" in words
+  assert not list(merged.parent.glob(".*"))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────
+
+
+def truncate(folder: Path) -> None:
+  path = folder / adapters.WEIGHTS
+  path.write_bytes(path.read_bytes()[:-4])
+
+
+def flip(folder: Path) -> None:
+  path = folder / bundle.CONNECTOR
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(bytes(data))
+
+
+def edit_settings(folder: Path) -> None:
+  path = folder / adapters.SETTINGS
+  path.write_text(path.read_text().replace("16.0", "32.0"))
+
+
+def lose(folder: Path) -> None:
+  (folder / bundle.CONNECTOR).unlink()
+
+
+def edit_record(*keys: str, value: Any) -> Any:
+  def edit(folder: Path) -> None:
+    record = node = json.loads((folder / bundle.RECORD).read_text())
+    for key in keys[:-1]:
+      node = node[key]
+    node[keys[-1]] = value
+    (folder / bundle.RECORD).write_text(json.dumps(record))
+
+  return edit
+
+
+def rename(file: str, old: str, new: str) -> Any:
+  """Also in the record, as a careful hand would."""
+
+  def edit(folder: Path) -> None:
+    held = load.load_params(folder / file)
+    load.save_params(
+      folder / file, {name.replace(old, new): x for name, x in held.items()}
+    )
+    edit_record("files", file, value=bundle.convert.describe(folder / file))(folder)
+
+  return edit
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (truncate, r"adapter_model.safetensors: was changed .*expected .*found"),
+    (flip, r"connector.safetensors: was changed"),
+    (edit_settings, r"adapter_config.json: was changed"),
+    (lose, r"connector.safetensors: missing"),
+    (edit_record("format", value=2), r"bundle.json: format 2, expected 1"),
+    (edit_record("files", value=[]), r"bundle.json: format 1"),
+    (edit_record("files", "../x", value={}), r"'../x' is no file of this folder"),
+    (edit_record("files", value={}), r"adapter_model.*expected by the config and not"),
+    (
+      rename(adapters.WEIGHTS, "1.mlp.up_proj", "1.mlp.uq_proj"),
+      r"(?s)unexpected .*uq_proj.*missing .*up_proj",
+    ),
+    (
+      rename(bundle.CONNECTOR, "dense_0/b", "dense_0/c"),
+      r"(?s)connector.safetensors does not fit.*missing .*dense_0/bias.*unexpected",
+    ),
+    (lambda folder: (folder / bundle.RECORD).write_text("{"), r"bundle.json: not read"),
+  ],
+)
+def test_damaged_bundles_are_refused(
+  copied: Path, asking: Study, damage: Any, message: str
+) -> None:
+  damage(copied)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    deliver.weights_from(asking, copied)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("model.decoder.lora_rank", 4, r"model/decoder/lora_rank: 8, expected 4"),
+    ("model.decoder.rope_base", 5e5, r"rope_base: 10000.0, expected 500000.0"),
+    ("model.connector.depth", 1, r"model/connector/depth: 2, expected 1"),
+    ("prompt.legacy", True, r"prompt/legacy: False, expected True"),
+    ("data.boxes.order", "yx", r"boxes/order: 'xy', expected 'yx'"),
+    ("data.geometry", "pad", r"image/geometry: 'stretch', expected 'pad'"),
+  ],
+)
+def test_other_configs_are_refused(
+  copied: Path, foundation: Path, key: str, value: Any, message: str
+) -> None:
+  study = Study(config(foundation, **{key: value}), copied.parent / "other")
+  with pytest.raises(ValueError, match=message):
+    deliver.weights_from(study, copied)
+
+
+def test_another_foundation_is_refused(
+  copied: Path, done: Path, foundation: Path, tmp_path: Path
+) -> None:
+  other = Path(shutil.copytree(foundation, tmp_path / "base"))
+  held = load.load_params(other / "foundation.safetensors")
+  held["decoder/norm/scale"][0] += 1
+  load.save_params(other / "foundation.safetensors", held)
+  study = Study(config(other), tmp_path / "other")
+  with pytest.raises(ValueError, match=r"bundle.json .*\n +foundation/digest: "):
+    deliver.weights_from(study, copied)
+  for verb in (deliver.bundle, deliver.merge):
+    with pytest.raises(ValueError, match="trained (on|with) another"):
+      verb(study, {"checkpoint": str(done / RUN)})
+
+
+def test_an_edited_card_is_fine(copied: Path, asking: Study) -> None:
+  (copied / bundle.CARD).write_text("mine")
+  assert deliver.weights_from(asking, copied)
+
+
+def test_what_is_no_run_is_refused(done: Path, foundation: Path) -> None:
+  study = Study(config(foundation), done)
+  for verb in (deliver.bundle, deliver.merge):
+    with pytest.raises(UsageError, match="needs --checkpoint"):
+      verb(study, {"checkpoint": ""})
+    with pytest.raises(FileNotFoundError):
+      verb(study, {"checkpoint": str(done / "runs" / "dmax-s0")})
+  changed = config(foundation, **{"model.decoder.lora_alpha": 3.0})
+  with pytest.raises(ValueError, match=r"another config \(model.decoder.lora_alpha\)"):
+    deliver.bundle(Study(changed, done), {"checkpoint": str(done / RUN)})
+
+
+def test_a_trained_base_is_in_no_bundle(tmp_path: Path, foundation: Path) -> None:
+  study = Study(config(foundation), tmp_path)
+  with pytest.raises(ValueError, match=r"decoder/embed/embedding.* were trained"):
+    bundle.write_bundle(
+      tmp_path, study.parameters.abstract, plain(study.config.model), {},
+      tokenizer=foundation / "tokenizer.json", card="",
+    )  # fmt: skip
+
+
+# ── whole or not at all ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("verb", ["bundle", "merge"])
+def test_killed_in_the_middle_nothing_looks_finished(
+  done: Path, foundation: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+  folder = done.parent / f"killed-{verb}"
+  study = Study(config(foundation), folder)
+  asked: dict[str, str | None] = {"checkpoint": str(done / RUN), "dtype": ""}
+  run = {"bundle": deliver.bundle, "merge": deliver.merge}[verb]
+  module: Any = {"bundle": bundle, "merge": export}[verb]
+  real = module.write_json
+
+  def killed(path: Path, value: Any) -> None:
+    assert path.parent.is_dir() and any(path.parent.glob("*.safetensors"))
+    raise Killed
+
+  monkeypatch.setattr(module, "write_json", killed)
+  with pytest.raises(Killed):
+    run(study, asked)
+  place = folder / {"bundle": "bundles", "merge": "merged"}[verb]
+  assert not list(place.iterdir())
+  monkeypatch.setattr(module, "write_json", real)
+  run(study, asked)
+  # The one that is there stays, and stays whole, until another takes its place.
+  before = {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()}
+  monkeypatch.setattr(module, "write_json", killed)
+  with pytest.raises(Killed):
+    run(Study(config(foundation), folder), asked)
+  assert {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()} == before
+  monkeypatch.setattr(module, "write_json", real)
+  run(Study(config(foundation), folder), asked)
+  assert [p.name for p in place.iterdir()] == ["imax-s0"]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(
+  done: Path, foundation: Path, tmp_path: Path
+) -> None:
+  theirs = tmp_path / "bundles" / "imax-s0" / "notes.txt"
+  theirs.parent.mkdir(parents=True)
+  theirs.write_text("keep")
+  study = Study(config(foundation), tmp_path)
+  with pytest.raises(ValueError, match="imax_jax did not make"):
+    deliver.bundle(study, {"checkpoint": str(done / RUN)})
+  assert theirs.read_text() == "keep"
