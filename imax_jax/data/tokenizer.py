@@ -193,7 +193,9 @@ def _from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
   """A tokenizer.model with the tokens that the files beside it add and name."""
   tokenizer = sentencepiece.convert(folder / "tokenizer.model")
   config = _json(folder / "tokenizer_config.json")
-  added = {text: (int(i), False) for text, i in _json(folder / "added_tokens.json").items()}
+  added = {
+    text: (int(i), False) for text, i in _json(folder / "added_tokens.json").items()
+  }
   for i, token in config.get("added_tokens_decoder", {}).items():
     added[token["content"]] = int(i), bool(token.get("special"))
   for text, (wanted, special) in sorted(added.items(), key=lambda item: item[1]):
