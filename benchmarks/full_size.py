@@ -5,7 +5,7 @@
 EVA-CLIP ViT-G/14 (39 blocks), the connector and LLaMA-2 7B with LoRA of rank 8 on all
 seven linears, as configs/imax_7b.py has them, through the package's own functions. Frozen
 weights are seeded: what they say matters neither to time nor to memory. They are written
-once (WORKDIR/foundation-…, 15.4 GB in bfloat16) and then loaded as published ones would
+once (WORKDIR/foundation-7b, 15.4 GB in bfloat16) and then loaded as published ones would
 be. Two starts, each a process of its own: the second finds the programs that the first
 one compiled. Fails where a loss or gradient is not finite or the peak passes 20 GiB.
 
@@ -46,18 +46,19 @@ from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
 from imax_jax.evaluate.generate import Generator
-from imax_jax.models import storage
 from imax_jax.parameters import ASSETS
 from imax_jax.parameters import Parameters
 from imax_jax.train import optim
 from imax_jax.train.state import init_state
 from imax_jax.train.step import make_train_step
 from imax_jax.weights import files
+from imax_jax.weights import plan
 
 _NEEDS = (0, 12)
 _GIB = 1 << 30
 _LIMIT_GIB = 20.0
 _NEW_TOKENS = 4
+_TURN = 37  # outputs, from a layer to the next
 _NUM_STEPS = 2  # the second sees what the first changed
 _TINY: dict[str, dict[str, Any]] = {
   "encoder": {"image_px": 56, "width": 32, "depth": 2, "num_heads": 2, "mlp_width": 64},
@@ -69,7 +70,11 @@ _TINY: dict[str, dict[str, Any]] = {
 
 
 class Log:
-  """Prints what happens when, in how much memory, and keeps it for the table."""
+  """Prints what happens when, in how much memory, and keeps it for the table.
+
+  Beside the seconds that passed stand those that cores worked, which others' work on the
+  same machine does not lengthen as much.
+  """
 
   def __init__(self, path: Path, start: int) -> None:
     self._path, self._start, self._began = path, start, time.perf_counter()
@@ -82,17 +87,20 @@ class Log:
   @contextmanager
   def phase(self, name: str) -> Iterator[None]:
     self.say(f"{name} …")
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     yield
-    row = {
+    row: dict[str, Any] = {
       "start": self._start,
       "phase": name,
       "seconds": time.perf_counter() - begin,
+      "worked": time.process_time() - worked,
       "held": held_gib(),
       "peak": peak_gib(),
     }
     self.say(
-      "{phase}: {seconds:.1f} s, {held:.2f} GiB, peak {peak:.2f} GiB".format(**row)
+      "{phase}: {seconds:.1f} s ({worked:.1f} of cores), {held:.2f} GiB, peak {peak:.2f} GiB".format(
+        **row
+      )
     )
     with self._path.open("a", encoding="utf8") as file:
       file.write(json.dumps(row) + "\n")
@@ -129,7 +137,7 @@ def configure(options: argparse.Namespace) -> ConfigDict:
 def _folder(options: argparse.Namespace) -> Path:
   size = "tiny" if options.tiny else "7b"
   depth = f"-{options.depth}" if options.depth else ""
-  return options.workdir / f"foundation-{size}{depth}-{options.kernel_dtype}"
+  return options.workdir / f"foundation-{size}{depth}"
 
 
 # ── Weights ─────────────────────────────────────────────────────────────────────────
@@ -138,47 +146,36 @@ def _folder(options: argparse.Namespace) -> Path:
 def write_foundation(config: ConfigDict, workdir: Path) -> None:
   """Seeded encoder and decoder, one layer of one matrix at a time.
 
-  Quantised kernels are the same ones, rounded to bfloat16 and then stored.
+  A layer's matrix is the first layer's with its outputs rotated: drawing each took 18
+  minutes. Connector and LoRA start fresh.
   """
-  folder, kind = Path(config.foundation), config.model.decoder.kernel_dtype
+  folder = Path(config.foundation)
   folder.mkdir(parents=True, exist_ok=True)
   shutil.copy(ASSETS / "tokenizer.json", folder)
-  plain = ConfigDict(config)
-  plain.model.decoder.kernel_dtype = storage.float_dtype(kind)
-  table, drawn = (_published(c, workdir) for c in (config, plain))
-  where = {path: (leaf.shape, leaf.dtype) for path, leaf in table.items()}
-  with files.tensor_writer(folder / "foundation.safetensors", where) as writer:
-    for path, leaf in drawn.items():
-      layered = "/layers/" in path
-      for layer in range(leaf.shape[0]) if layered else (None,):
-        shape = leaf.shape[1:] if layered else leaf.shape
-        values = _draw(path, layer, shape).astype(leaf.dtype)
-        parts = {path: values}
-        if f"{path}_scale" in table:
-          stored = storage.store(values, kind)
-          parts = {path.removesuffix("kernel") + n: part for n, part in stored.items()}
-        for name, part in parts.items():
-          writer.write(name, part.astype(table[name].dtype), layer)
-
-
-def _published(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-  """{path: shape and dtype} of what is loaded; connector and LoRA start fresh."""
   abstract = Parameters(config, mesh_lib.make_mesh(config.mesh), workdir).abstract
-  return {
+  table = {
     path: leaf
-    for path, leaf in tree_lib.flatten(abstract).items()
+    for path, leaf in plan.stored_leaves(tree_lib.flatten(abstract)).items()
     if not re.fullmatch(r"connector/.*|.*/lora_[ab]", path)
   }
+  where = {path: (leaf.shape, leaf.dtype) for path, leaf in table.items()}
+  with files.tensor_writer(folder / "foundation.safetensors", where) as writer:
+    for path, leaf in table.items():
+      layered = "/layers/" in path
+      shape = leaf.shape[1:] if layered else leaf.shape
+      values = _draw(path, shape).astype(leaf.dtype)
+      for layer in range(leaf.shape[0]) if layered else (None,):
+        writer.write(path, np.roll(values, _TURN * (layer or 0), axis=-1), layer)
 
 
-def _draw(path: str, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+def _draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
   """float32 of variance 1 / in for kernels, small for tables, ones and zeros else."""
   if path.endswith("scale"):
     return np.ones(shape, np.float32)
   if path.endswith("bias"):
     return np.zeros(shape, np.float32)
   bound = math.sqrt(3 / shape[0]) if path.endswith("kernel") else 0.02
-  rng = np.random.default_rng((zlib.crc32(path.encode()), layer or 0))
+  rng = np.random.default_rng(zlib.crc32(path.encode()))
   values = rng.random(shape, np.float32)
   values *= 2 * bound
   values -= bound
@@ -268,7 +265,7 @@ def train(
   """The trainable weights after `_NUM_STEPS` updates on the same batch."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   loss = runs.batch_loss(parameters.model)
-  step = make_train_step(loss, optimizer, shardings=shardings)
+  step: Any = make_train_step(loss, optimizer, shardings=shardings)
   with log.phase("step: trace"):
     lowered = step.lower(state, frozen, batch)
   with log.phase("step: compile"):
@@ -347,11 +344,11 @@ def table(path: Path) -> str:
   rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
   names = list(dict.fromkeys(row["phase"] for row in rows))
   found = {(row["phase"], row["start"]): row for row in rows}
-  lines = [f"{'':24}{'start 1':>26}{'start 2':>26}"]
-  lines += [f"{'phase':24}" + f"{'seconds':>10}{'GiB':>8}{'peak':>8}" * 2]
+  lines = [f"{'':24}{'start 1':>34}{'start 2':>34}"]
+  lines += [f"{'phase':24}" + f"{'seconds':>10}{'cores':>8}{'GiB':>8}{'peak':>8}" * 2]
   for name in names:
     cells = [
-      "{seconds:10.1f}{held:8.2f}{peak:8.2f}".format(**found[name, number])
+      "{seconds:10.1f}{worked:8.1f}{held:8.2f}{peak:8.2f}".format(**found[name, number])
       for number in (1, 2)
     ]
     lines.append(f"{name:24}" + "".join(cells))
