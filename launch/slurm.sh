@@ -4,7 +4,8 @@
 #   sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sh CONFIG[:ARG] WORKDIR [VERB …]
 #
 # Submit from the repository's root. WORKDIR and the raw files must lie on storage that
-# all nodes share. A requeued job goes on from its last checkpoint.
+# all nodes share. A requeued job goes on from its last checkpoint. Written from the
+# documentation of SLURM and the source of JAX 0.10; it was never run on a cluster.
 #
 #SBATCH --job-name=imax_jax
 #SBATCH --ntasks-per-node=1

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from imax_jax import tree as tree_lib
 from imax_jax.train.state import TrainState
@@ -141,6 +142,9 @@ def restore_snapshot(
 ) -> dict[str, Any]:
   """The trainable weights that a run's folder keeps under a name; nothing is made.
 
+  They are placed as `like` is, whatever devices they were saved from. If these are all
+  this process's own, it reads alone; else all processes must take part.
+
   Raises:
     FileNotFoundError: no such snapshot.
     ValueError: it has other arrays than `like`, or is damaged.
@@ -151,7 +155,7 @@ def restore_snapshot(
       f"{where}: no trained weights here (the folder keeps {list(snapshots(directory))}); "
       "give the folder of a finished run, e.g. WORKDIR/runs/imax-s0"
     )
-  with ocp.StandardCheckpointer() as reader:
+  with ocp.StandardCheckpointer(multiprocessing_options=_readers(like)) as reader:
     try:
       found = _describe(reader.metadata(where).item_metadata.tree)
     except Exception as error:  # orbax raises whatever its parsers do
@@ -161,6 +165,16 @@ def restore_snapshot(
       return reader.restore(where, _abstract(like))
     except Exception as error:
       raise _damaged(where, error) from error
+
+
+def _readers(like: tree_lib.Tree) -> MultiprocessingOptions:
+  """The processes that orbax waits for."""
+  if not all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(like)):
+    return MultiprocessingOptions()
+  this = jax.process_index()
+  return MultiprocessingOptions(
+    primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+  )
 
 
 def _damaged(where: Path, error: Exception) -> ValueError:
