@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 
 from configs import imax_data
 from configs import phantom
-from imax_jax import mesh
 from imax_jax.models import zoo
 
 # argument -> the runs that it trains, and its verbs between training and report.
@@ -52,7 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verbs = ("build", "convert", "train", *verbs, "report")
   c.seeds = (0,)
   c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
-  c.sharding = mesh.FSDP
   data = c.data
   c.model = ConfigDict(zoo.model("imax_7b"))
   c.published = {"encoder": "", "decoder": "", "adapter": ""}

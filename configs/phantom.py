@@ -16,6 +16,7 @@ one seed, a few steps): its numbers mean nothing.
 
 from ml_collections import ConfigDict
 
+from imax_jax import mesh
 from imax_jax.models import zoo
 
 
@@ -27,9 +28,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.title = "Phantom hospital"
   c.verbs = ("build", "train", "pseudo", "evaluate", "fisher", "report")
   c.seeds = (0, 1)  # LoRA's first values and the order of the entries
-  c.mesh = {"data": -1}
-  # Rules over parameter paths -> mesh axes of the last dimensions; (): on every device.
-  c.sharding = ((r".*", ()),)
+  # Devices along each axis, -1: the rest. fsdp and tensor split the weights too.
+  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+  c.sharding = mesh.FSDP
 
   c.data = data()
   # Fewer masks than films: with them the share of each task comes near the paper's.

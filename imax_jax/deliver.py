@@ -121,19 +121,16 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
 def weights_from(study: Study, folder: Path) -> dict[str, Any]:
   """The trained weights of a run's folder or of a bundle, placed on the mesh.
 
-  LoRA and connector say nothing on another base than they were trained on.
+  LoRA and connector say nothing on another base, by another alpha or after other words
+  than they were trained with.
 
   Raises:
     FileNotFoundError: neither of them is there.
     ValueError: of another model, foundation or prompt style, or damaged.
   """
   if not (folder / bundle_lib.RECORD).is_file():
-    mark = folder / "station.json"
-    if mark.is_file() and _inputs(folder)["foundation"] != study.parameters.digest:
-      raise ValueError(
-        f"{folder} was trained on another foundation than --config names: give the "
-        "config it was trained with"
-      )
+    if (folder / "station.json").is_file():
+      _check_run(study, folder, _inputs(folder))
     return runs.weights_of(study, folder)
   trainable, _ = tree_lib.split(study.parameters.abstract, study.config.trainable)
   loaded = bundle_lib.load_bundle(
@@ -162,6 +159,8 @@ def _checkpoint(request: Mapping[str, str | None], verb: str) -> Path:
 def _inputs(folder: Path) -> dict[str, Any]:
   """What a run was made from."""
   mark = folder / "station.json"
+  if (folder / bundle_lib.RECORD).is_file():
+    raise ValueError(f"{folder} is a bundle already: copy the folder to hand it on")
   if not mark.is_file():
     raise FileNotFoundError(
       f"{mark}: missing; expected the folder of a run, e.g. WORKDIR/runs/imax-s0"
@@ -170,7 +169,7 @@ def _inputs(folder: Path) -> dict[str, Any]:
 
 
 def _check_run(study: Study, folder: Path, made: Mapping[str, Any]) -> None:
-  """A bundle's words must be about the weights that are in it."""
+  """Weights are of the config that they were trained with, and of no other."""
   asked = {
     "model": bundle_lib.model_facts(plain(study.config.model)),
     "trainable": study.config.trainable,
@@ -206,15 +205,17 @@ def _facts(study: Study) -> dict[str, Any]:
 
 
 def _origin(study: Study) -> dict[str, Any]:
-  """Where the foundation came from: names and hashes of files, no folders."""
+  """Where the foundation came from: names and hashes of files, no folders.
+
+  `name` is the published decoder's, which an adapter's users look for; "" if none was
+  published.
+  """
   found = study.parameters.foundation
-  if found is None:
-    return {"name": "none: drawn from seed 0"}
-  facts = {}
-  if found.facts.is_file():
-    facts["sources"] = json.loads(found.facts.read_text("utf8"))["sources"]
-  named = study.config.foundation
-  return {"name": named if "/" not in named else Path(named).name, **facts}
+  if found is None or not found.facts.is_file():
+    return {"name": ""}
+  sources = json.loads(found.facts.read_text("utf8"))["sources"]
+  [decoder] = [source for source in sources if source["part"] == "decoder"]
+  return {"name": decoder["name"], "sources": sources}
 
 
 def _training(study: Study, name: str, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,10 +244,6 @@ def _tokenizer(study: Study) -> Path:
 
 def _base(study: Study) -> Path:
   """The folder whose tokenizer and like files the merged decoder gets."""
-  if "published" in study.config:
-    folder = Path(study.config.published.decoder)
-    if (folder / export.CONFIG).is_file():
-      return folder
   return _tokenizer(study).parent
 
 

@@ -61,6 +61,8 @@ def run(
   study = Study(config, workdir)
   chosen = functools.partial(evaluate, checkpoint=request.get("checkpoint"))
   stations = _STATIONS | {"evaluate": chosen}
+  if "convert" in verbs and "published" in config:
+    published(study)  # a wrong path is told now, and not when the data are built
   for verb in verbs:
     if "films" in config and verb != "foundation":
       raise UsageError(f"this config has the verb foundation only, not {verb}")
@@ -81,11 +83,7 @@ def convert(study: Study) -> None:
       "convert: this config's model is not made of published weights; configs/imax_7b.py "
       "is an example of one that is"
     )
-  sources = {
-    part: parameters.ASSETS if path == "package" else Path(path)
-    for part, path in study.config.published.items()
-    if path
-  }
+  sources = published(study)
   model = plain(study.config.model)
   inputs = {
     "sources": {part: ledger.stamps(path) for part, path in sources.items()},
@@ -96,7 +94,31 @@ def convert(study: Study) -> None:
     with progress.bar("converting weights") as tick:
       convert_lib.convert(sources, model, study.parameters.abstract, folder, tick=tick)
 
-  study.ledger.station(parameters.CONVERTED, inputs, make)
+  study.ledger.station(parameters.CONVERTED, inputs, make, aside=True)
+
+
+def published(study: Study) -> dict[str, Path]:
+  """{part: path} that the config's `published` names; "package" is what ships.
+
+  Raises:
+    FileNotFoundError: a path that is not there, or an encoder or decoder without one.
+  """
+  named = study.config.published
+  flags = {part: f"--config.published.{part}" for part in named}
+  for part in ("encoder", "decoder"):
+    if not named[part]:
+      raise FileNotFoundError(
+        f"convert: no published {part}: give its file or folder by {flags[part]}=PATH"
+      )
+  found = {
+    part: parameters.ASSETS if path == "package" else Path(path)
+    for part, path in named.items()
+    if path
+  }
+  lost = [f"{flags[part]}={path}" for part, path in found.items() if not path.exists()]
+  if lost:
+    raise FileNotFoundError(f"convert: no such file or folder: {', '.join(lost)}")
+  return found
 
 
 # ── train ─────────────────────────────────────────────────────────────────────────

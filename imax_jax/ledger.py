@@ -195,6 +195,7 @@ class Ledger:
     *,
     resumable: bool = False,
     together: bool = False,
+    aside: bool = False,
   ) -> Path:
     """Runs `make(folder)` unless that was done from the same inputs; returns the folder.
 
@@ -205,8 +206,11 @@ class Ledger:
       resumable: `make` can continue from an interrupted folder with the same inputs;
         otherwise such a folder is emptied first.
       together: all processes do it; otherwise the chief does, and the others wait.
+      aside: what is there stays until `make` has ended well, in a folder beside it. For
+        results that cost more than their room.
     """
     folder, digest = self.workdir / name, fingerprint(inputs)
+    work = folder.with_name(f".{folder.name}.new") if aside else folder
     mark = self._read(folder)
     # All read before any writes, or they would not agree on what there is to do.
     self._barrier(f"{name}/read")
@@ -216,23 +220,22 @@ class Ledger:
     record = {"fingerprint": digest, "inputs": dict(inputs)}
     if self._chief:
       same = mark.get("fingerprint") == digest
-      if folder.exists() and not (resumable and same):
-        self._clear(
-          folder, name, "it was interrupted" if same else "inputs have changed"
-        )
-      folder.mkdir(parents=True, exist_ok=True)
-      write_json(folder / _MARK, record)
+      why = "it was interrupted" if same else "inputs have changed"
+      if work.exists() and not (resumable and same):
+        self._clear(work, name, why)
+      work.mkdir(parents=True, exist_ok=True)
+      write_json(work / _MARK, record)
       logging.info("%s: begun", name)
     self._barrier(f"{name}/begun")
     start = time.time()
     try:
       if self._chief or together:
-        make(folder)
+        make(work)
     except BaseException as error:
       if self._chief:
         spent = {"seconds": before + time.time() - start}
         with contextlib.suppress(OSError):  # the first error is the one to tell
-          write_json(folder / _MARK, record | spent)
+          write_json(work / _MARK, record | spent)
       if _is_full(error):
         raise OSError(
           errno.ENOSPC, f"{folder}: no space left; make room and run the same again"
@@ -240,7 +243,11 @@ class Ledger:
       raise
     if self._chief:
       seconds = before + time.time() - start
-      write_json(folder / _MARK, record | {"seconds": seconds, "finished": True})
+      write_json(work / _MARK, record | {"seconds": seconds, "finished": True})
+      if aside:
+        if folder.exists():
+          self._clear(folder, name, why)
+        work.rename(folder)
       logging.info("%s: done in %.1f s", name, seconds)
     self._barrier(f"{name}/done")
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -231,8 +232,9 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
   text = " ".join(text.replace("\\n", " ").replace("\\", "").replace("'", "").split())
   for word in argv:
     key = word.lstrip("-").split("=")[0]
-    if key.startswith("config.") and key.rsplit(".", 1)[1] in text:
-      return f"config key --{key}: {text}"
+    if key.startswith("config.") and any(part in text for part in key.split(".")[1:]):
+      lone = isinstance(error, AttributeError | KeyError) and "Did you mean" not in text
+      return f"config key --{key}: {'no such key; see the config' if lone else text}"
   return text
 
 
@@ -247,9 +249,32 @@ def _parse(argv: list[str]) -> list[str]:
     ) from error
 
 
+def _has_joined() -> bool:
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
 def main(argv: list[str] | None = None) -> int:
-  """Returns the exit code: 0, 1 (the work failed in a known way) or 2 (usage)."""
-  argv = list(sys.argv if argv is None else argv)
+  """Returns the exit code: 0, 1 (the work failed in a known way) or 2 (usage).
+
+  A process of several that fails ends here and at once. At its exit JAX would wait five
+  minutes for the others, who wait for it; the launcher or JAX's heartbeat ends those.
+  """
+  try:
+    code = _run(list(sys.argv if argv is None else argv))
+  except Exception:
+    if not _has_joined():
+      raise
+    traceback.print_exc()
+    code = 1
+  if code and _has_joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
+
+
+def _run(argv: list[str]) -> int:
   if {"--help", "-h", "-help"} & set(argv[1:]):
     sys.stdout.write(_USAGE)
     return 0

@@ -42,10 +42,7 @@ Run {run}: {steps} steps, seed {seed}, source "{source}"{counted}.
 
 ## Base weights needed
 
-Foundation {digest}, "{foundation}".
-{files}
-The licences of its publishers hold for it and for what is made with it: get the weights
-from them, and read their licences first.
+Foundation {digest}. {files}
 
 ## How to load it
 
@@ -72,6 +69,12 @@ def text(name: str, facts: Mapping[str, Any]) -> str:
     for source in foundation.get("sources", ())
     for file in source["files"]
   ]
+  published = (
+    f"Made from:\n{''.join(files)}\n\nThe licences of their publishers hold for them and "
+    "for what is made with them: get the\nweights from them, and read their licences first."
+    if files
+    else "It was never published by itself: it is imax_jax's own, of the config below."
+  )
   counted = ""
   if "images" in training:
     counted = (
@@ -82,9 +85,8 @@ def text(name: str, facts: Mapping[str, Any]) -> str:
     name=name,
     data_use=_DATA_USE.get(training["source"], _OTHER),
     counted=counted,
-    foundation=foundation["name"],
     digest=foundation["digest"],
-    files=f"Made from:\n{''.join(files)}\n" if files else "",
+    files=published,
     **{key: training[key] for key in ("run", "steps", "seed", "source")},
     **{key: facts["prompt"][key] for key in ("style",)},
     **{key: facts["image"][key] for key in ("image_px", "geometry")},

@@ -59,13 +59,18 @@ class Foundation(NamedTuple):
       folder / "tokenizer.json",
       folder / "foundation.json",
     )
-    for file in found[:2]:
-      if not file.is_file():
-        raise FileNotFoundError(
-          f"{file}: no foundation checkpoint; make one with configs/foundation.py, or "
-          "from published weights with the verb convert, and name its folder in "
-          "--config.foundation"
-        )
+    if not found.weights.is_file():
+      remedy = (
+        "run the verb convert first"
+        if named == "converted"
+        else "make one with configs/foundation.py, or from published weights with the verb "
+        "convert, and name its folder in --config.foundation"
+      )
+      raise FileNotFoundError(f"{found.weights}: no foundation checkpoint; {remedy}")
+    if not found.tokenizer.is_file():
+      raise FileNotFoundError(
+        f"{found.tokenizer}: missing; put the decoder's own tokenizer.json there"
+      )
     return found
 
   @property

@@ -304,8 +304,13 @@ def test_what_is_no_run_is_refused(done: Path, foundation: Path) -> None:
     with pytest.raises(FileNotFoundError):
       verb(study, {"checkpoint": str(done / "runs" / "dmax-s0")})
   changed = config(foundation, **{"model.decoder.lora_alpha": 3.0})
-  with pytest.raises(ValueError, match=r"another config \(model.decoder.lora_alpha\)"):
-    deliver.bundle(Study(changed, done), {"checkpoint": str(done / RUN)})
+  for use in (
+    lambda study: deliver.bundle(study, {"checkpoint": str(done / RUN)}),
+    lambda study: deliver.merge(study, {"checkpoint": str(done / RUN)}),
+    lambda study: deliver.weights_from(study, done / RUN),
+  ):
+    with pytest.raises(ValueError, match=r"config \(model.decoder.lora_alpha\)"):
+      use(Study(changed, done))
 
 
 def test_a_trained_base_is_in_no_bundle(tmp_path: Path, foundation: Path) -> None:

@@ -245,6 +245,46 @@ def test_two_processes_train_as_one(alone, mesh):
     np.testing.assert_allclose(got[path], leaf, rtol=0, atol=1e-6, err_msg=path)
 
 
+FAILS = f"""#!/usr/bin/env bash
+if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
+shift 2
+PYTHONPATH={ROOT} exec {sys.executable} -c '
+import sys
+import jax
+from jax.experimental import multihost_utils
+from imax_jax import experiment, main
+
+def train(study):
+  multihost_utils.sync_global_devices("both are here")
+  if jax.process_index() == 1:
+    raise KINDError("of process 1")
+  multihost_utils.sync_global_devices("for ever")
+
+experiment._STATIONS["train"] = train
+sys.exit(main.main())
+' "$@"
+"""
+
+
+@pytest.mark.parametrize("kind", ["Value", "Assertion"])  # known, and a traceback
+def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path, kind):
+  stub = tmp_path / "stub"
+  stub.write_text(FAILS.replace("KIND", kind))
+  stub.chmod(0o755)
+  work = tmp_path / "work"
+  done = subprocess.run(
+    [str(LAUNCH), "--processes", "2", TINY, str(work), "train"],
+    env=environment(PYTHON=str(stub), GRACE="1"),
+    capture_output=True,
+    text=True,
+    timeout=200,  # JAX's own shutdown would be 300
+    check=False,
+    cwd=ROOT,
+  )
+  assert done.returncode == 1, done.stdout + done.stderr
+  assert "of process 1" in (work / "logs" / "process-1.log").read_text()
+
+
 # ── The launcher, with something that is quicker to start ─────────────────────────
 
 STUB = f"""#!/usr/bin/env bash
@@ -260,14 +300,13 @@ def start(folder: Path, script: str, *arguments: str, **env: str) -> subprocess.
   stub = folder / "stub"
   stub.write_text(STUB + script)
   stub.chmod(0o755)
+  # In the background of a shell Ctrl-C would be ignored, and could not be caught.
   return subprocess.Popen(
-    [str(LAUNCH), *arguments],
+    ["env", "--default-signal=INT", str(LAUNCH), *arguments],
     env=environment(PYTHON=str(stub), GRACE="1") | env,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-    # In the background of a shell it would be ignored, and could not be caught.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -124,3 +124,18 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     pass
   with Ledger(tmp_path).lock():
     pass
+
+
+def test_what_is_made_aside_replaces_only_when_it_is_whole(tmp_path: Path) -> None:
+  ledger, work = Ledger(tmp_path), Work()
+  ledger.station("a", {"v": 1}, work, aside=True)
+  work.fail = True
+  with pytest.raises(RuntimeError):
+    ledger.station("a", {"v": 2}, work, aside=True)
+  assert ledger.is_done("a") and ledger.inputs("a") == {"v": 1}
+  assert [path.name for path in (tmp_path / "a").glob("part*")] == ["part1"]
+  work.fail = False
+  assert ledger.station("a", {"v": 2}, work, aside=True) == tmp_path / "a"
+  assert ledger.inputs("a") == {"v": 2}
+  assert [path.name for path in (tmp_path / "a").glob("part*")] == ["part3"]
+  assert not list(tmp_path.glob(".a*"))

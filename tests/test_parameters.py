@@ -185,3 +185,16 @@ def test_the_values_do_not_depend_on_where_they_lie(tmp_path: Path) -> None:
   whole = tree.flatten(jax.jit(lambda: made._init(0))())
   for path, leaf in tree.flatten(made.init(0)).items():
     np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
+
+
+def test_a_foundation_with_a_nan_is_refused(tmp_path: Path) -> None:
+  c = config()
+  flat = {
+    path: np.array(leaf)
+    for path, leaf in tree.flatten(parameters(tmp_path, c).init(0)).items()
+    if "lora_" not in path
+  }
+  flat["decoder/norm/scale"][3] = np.nan
+  c.foundation = give(tmp_path, flat)
+  with pytest.raises(ValueError, match=r"decoder/norm/scale\[3\] is nan"):
+    parameters(tmp_path, c).init(0)

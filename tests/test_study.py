@@ -239,11 +239,11 @@ def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:
     predict(done, task="vqa")
   other = config()
   other.model.decoder.lora_rank = 2
-  with pytest.raises(ValueError, match=r"checkpoint of another model.*lora_a"):
+  with pytest.raises(ValueError, match=r"another config \(model.decoder.lora_rank\)"):
     predict(done, other)
   other = config()
   other.foundation = "package"
-  with pytest.raises(ValueError, match="trained on another foundation"):
+  with pytest.raises(ValueError, match=r"another config \(foundation\)"):
     predict(done, other)
 
 

@@ -7,7 +7,12 @@ published configurations and parameter totals (tests/test_zoo.py says which).
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
+
+from imax_jax.models.connector import Connector
+from imax_jax.models.decoder import Decoder
+from imax_jax.models.vit import Encoder
 
 _EVA_G: dict[str, Any] = {
   # 39 of the published file's 40 blocks: BLIP-2 reads the last but one.
@@ -117,6 +122,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 def model(name: str) -> dict[str, dict[str, Any]]:
   """The constructor's arguments: `Vlm(**zoo.model("toy"))`. A fresh copy each time.
 
+  Defaults are written out, so that every field is a key of the config and a flag.
+
   Raises:
     ValueError: no row of that name.
   """
@@ -126,7 +133,16 @@ def model(name: str) -> dict[str, dict[str, Any]]:
   fields = copy.deepcopy(DECODERS[decoder]) | lora
   dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
   return {
-    "encoder": copy.deepcopy(ENCODERS[encoder]),
-    "connector": connector | dtype,
-    "decoder": fields,
+    "encoder": _defaults(Encoder) | copy.deepcopy(ENCODERS[encoder]),
+    "connector": _defaults(Connector) | connector | dtype,
+    "decoder": _defaults(Decoder) | fields,
+  }
+
+
+def _defaults(part: Any) -> dict[str, Any]:
+  """A part's own fields that have one; linen adds two."""
+  return {
+    field.name: field.default
+    for field in dataclasses.fields(part)
+    if field.default is not dataclasses.MISSING and field.name not in ("parent", "name")
   }

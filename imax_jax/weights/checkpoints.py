@@ -129,8 +129,9 @@ def _read_index(path: Path) -> dict[str, str]:
   """{tensor's name: shard's file name}."""
   try:
     index = json.loads(path.read_text(encoding="utf8"))["weight_map"]
-    assert index and all(isinstance(shard, str) for shard in index.values())
-  except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    if not index or not all(isinstance(shard, str) for shard in index.values()):
+      raise ValueError("names without files")
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{path}: expected an index {{"weight_map": {{tensor: file}}}}, got something '
       "else; download it again"

@@ -41,13 +41,9 @@ WEIGHTS, RECORD = "foundation.safetensors", "foundation.json"
 TOKENIZER = "tokenizer.json"
 # Beside tokenizer.json: which of its tokens begin, end and pad.
 _TOKENIZER_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+# What a merged decoder is published with again.
+_SETTINGS = ("config.json", "generation_config.json")
 _PARTS = ("encoder", "decoder", "adapter")
-_CHUNK = 1 << 18  # elements looked at together
-# The bits of an exponent: all set in infinities and NaNs, and in nothing else.
-_EXPONENTS = {
-  "float64": 0x7FF0_0000_0000_0000, "float32": 0x7F80_0000, "float16": 0x7C00,
-  "bfloat16": 0x7F80,
-}  # fmt: skip
 
 
 def convert(
@@ -94,7 +90,7 @@ def convert(
       logging.info("%s is in no file: filled with %g", path, value)
     _write(plan, written, out / WEIGHTS, tick)
     (out / RECORD).unlink(missing_ok=True)
-    for file in tokenizer:
+    for file in [*tokenizer, *_settings(opened)]:
       with ledger.whole(out / file.name) as part:
         shutil.copyfile(file, part)
     record = _record(opened, plan, written, model)
@@ -202,6 +198,13 @@ def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Pa
   return [path, *filter(Path.is_file, map(path.with_name, _TOKENIZER_NAMES))]
 
 
+def _settings(sources: list[Source]) -> list[Path]:
+  decoder = next(source for source in sources if source.layout.part == "decoder")
+  return [
+    *filter(Path.is_file, (decoder.checkpoint.folder / name for name in _SETTINGS))
+  ]
+
+
 def _table(plan: Plan) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   absent = set(plan.absent)
   return {path: leaf for path, leaf in plan.leaves.items() if path not in absent}
@@ -244,7 +247,7 @@ def _slab(pieces: list[Piece], leaves: Mapping[str, plan_lib.Leaf]) -> np.ndarra
   for (checkpoint, _), name, row in pieces:
     where = f"{checkpoint.file(name)}: {name}"
     tensor = checkpoint.read(name)
-    _check_finite(tensor, where, "it is damaged, or training had diverged")
+    files.check_finite(tensor, where, "it is damaged, or training had diverged")
     part = row.to_ours(tensor)
     if path == "encoder/positions" and len(part) != leaf.shape[0]:
       class_token = "encoder/class_token" in leaves
@@ -252,22 +255,9 @@ def _slab(pieces: list[Piece], leaves: Mapping[str, plan_lib.Leaf]) -> np.ndarra
     if part.dtype != leaf.dtype:
       with np.errstate(over="ignore"):
         part = part.astype(leaf.dtype)
-      _check_finite(part, where, f"{leaf.dtype} cannot hold it: use a wider dtype")
+      files.check_finite(part, where, f"{leaf.dtype} cannot hold it: use a wider dtype")
     parts.append(part)
   return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-
-def _check_finite(array: np.ndarray, where: str, remedy: str) -> None:
-  mask = np.array(_EXPONENTS[array.dtype.name], f"u{array.dtype.itemsize}")
-  bits = np.ascontiguousarray(array).reshape(-1).view(mask.dtype)
-  for start in range(0, bits.size, _CHUNK):
-    bad = (bits[start : start + _CHUNK] & mask) == mask
-    if bad.any():
-      flat = start + int(bad.argmax())
-      index = tuple(int(n) for n in np.unravel_index(flat, array.shape))
-      raise ValueError(
-        f"{where}{list(index)} is {array[index]}, expected finite numbers; {remedy}"
-      )
 
 
 def _check_zero(piece: Piece) -> None:
@@ -307,6 +297,7 @@ def _record(
     "sources": [
       {
         "part": layout.part,
+        "name": checkpoint.path.name,
         "layout": layout.name,
         "tensors": len(checkpoint.names),
         "files": [describe(file) for file in checkpoint.files],

@@ -41,6 +41,14 @@ _LONGEST_HEADER = 100_000_000  # bytes; what the format's own library allows
 _LFS = b"version https://git-lfs"
 
 
+_CHUNK = 1 << 18  # elements looked at together
+# The bits of an exponent: all set in infinities and NaNs, and in nothing else.
+_EXPONENTS = {
+  "float64": 0x7FF0_0000_0000_0000, "float32": 0x7F80_0000, "float16": 0x7C00,
+  "bfloat16": 0x7F80,
+}  # fmt: skip
+
+
 class Spec(NamedTuple):
   """What a file says of a tensor: its shape, dtype and first byte in the file."""
 
@@ -110,7 +118,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Spec], dict[str,
   def refuse(reason: str) -> ValueError:
     return ValueError(
       f"{path}: not a readable safetensors file ({reason}). Copy or download it again; "
-      "a torch checkpoint must be converted first"
+      "delete what is left of the old one"
     )
 
   total = os.fstat(file.fileno()).st_size
@@ -229,6 +237,24 @@ def tensor_writer(
       writer = TensorWriter(file, table, metadata or {})
       yield writer
     writer.close()
+
+
+def check_finite(array: np.ndarray, where: str, remedy: str) -> None:
+  """Refuses infinities and NaNs.
+
+  Raises:
+    ValueError: `where`, the index, the value, and `remedy`.
+  """
+  mask = np.array(_EXPONENTS[array.dtype.name], f"u{array.dtype.itemsize}")
+  bits = np.ascontiguousarray(array).reshape(-1).view(mask.dtype)
+  for start in range(0, bits.size, _CHUNK):
+    bad = (bits[start : start + _CHUNK] & mask) == mask
+    if bad.any():
+      flat = start + int(bad.argmax())
+      index = tuple(int(n) for n in np.unravel_index(flat, array.shape))
+      raise ValueError(
+        f"{where}{list(index)} is {array[index]}, expected finite numbers; {remedy}"
+      )
 
 
 def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

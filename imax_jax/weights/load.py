@@ -88,7 +88,8 @@ def load_sharded(
 
   Raises:
     FileNotFoundError: nothing there.
-    ValueError: missing, unexpected or misshapen parameters; both sides are printed.
+    ValueError: missing, unexpected or misshapen parameters, of which both sides are
+      printed; values that are not finite.
   """
   want, places = tree_lib.flatten(expected), tree_lib.flatten(shardings)
   with files.open_tensors(path) as tensors:
@@ -100,7 +101,10 @@ def load_sharded(
         kind = "int8" if want[kernel].dtype == np.int8 else "nf4"
         field = name.rpartition("/")[2]
         return _integers(tensors.view(kernel), kind, field, index)
-      return _copied(tensors.view(name)[index], leaf.dtype)
+      mapped = tensors.view(name)[index]
+      if mapped.dtype.kind == "f" or mapped.dtype.name == "bfloat16":
+        files.check_finite(mapped, f"{path}: {name}", "make the file again")
+      return _copied(mapped, leaf.dtype)
 
     def place(name: str, leaf: Any) -> jax.Array:
       return jax.make_array_from_callback(

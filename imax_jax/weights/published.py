@@ -126,7 +126,7 @@ def check_config(
       "(trust_remote_code), which is never done. If its model_type is one of "
       f"{', '.join(_FAMILIES)}, take auto_map out: the model is built in"
     )
-  family = _FAMILIES.get(config.get("model_type", ""))
+  family = _FAMILIES.get(str(config.get("model_type", "")))
   if family and family.tower == layout.name:
     return config
   if family is None or family.layout != layout.name:
@@ -135,7 +135,7 @@ def check_config(
       f"laid out as {layout.name} ("
       f"{', '.join(kind for kind, f in _FAMILIES.items() if f.layout == layout.name)})"
     )
-  asked = _flat(config[family.section] if family.section else config)
+  asked = _flat(path, _section(path, config, family.section))
   part = _PARTS[layout.part]
   mine = {
     name: entry.default for name, entry in part.__dataclass_fields__.items()
@@ -149,10 +149,21 @@ def check_config(
   return config
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _section(path: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+  """config[key], a JSON object; the whole for ""."""
+  found = config.get(key) if key else config
+  if not isinstance(found, Mapping):
+    raise ValueError(
+      f"{path}: {key} is {type(found).__name__}, expected an object with the sizes of "
+      "the model; download it again"
+    )
+  return found
+
+
+def _flat(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
   """transformers 5 keeps what is about rotary positions in `rope_parameters`."""
-  rotary = config.get("rope_parameters") or {}
-  return {**config, **rotary}
+  key = "rope_parameters"
+  return {**config, **(_section(path, config, key) if config.get(key) else {})}
 
 
 def _unsupported(asked: Mapping[str, Any], part: str) -> list[str]:

@@ -164,7 +164,7 @@ LAYOUTS = (
   Layout(
     name="hf_llama",
     part="decoder",
-    marks=(r"model\.layers\.0\.self_attn\.q_proj\.weight",),
+    marks=(r"model\.layers\.\d+\.self_attn\.q_proj\.weight",),
     rows=_decoder(_LLAMA_LINEARS),
     ignored=_BUFFERS,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
@@ -172,7 +172,7 @@ LAYOUTS = (
   Layout(
     name="hf_phi3",
     part="decoder",
-    marks=(r"model\.layers\.0\.self_attn\.qkv_proj\.weight",),
+    marks=(r"model\.layers\.\d+\.self_attn\.qkv_proj\.weight",),
     rows=_decoder(_PHI_LINEARS),
     ignored=_BUFFERS,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
@@ -180,7 +180,7 @@ LAYOUTS = (
   Layout(
     name="eva",
     part="encoder",
-    marks=(r"blocks\.0\.attn\.q_bias", r"cls_token"),
+    marks=(r"blocks\.\d+\.attn\.q_bias", r"cls_token"),
     rows=_EVA,
     rename=((r"^visual_encoder\.", ""),),
     # The classifier of the file that the encoder was taken from.
@@ -191,7 +191,7 @@ LAYOUTS = (
   Layout(
     name="blip2_vision",
     part="encoder",
-    marks=(r"encoder\.layers\.0\.self_attn\.qkv\.weight",),
+    marks=(r"encoder\.layers\.\d+\.self_attn\.qkv\.weight",),
     rows=_BLIP2,
     rename=_TOWER,
     ignored=(
@@ -203,7 +203,7 @@ LAYOUTS = (
   Layout(
     name="clip_vision",
     part="encoder",
-    marks=(r"pre_layrnorm\.weight", r"encoder\.layers\.0\.self_attn\.q_proj\.weight"),
+    marks=(r"pre_layrnorm\.weight", r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight"),
     rows=_CLIP,
     rename=_TOWER,
     # The features are the last but one block's: what comes after that is not used.
@@ -221,7 +221,7 @@ LAYOUTS = (
     part="encoder",
     marks=(
       r"embeddings\.patch_embedding\.bias",
-      r"encoder\.layers\.0\.self_attn\.q_proj\.weight",
+      r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight",
     ),
     rows=_SIGLIP,
     rename=_TOWER,

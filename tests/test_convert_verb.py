@@ -1,0 +1,58 @@
+"""The verb `convert`: what it is given is looked at before anything is built or lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import phantom
+from imax_jax import experiment
+from imax_jax.parameters import ASSETS
+from imax_jax.study import Study
+from imax_jax.study import UsageError
+
+
+def config(**published: str) -> ConfigDict:
+  c = phantom.get_config()
+  c.published = {"encoder": "package", "decoder": "package", "adapter": ""} | published
+  c.foundation = "converted"
+  return c
+
+
+def convert(c: ConfigDict, workdir: Path) -> None:
+  experiment.run(c, workdir, ["convert"], {})
+
+
+def test_our_own_foundation_is_a_source_and_comes_back(tmp_path: Path) -> None:
+  convert(config(), tmp_path)
+  study = Study(config(), tmp_path)
+  assert study.parameters.given.keys() == {
+    path for path in Study(phantom.get_config(), tmp_path / "p").parameters.given
+    if not path.startswith("connector/")
+  }  # fmt: skip
+  assert len(study.tokenizer) <= study.config.model.decoder.vocab_size
+
+
+def test_a_refused_conversion_leaves_the_one_before_it(tmp_path: Path) -> None:
+  convert(config(), tmp_path)
+  kept = (tmp_path / "foundation" / "foundation.json").read_bytes()
+  with pytest.raises(ValueError):
+    convert(config(encoder=str(ASSETS / "tokenizer.json")), tmp_path)
+  assert (tmp_path / "foundation" / "foundation.json").read_bytes() == kept
+  assert Study(config(), tmp_path).parameters.given
+
+
+def test_wrong_paths_are_told_before_the_first_verb(tmp_path: Path) -> None:
+  for c, message in (
+    (config(encoder=""), "--config.published.encoder=PATH"),
+    (config(encoder="no", decoder="nor"), "decoder=nor, .*encoder=no"),
+  ):
+    with pytest.raises(FileNotFoundError, match=message):
+      experiment.run(c, tmp_path, ["build", "convert"], {})
+  assert not (tmp_path / "hospital").exists()
+  with pytest.raises(UsageError, match="not made of published weights"):
+    convert(phantom.get_config(), tmp_path)
+  with pytest.raises(FileNotFoundError, match="run the verb convert first"):
+    _ = Study(config(), tmp_path / "new").parameters.given
