@@ -146,13 +146,14 @@ def pseudo(study: Study) -> None:
       runs.weights_of, study, study.workdir / "runs" / f"dmax-s{seed}"
     )
     found = _pseudo_imax(study, seed, primary)
+    begin = functools.partial(primary, together=True)
     name = f"pseudo_pretrain-s{seed}"
     planned = runs.plan(study, name)
     from_foundation = planned["inputs"]["start"] == stages.FOUNDATION
-    start = None if from_foundation else primary
+    start = None if from_foundation else begin
     runs.fit(study, name, found, pixels, start=start, **planned)
     pretrained = functools.partial(
-      runs.weights_of, study, study.workdir / "runs" / name
+      runs.weights_of, study, study.workdir / "runs" / name, together=True
     )
     name = f"pseudo-s{seed}"
     runs.fit(study, name, records, pixels, start=pretrained, **runs.plan(study, name))
@@ -238,7 +239,8 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
     folder = _evaluate(study, name, inputs, weights)
     kept = study.workdir / "predictions" / f"{name}.jsonl"
     kept.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / "predictions.jsonl", kept)
+    if study.is_chief:
+      shutil.copyfile(folder / "predictions.jsonl", kept)
 
 
 def _evaluate(
@@ -271,7 +273,7 @@ def fisher(study: Study) -> None:
   """Spectra of both runs at four phases, each on samples of its own training set."""
   f = study.config.fisher
   seed = study.config.seeds[0]
-  _, frozen = study.parameters.split(seed)
+  _, frozen = study.own_parameters.split(seed)
   loss = runs.row_loss(study.model)
   for name in f.runs:
     split = f"{name}_train"
@@ -304,7 +306,8 @@ def fisher(study: Study) -> None:
 
 def report(study: Study) -> None:
   """Collects results.json, writes the page and shows the table."""
-  results_lib.write(study)
+  if study.is_chief:
+    results_lib.write(study)
 
 
 def foundation(study: Study) -> None:

@@ -151,6 +151,7 @@ class Ledger:
       logging.warning("%s can be read by other users: chmod 700 it", self.workdir)
     self._chief = chief
     self._barrier = barrier or (lambda name: None)
+    self._alone = False  # inside a station to which the others do not come
     try:
       self.workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
       # Nameless, since processes of several hosts may open the directory at once, and in
@@ -213,7 +214,7 @@ class Ledger:
     work = folder.with_name(f".{folder.name}.new") if aside else folder
     mark = self._read(folder)
     # All read before any writes, or they would not agree on what there is to do.
-    self._barrier(f"{name}/read")
+    self._meet(f"{name}/read")
     if mark.get("fingerprint") == digest and "finished" in mark:
       return folder
     before = mark.get("seconds", 0.0) if resumable else 0.0
@@ -221,16 +222,13 @@ class Ledger:
     if self._chief:
       same = mark.get("fingerprint") == digest
       why = "it was interrupted" if same else "inputs have changed"
-      if work.exists() and not (resumable and same):
-        self._clear(work, name, why)
-      work.mkdir(parents=True, exist_ok=True)
-      write_json(work / _MARK, record)
-      logging.info("%s: begun", name)
-    self._barrier(f"{name}/begun")
+      self._begin(work, name, record, "" if resumable and same else why)
+    self._meet(f"{name}/begun")
     start = time.time()
     try:
       if self._chief or together:
-        make(work)
+        with self._inside(together):
+          make(work)
     except BaseException as error:
       if self._chief:
         spent = {"seconds": before + time.time() - start}
@@ -245,12 +243,36 @@ class Ledger:
       seconds = before + time.time() - start
       write_json(work / _MARK, record | {"seconds": seconds, "finished": True})
       if aside:
-        if folder.exists():
-          self._clear(folder, name, why)
-        work.rename(folder)
+        self._replace(folder, work, name, why)
       logging.info("%s: done in %.1f s", name, seconds)
-    self._barrier(f"{name}/done")
+    self._meet(f"{name}/done")
     return folder
+
+  def _begin(self, work: Path, name: str, record: dict[str, Any], why: str) -> None:
+    """`why` it begins from nothing; "" to go on."""
+    if why and work.exists():
+      self._clear(work, name, why)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / _MARK, record)
+    logging.info("%s: begun", name)
+
+  def _replace(self, folder: Path, work: Path, name: str, why: str) -> None:
+    if folder.exists():
+      self._clear(folder, name, why)
+    work.rename(folder)
+
+  @contextlib.contextmanager
+  def _inside(self, together: bool) -> Iterator[None]:
+    outside, self._alone = self._alone, self._alone or not together
+    try:
+      yield
+    finally:
+      self._alone = outside
+
+  def _meet(self, name: str) -> None:
+    """Waits for all processes, unless they wait at the end of a station around this."""
+    if not self._alone:
+      self._barrier(name)
 
   def is_done(self, name: str) -> bool:
     """Whether the station has finished, from whatever inputs."""

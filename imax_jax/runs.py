@@ -250,12 +250,17 @@ def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
   )
 
 
-def weights_of(study: Study, folder: Path, snapshot: str = FINAL) -> dict[str, Any]:
-  """The trainable weights of a run's folder at a phase, placed on the mesh.
+def weights_of(
+  study: Study, folder: Path, snapshot: str = FINAL, *, together: bool = False
+) -> dict[str, Any]:
+  """The trainable weights of a run's folder at a phase.
+
+  They are placed on the mesh if all processes ask `together`, else on one's own devices.
 
   Raises:
     FileNotFoundError: no such snapshot.
     ValueError: the weights are of another model, or damaged.
   """
-  like, _ = study.parameters.split(0)
+  parameters = study.parameters if together else study.own_parameters
+  like, _ = parameters.split(0)
   return checkpoint.restore_snapshot(folder, snapshot, like)

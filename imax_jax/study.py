@@ -61,9 +61,10 @@ class Study:
   def __init__(self, config: ConfigDict, workdir: str | Path) -> None:
     self.config = config
     several = jax.process_count() > 1
+    self.is_chief = jax.process_index() == 0
     self.ledger = Ledger(
       workdir,
-      chief=jax.process_index() == 0,
+      chief=self.is_chief,
       barrier=multihost_utils.sync_global_devices if several else None,
     )
     self.workdir = self.ledger.workdir
@@ -76,7 +77,16 @@ class Study:
 
   @cached_property
   def parameters(self) -> Parameters:
+    """For what all processes do together: training."""
     return Parameters(self.config, self.mesh, self.workdir)
+
+  @cached_property
+  def own_parameters(self) -> Parameters:
+    """For what one process does by itself, on its own devices: all other stations."""
+    own = mesh_lib.own_mesh(self.mesh)
+    if own is self.mesh:
+      return self.parameters
+    return Parameters(self.config, own, self.workdir)
 
   @property
   def model(self) -> Vlm:
@@ -171,7 +181,7 @@ class Study:
   def encode(self, pixels: np.ndarray, title: str, chunk: int = 64) -> np.ndarray:
     """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder."""
     encode = jax.jit(lambda p, x: self.model.apply({"params": p}, x, method="encode"))
-    params = {"encoder": self.parameters.init(0)["encoder"]}
+    params = {"encoder": self.own_parameters.init(0)["encoder"]}
     out = []
     with progress.bar(f"encoding {title}") as tick:
       for start in range(0, len(pixels), chunk):
@@ -253,7 +263,7 @@ class Study:
     title: str,
   ) -> list[str]:
     """Greedy answers to (image number, prompt), in the order asked."""
-    _, frozen = self.parameters.split(self.config.seeds[0])
+    _, frozen = self.own_parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
       return self.generator(params, pixels, asked, progress=tick)

@@ -228,7 +228,9 @@ def weights(workdir: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp"])
 def test_two_processes_train_as_one(alone, mesh):
-  shutil.copytree(alone / "alone", alone / mesh, ignore=shutil.ignore_patterns("runs"))
+  shutil.copytree(
+    alone / "alone", alone / mesh, ignore=shutil.ignore_patterns("runs", "pixels")
+  )
   launch(alone, mesh, mesh, "train", processes=2)
   one = metrics.read_metrics(alone / "alone" / "runs" / RUN / "metrics.jsonl")
   two = metrics.read_metrics(alone / mesh / "runs" / RUN / "metrics.jsonl")
