@@ -71,7 +71,7 @@ def test_evas_pth(shelf: pathlib.Path, tmp_path: pathlib.Path, legacy: bool) -> 
   )
   np.testing.assert_array_equal(got["norm"]["scale"], np.ones(64))
   assert sorted(file.name for file in out.iterdir()) == [
-    "foundation.json", "foundation.safetensors",
+    "config.json", "foundation.json", "foundation.safetensors", "generation_config.json",
   ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import imax_7b
 from configs import phantom
 from imax_jax import build
 from imax_jax import experiment
@@ -347,7 +348,12 @@ def test_the_door_answers_in_one_line(
 def test_the_flags_that_help_shows_exist() -> None:
   keys = re.findall(r"--config\.([a-z_.]+)", main._USAGE)
   assert keys
-  assert set(keys) <= {key.replace("/", ".") for key in flatten(config().to_dict())}
+  known = {
+    key.replace("/", ".")
+    for c in (config(), imax_7b.get_config())
+    for key in flatten(c.to_dict())
+  }
+  assert set(keys) <= known
 
 
 def test_the_control_has_the_steps_of_the_three_stages(done: Path) -> None:
