@@ -184,7 +184,7 @@ def logits(model: dict[str, Any], folder: pathlib.Path, ids: np.ndarray) -> np.n
 def references(path: pathlib.Path, ids: np.ndarray) -> tuple[np.ndarray, Any]:
   """Logits and tokenizer of transformers' own reader of GGUF."""
   torch = pytest.importorskip("torch", reason="the reference runs on it")
-  transformers = pytest.importorskip("transformers")
+  transformers = pytest.importorskip("transformers", reason="its reader is compared")
   named = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
   model = transformers.AutoModelForCausalLM.from_pretrained(
     **named, dtype=torch.float32

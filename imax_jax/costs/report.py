@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
     ValueError: the step has a flaw that the page names.
   """
   found = measure(study, int(request.get("rows") or 1))
-  print(page(found))
+  sys.stdout.write(f"{page(found)}\n")
   if found.flaws:
     raise ValueError(
       f"compile_report: {len(found.flaws)} flaw(s) in this step, named above; "
@@ -281,4 +282,4 @@ def _formula(config: Any, parameters: Mapping[str, Any], tokens: int) -> float:
   }
   layers = sum(size for path, size in kernels.items() if "/layers/" in path)
   head = decoder.vocab_size * decoder.width
-  return (4 * (layers + head) + 2 * layers * decoder.get("remat", False)) * tokens
+  return (4 * (layers + head) + 2 * layers * decoder["remat"]) * tokens
