@@ -27,13 +27,14 @@ from imax_jax import model_card
 from imax_jax import runs
 from imax_jax import tree as tree_lib
 from imax_jax.data import records
+from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.tokenizer import encode
 from imax_jax.ledger import plain
 from imax_jax.models.decoder import Decoder
 from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.weights import bundle as bundle_lib
-from imax_jax.weights import convert
+from imax_jax.weights import digests
 from imax_jax.weights import export
 
 _ROWS = 8  # prompts that the merged decoder is compared on
@@ -54,7 +55,8 @@ def bundle(study: Study, request: Mapping[str, str | None]) -> None:
   made = _inputs(folder)
   _check_run(study, folder, made)
   trained = runs.weights_of(study, folder)
-  facts = _facts(study) | {"training": _training(study, folder.name, made)}
+  tokenizer = _tokenizer(study)
+  facts = _facts(study, tokenizer) | {"training": _training(study, folder.name, made)}
   out = study.workdir / "bundles" / folder.name
   with _whole_folder(out, bundle_lib.RECORD) as part:
     bundle_lib.write_bundle(
@@ -62,7 +64,7 @@ def bundle(study: Study, request: Mapping[str, str | None]) -> None:
       trained,
       plain(study.config.model),
       facts,
-      tokenizer=_tokenizer(study),
+      tokenizer=tokenizer,
       card=model_card.text(folder.name, facts),
     )
   sys.stdout.write(f"{out}\n")
@@ -133,9 +135,12 @@ def weights_from(study: Study, folder: Path) -> dict[str, Any]:
       _check_run(study, folder, _inputs(folder))
     return runs.weights_of(study, folder)
   trainable, _ = tree_lib.split(study.parameters.abstract, study.config.trainable)
+  tokenizer = _tokenizer(study, folder)
   loaded = bundle_lib.load_bundle(
-    folder, trainable, plain(study.config.model), _facts(study)
+    folder, trainable, plain(study.config.model), _facts(study, tokenizer)
   )
+  if study.parameters.foundation is None:
+    study.tokenizer = tokenizer_lib.load(tokenizer)
   places = study.parameters.shardings
   return tree_lib.map_paths(
     lambda path, leaf: jax.make_array_from_callback(
@@ -186,13 +191,12 @@ def _check_run(study: Study, folder: Path, made: Mapping[str, Any]) -> None:
     )
 
 
-def _facts(study: Study) -> dict[str, Any]:
+def _facts(study: Study, tokenizer: Path) -> dict[str, Any]:
   """What a bundle's weights mean something with."""
-  d, file = study.config.data, _tokenizer(study)
-  size, sha256 = (convert.describe(file)[key] for key in ("size", "sha256"))
+  d = study.config.data
   return {
     "foundation": {"digest": study.parameters.digest, **_origin(study)},
-    "tokenizer": {"name": file.name, "size": size, "sha256": sha256},
+    "tokenizer": digests.describe(tokenizer),
     "prompt": plain(study.config.prompt),
     "image": {
       "image_px": study.config.model.encoder.image_px,
@@ -234,10 +238,17 @@ def _training(study: Study, name: str, made: Mapping[str, Any]) -> dict[str, Any
   return facts
 
 
-def _tokenizer(study: Study) -> Path:
-  """The file of the study's tokenizer, which is made if it is not there."""
+def _tokenizer(study: Study, handed: Path | None = None) -> Path:
+  """The file of the foundation's tokenizer, or of the one that was trained for it.
+
+  Args:
+    handed: a bundle: where the base is drawn, it brings the tokenizer that the study's
+      data would have to be built for.
+  """
   if study.parameters.foundation is not None:
     return study.parameters.foundation.tokenizer
+  if handed is not None:
+    return handed / bundle_lib.TOKENIZER
   assert study.tokenizer
   return study.workdir / "tokenizer" / "tokenizer.json"
 

@@ -10,6 +10,7 @@ more than its part.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from imax_jax import mesh as mesh_lib
 from imax_jax import tree as tree_lib
 from imax_jax.models.vlm import Vlm
+from imax_jax.weights import digests
 from imax_jax.weights import files as weight_files
 from imax_jax.weights import load as weights
 
@@ -80,11 +82,22 @@ class Foundation(NamedTuple):
     named = (folder / "tokenizer_config.json").is_file()
     return folder if named else self.tokenizer
 
+  def check(self) -> None:
+    """Compares the weights with what `convert` said of them when it wrote them.
+
+    Raises:
+      ValueError: other bytes than were written.
+    """
+    if self.facts.is_file():
+      said = json.loads(self.facts.read_text("utf8"))["foundation"]
+      remedy = f"delete {self.weights.parent} and convert the published weights again"
+      digests.check(self.weights, said, remedy)
+
   def digest(self) -> str:
     """16 hexadecimal digits that change with the weights or the tokenizer.
 
-    A converted foundation's facts hold the hashes of all files it was made from; its
-    own gigabytes are not read again at each start.
+    A converted foundation's facts hold the hash of its weights, which `check` compares
+    when they are loaded: a start that loads nothing does not read gigabytes.
     """
     known = self.facts.is_file()
     parts = (self.facts if known else self.weights, self.tokenizer)
@@ -164,10 +177,12 @@ class Parameters:
     """{path: array} of what the foundation holds; {} to start from nothing.
 
     Raises:
-      ValueError: it lacks the encoder or the decoder, or holds a part of another model.
+      ValueError: it lacks the encoder or the decoder, holds a part of another model, or
+        was changed since it was made.
     """
     if self.foundation is None:
       return {}
+    self.foundation.check()
     with weight_files.open_tensors(self.foundation.weights) as tensors:
       groups = {"encoder", "decoder", *map(_group, tensors.names)}
     flat = tree_lib.flatten(self.abstract)

@@ -126,6 +126,20 @@ def test_a_bundle_is_the_run(done: Path, copied: Path, foundation: Path) -> None
   assert copied.stat().st_mode & 0o077 == 0
 
 
+def test_a_drawn_base_has_the_bundles_tokenizer(done: Path, copied: Path) -> None:
+  """Without a foundation nothing need be built where the bundle is used."""
+  study = Study(config(Path()), copied.parent / "elsewhere")
+  study.config.foundation = ""
+  edit_record("foundation", value={"digest": "none", "name": ""})(copied)
+  assert study.parameters.foundation is None
+  equal(
+    deliver.weights_from(study, copied),
+    deliver.weights_from(Study(study.config, done), copied),
+  )
+  assert study.tokenizer.get_vocab()
+  assert not list(study.workdir.glob("tokenizer*"))
+
+
 def test_the_card_says_who_may_have_it(done: Path, foundation: Path) -> None:
   card = (done / "bundles/imax-s0" / bundle.CARD).read_text()
   assert "not for clinical use" in card
@@ -222,7 +236,7 @@ def rename(file: str, old: str, new: str) -> Any:
     load.save_params(
       folder / file, {name.replace(old, new): x for name, x in held.items()}
     )
-    edit_record("files", file, value=bundle.convert.describe(folder / file))(folder)
+    edit_record("files", file, value=bundle.digests.describe(folder / file))(folder)
 
   return edit
 

@@ -238,6 +238,10 @@ def test_the_page_fits_a_screen(found):
   assert max(map(len, lines)) < 100
   assert "one train step on 8 devices (fsdp 8)" in lines[0]
   assert "No flaw" in found["page"]
+  # A toy's sizes can be read too: no column of zeros.
+  assert "MB a device" in found["page"] and "MB sent" in found["page"]
+  table = lines[lines.index("") :]
+  assert not [line for line in table if line.startswith("  fr") and " 0.000" in line]
 
 
 LOOP = """HloModule f

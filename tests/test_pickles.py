@@ -63,7 +63,7 @@ def test_evas_pth(shelf: pathlib.Path, tmp_path: pathlib.Path, legacy: bool) -> 
   )
   assert record["filled"] == {"encoder/norm/bias": 0.0, "encoder/norm/scale": 1.0}
   assert sorted(record["ignored"]["eva.pth"]) == sorted(last | head)
-  assert record["sources"][0]["files"][0] == convert_lib.describe(source)
+  assert record["sources"][0]["files"][0] == convert_lib.digests.describe(source)
   got = part(out, "encoder")
   np.testing.assert_array_equal(
     got["layers"]["up"]["kernel"][0],

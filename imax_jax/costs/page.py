@@ -1,10 +1,11 @@
-"""`report.Report` as a page of a terminal; GB are 10^9 bytes."""
+"""`report.Report` as a page of a terminal; GB are 10^9 bytes, MB 10^6."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
 from typing import Any
+from typing import NamedTuple
 
 import jax
 
@@ -17,13 +18,27 @@ from imax_jax.costs.accelerators import Card
 _USUAL, _MOST = 0.75, 0.95
 
 
+class _Unit(NamedTuple):
+  """One for a whole page, so that its numbers compare."""
+
+  name: str
+  size: float  # bytes
+
+  def __call__(self, size: float) -> str:
+    return f"{size / self.size:.3f}"
+
+
+_GB, _MB = _Unit("GB", 1e9), _Unit("MB", 1e6)
+
+
 def page(report: Any) -> str:
   """The report, under 90 columns wide."""
   parts = (_head, _memory, _work, _collectives, _cards, _flaws)
-  return "\n\n".join("\n".join(part(report)) for part in parts)
+  unit = _GB if report.needed >= 1e8 else _MB
+  return "\n\n".join("\n".join(part(report, unit)) for part in parts)
 
 
-def _head(report: Any) -> Iterator[str]:
+def _head(report: Any, _: _Unit) -> Iterator[str]:
   devices = 1
   for size in report.mesh.values():
     devices *= size
@@ -38,36 +53,37 @@ def _head(report: Any) -> Iterator[str]:
   )
   yield (
     f"  compiled  in {report.compile_seconds:.1f} s, lowered in "
-    f"{report.lower_seconds:.1f} s, with {_gb(peak)} GB, for {report.platform}, by jax "
+    f"{report.lower_seconds:.1f} s, with {_GB(peak)} GB, for {report.platform}, by jax "
     f"{jax.__version__}; nothing was run"
   )
 
 
-def _memory(report: Any) -> Iterator[str]:
-  yield f"{'Memory':<28}{'GB a device':>12}{'GB in all':>12}   by type"
+def _memory(report: Any, unit: _Unit) -> Iterator[str]:
+  a_device, in_all = f"{unit.name} a device", f"{unit.name} in all"
+  yield f"{'Memory':<28}{a_device:>12}{in_all:>12}   by type"
   for name, sizes in report.held.items():
     own = sum(sizes.values())
-    types = ", ".join(f"{dtype} {_gb(size)}" for dtype, size in sizes.items())
-    yield f"  {name:<26}{_gb(own):>12}{_gb(report.whole[name]):>12}   {types}"
-  yield f"  {'temporaries':<26}{_gb(report.temporaries):>12}{'':>12}   {_why(report)}"
-  yield f"  {'together':<26}{_gb(report.needed):>12}{'':>12}   {_least(report)}"
+    types = ", ".join(f"{dtype} {unit(size)}" for dtype, size in sizes.items())
+    yield f"  {name:<26}{unit(own):>12}{unit(report.whole[name]):>12}   {types}"
+  yield f"  {'temporaries':<26}{unit(report.temporaries):>12}{'':>12}   {_why(report, unit)}"
+  yield f"  {'together':<26}{unit(report.needed):>12}{'':>12}   {_least(report, unit)}"
 
 
-def _why(report: Any) -> str:
+def _why(report: Any, unit: _Unit) -> str:
   if report.platform != "cpu":
     return f"as planned by XLA for {report.platform}"
   if not report.copies:
     return "at most: planned for a CPU, in float32"
-  return f"at most: {_gb(report.copies)} are a CPU's float32 kernels"
+  return f"at most: {unit(report.copies)} are a CPU's float32 kernels"
 
 
-def _least(report: Any) -> str:
+def _least(report: Any, unit: _Unit) -> str:
   if not report.copies:
     return ""
-  return f"{_gb(report.needed - report.copies)} without those kernels"
+  return f"{unit(report.needed - report.copies)} without those kernels"
 
 
-def _work(report: Any) -> Iterator[str]:
+def _work(report: Any, _: _Unit) -> Iterator[str]:
   yield f"{'Matrix products':<28}{'TFLOP a device and step':>24}"
   least = "at least, " if report.unknown_loops else ""
   rows = (
@@ -79,19 +95,20 @@ def _work(report: Any) -> Iterator[str]:
     yield f"  {name:<26}{flops / 1e12:>24.3g}   {note}"
 
 
-def _collectives(report: Any) -> Iterator[str]:
-  yield f"{'Collectives':<28}{'calls a step':>12}{'GB of data':>12}{'GB sent':>12}"
+def _collectives(report: Any, unit: _Unit) -> Iterator[str]:
+  of_data, on_wire = f"{unit.name} of data", f"{unit.name} sent"
+  yield f"{'Collectives':<28}{'calls a step':>12}{of_data:>12}{on_wire:>12}"
   for kind in hlo.KINDS:
     found = [c for c in report.collectives if c.kind == kind]
     if found:
       calls, size = sum(c.times for c in found), sum(c.bytes for c in found)
       sent = sum(c.wire for c in found)
-      yield f"  {kind:<26}{calls:>12,}{_gb(size):>12}{_gb(sent):>12}"
+      yield f"  {kind:<26}{calls:>12,}{unit(size):>12}{unit(sent):>12}"
   if not report.collectives:
     yield "  none"
 
 
-def _cards(report: Any) -> Iterator[str]:
+def _cards(report: Any, _: _Unit) -> Iterator[str]:
   yield f"{'Cards':<20}{'GB':>8}{'GB left':>10}{'s a step at peak':>18}   verdict"
   for card in CARDS:
     left = (card.memory - report.needed) / 1e9
@@ -114,7 +131,7 @@ def verdict(card: Card, most: float, least: float) -> str:
   return f"does not fit, by {(least - card.memory * _MOST) / 1e9:.1f} GB"
 
 
-def _flaws(report: Any) -> Iterator[str]:
+def _flaws(report: Any, _: _Unit) -> Iterator[str]:
   if not report.flaws:
     yield (
       "No flaw: nothing rematerialised unasked, no large weight whole on every device, "
@@ -122,7 +139,3 @@ def _flaws(report: Any) -> Iterator[str]:
     )
   for flaw in report.flaws:
     yield f"FLAW  {flaw}"
-
-
-def _gb(size: float) -> str:
-  return f"{size / 1e9:.3f}"

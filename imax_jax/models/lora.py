@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from imax_jax import tree as tree_lib
 from imax_jax.models import storage
 
 
@@ -96,25 +97,27 @@ class Dense(nn.Module):
     return storage.restore(kernel, scale, self.dtype)
 
 
-def merge(params: tree_lib.Tree, alpha: float) -> dict[str, Any]:
-  """Adds every low-rank pair to its kernel and drops it: the tree of a rank 0 model.
+def merged(
+  params: Mapping[str, Any], path: str, alpha: float, layer: int | None = None
+) -> Any:
+  """A leaf with its low-rank pair added: what a model of rank 0 has at `path`.
 
-  The scale is alpha over the pair's own rank. A kernel that is narrower than float32
-  keeps its dtype, so the sum is rounded to it; one that is kept in integers becomes
-  float32, for the sum has other integers.
+  The scale is alpha over the pair's own rank. A kernel with a pair, and one that is
+  kept in integers, comes as float32; every other leaf as it is.
+
+  Args:
+    params: {path: array}, of one layer or with the leading axis of scanned layers.
+    layer: which layer to take, where only one is to be in memory.
   """
-  flat = tree_lib.flatten(params)
-  merged: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    parent, _, name = path.rpartition("/")
-    if name in ("lora_a", "lora_b", "kernel_scale"):
-      continue
-    if f"{parent}/kernel_scale" in flat and name == "kernel":
-      leaf = storage.restore(leaf, flat[f"{parent}/kernel_scale"], jnp.float32)
-    if name == "kernel" and f"{parent}/lora_a" in flat:
-      # `@` also takes the leading axis of scanned layers: [L, in, R] [L, R, out].
-      a, b = flat[f"{parent}/lora_a"], flat[f"{parent}/lora_b"]
-      update = (alpha / a.shape[-1]) * (jnp.asarray(a) @ jnp.asarray(b))
-      leaf = (leaf.astype(update.dtype) + update).astype(leaf.dtype)
-    merged[path] = leaf
-  return tree_lib.unflatten(merged)
+
+  def part(name: str) -> Any:
+    return params[name] if layer is None else params[name][layer]
+
+  leaf, (parent, _, field) = part(path), path.rpartition("/")
+  if f"{path}_scale" in params:
+    leaf = storage.restore(leaf, part(f"{path}_scale"), np.float32)
+  if field != "kernel" or f"{parent}/lora_a" not in params:
+    return leaf
+  # `@` also takes the leading axis: [L, in, R] [L, R, out].
+  a, b = (np.asarray(part(f"{parent}/lora_{x}"), np.float32) for x in "ab")
+  return np.asarray(leaf, np.float32) + np.float32(alpha / a.shape[-1]) * (a @ b)

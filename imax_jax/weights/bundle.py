@@ -25,7 +25,7 @@ from imax_jax.ledger import write_json
 from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
-from imax_jax.weights import convert
+from imax_jax.weights import digests
 from imax_jax.weights import load
 from imax_jax.weights import peft
 from imax_jax.weights import published
@@ -99,7 +99,7 @@ def write_bundle(
     load.save_params(folder / CONNECTOR, arrays)
   if tokenizer.stat().st_size <= _SMALL:
     shutil.copyfile(tokenizer, folder / TOKENIZER)
-  hashes = {path.name: convert.describe(path) for path in sorted(folder.iterdir())}
+  hashes = {path.name: digests.describe(path) for path in sorted(folder.iterdir())}
   (folder / CARD).write_text(card, encoding="utf8")
   record = {
     "format": FORMAT,
@@ -198,14 +198,7 @@ def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
     path = folder / name
     if path.parent != folder:
       raise ValueError(f"{folder / RECORD}: {name!r} is no file of this folder")
-    if not path.is_file():
-      raise FileNotFoundError(f"{path}: missing; copy the whole bundle again")
-    found = convert.describe(path)
-    if found != said:
-      raise ValueError(
-        f"{path}: was changed since the bundle was made: expected {said}, found {found}; "
-        "copy it again"
-      )
+    digests.check(path, said, "copy the whole bundle again")
 
 
 def _check_facts(

@@ -9,7 +9,6 @@ One tensor is in memory at a time. foundation.json is written last.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from tokenizers import Tokenizer
 from imax_jax import ledger
 from imax_jax import tree as tree_lib
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.weights import digests
 from imax_jax.weights import files
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
@@ -94,35 +94,9 @@ def convert(
       with ledger.whole(out / file.name) as part:
         shutil.copyfile(file, part)
     record = _record(opened, plan, written, model)
-  record["foundation"] = describe(out / WEIGHTS)
+  record["foundation"] = digests.describe(out / WEIGHTS)
   ledger.write_json(out / RECORD, record)
   return record
-
-
-def describe(path: Path) -> dict[str, Any]:
-  """A file's name, size in bytes and SHA-256."""
-  with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  return {"name": path.name, "size": path.stat().st_size, "sha256": digest}
-
-
-def verify(folder: str | Path) -> None:
-  """Compares the weights of a foundation with what foundation.json says of them.
-
-  Raises:
-    FileNotFoundError: one of the two is not there.
-    ValueError: other bytes than were written.
-  """
-  folder = Path(folder)
-  for name in (RECORD, WEIGHTS):
-    if not (folder / name).is_file():
-      raise FileNotFoundError(f"{folder / name}: missing; convert the weights again")
-  said = published.read_json(folder / RECORD).get("foundation")
-  found = describe(folder / WEIGHTS)
-  if said != found:
-    raise ValueError(
-      f"{folder / WEIGHTS}: expected {said}, got {found}; convert the weights again"
-    )
 
 
 def _check_parts(sources: Mapping[str, str | Path]) -> None:
@@ -300,7 +274,7 @@ def _record(
         "name": checkpoint.path.name,
         "layout": layout.name,
         "tensors": len(checkpoint.names),
-        "files": [describe(file) for file in checkpoint.files],
+        "files": [digests.describe(file) for file in checkpoint.files],
       }
       for checkpoint, layout in sources
     ],

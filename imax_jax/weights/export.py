@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imax_jax.ledger import write_json
-from imax_jax.models import storage
+from imax_jax.models import lora
 from imax_jax.weights import files
 from imax_jax.weights import peft
 from imax_jax.weights import plan as plan_lib
@@ -99,7 +99,7 @@ def write_merged(
   if dtype not in DTYPES:
     raise ValueError(f"merge: dtype {dtype!r}, expected one of {DTYPES}")
   config = config_of(decoder, dtype) | dict(special or {}) | _carried(base)
-  kept = np.dtype(dtype)
+  kept, alpha = np.dtype(dtype), peft.filled(decoder)["lora_alpha"]
   tensors = _tensors(params, decoder)
   shards = _divide(tensors, kept.itemsize, shard_bytes)
   weight_map: dict[str, str] = {}
@@ -109,7 +109,7 @@ def write_merged(
     with files.tensor_writer(folder / file, table, peft.TORCH) as writer:
       for name in names:
         row, layer, _ = tensors[name]
-        value = _merged(params, row.path, layer, decoder)
+        value = np.asarray(lora.merged(params, row.path, alpha, layer))
         peft.check_finite(value, f"{row.path}, layer {layer}")
         writer.write(name, row.form.to_published(value.astype(kept)))
     weight_map |= dict.fromkeys(names, file)
@@ -225,24 +225,3 @@ def _divide(
     shards[-1].append(name)
     room -= size
   return shards
-
-
-def _merged(
-  params: Mapping[str, Any], path: str, layer: int | None, decoder: Mapping[str, Any]
-) -> np.ndarray:
-  """A leaf, or a layer of it, in float32 where a pair is added to it."""
-
-  def part(of: str) -> Any:
-    return params[of] if layer is None else params[of][layer]
-
-  if f"{path}_scale" in params:
-    restored = storage.restore(part(path), part(f"{path}_scale"), np.float32)
-    array = np.asarray(restored)
-  else:
-    array = np.asarray(part(path))
-  parent, _, name = path.rpartition("/")
-  if name != "kernel" or f"{parent}/lora_a" not in params:
-    return array
-  a, b = (np.asarray(part(f"{parent}/lora_{x}"), np.float32) for x in "ab")
-  scale = peft.filled(decoder)["lora_alpha"] / a.shape[-1]
-  return array.astype(np.float32) + np.float32(scale) * (a @ b)
