@@ -10,9 +10,12 @@ linear warm-up over the first tenth to 1e-6, cosine to 1e-7, two A800 of 80 GB.
 `:imax`, `:dmax` and `:three_stage` train one row of Table 2 each, no argument all; in one
 work directory they share what is built. Needed: the six sources of configs/imax_data.py,
 both published weights, 16 GB of disk for them converted and 34 GB for IMAX's features
-(98 GB for DMAX's). On two cards of 80 GB about three hours an epoch-trained run if they
-reach 40 % of their peak: computed from the tokens, since nobody of this project has run
-it. Expect the paper's Table 2; its shape at toy size is configs/phantom.py's.
+(98 GB for DMAX's). On two cards of 80 GB about nine hours a run of three epochs if they
+reach 40 % of their peak: computed (104,760 steps of a row on each card, by
+compile_report's count), since nobody of this project has run it. Eight entries fill a
+third of two rows; with --config.train.entries_per_step=16 it is half the steps, and no
+longer the assumption below. Expect the paper's Table 2; its shape at toy size is
+configs/phantom.py's.
 
 Stated assumptions, where the paper is silent: four neighbouring patches make one of 64
 image tokens, as in Uni-Med (--config.model.connector.merge=1: 256); alpha 16, dropout

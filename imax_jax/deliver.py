@@ -86,7 +86,7 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
   dtype = request.get("dtype") or "bfloat16"
   fields = plain(study.config.model.decoder)
   trained = weights_from(study, folder)
-  _, frozen = study.parameters.split(study.config.seeds[0])
+  frozen = study.parameters.split(study.config.seeds[0])[1]
   params: Any = {"decoder": tree_lib.merge(trained, frozen)["decoder"]}
   del trained, frozen
   ids = _prompts(study)
@@ -102,7 +102,8 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
       special={"eos_token_id": study.tokenizer.eos_token_id},
     )
     # Two full models do not fit where one does: the first goes before the second comes.
-    del params, study.parameters
+    del params
+    study.release()
     gc.collect()
     bare = fields | {"lora_rank": 0, "fold": False, "kernel_dtype": dtype}
     stand_in = jax.eval_shape(
@@ -134,19 +135,19 @@ def weights_from(study: Study, folder: Path) -> dict[str, Any]:
     if (folder / "station.json").is_file():
       _check_run(study, folder, _inputs(folder))
     return runs.weights_of(study, folder)
-  trainable, _ = tree_lib.split(study.parameters.abstract, study.config.trainable)
+  trainable = study.parameters.trainable
   tokenizer = _tokenizer(study, folder)
   loaded = bundle_lib.load_bundle(
     folder, trainable, plain(study.config.model), _facts(study, tokenizer)
   )
   if study.parameters.foundation is None:
     study.tokenizer = tokenizer_lib.load(tokenizer)
-  places = study.parameters.shardings
-  return tree_lib.map_paths(
-    lambda path, leaf: jax.make_array_from_callback(
-      leaf.shape, places[path], lambda index: leaf[index]
+  return jax.tree.map(
+    lambda leaf, like: jax.make_array_from_callback(
+      leaf.shape, like.sharding, lambda index: leaf[index]
     ),
     loaded,
+    trainable,
   )
 
 

@@ -126,15 +126,19 @@ def published(study: Study) -> dict[str, Path]:
 
 def train(study: Study) -> None:
   """The config's runs of DMAX, IMAX and the step-matched control, once a seed."""
-  for seed in study.config.seeds:
-    for name in study.config.train.runs:
-      run = f"{name}-s{seed}"
-      records, pixels = _split(study, runs.split_of(run))
-      runs.fit(study, run, records, pixels, **runs.plan(study, run))
+  names = [
+    f"{run}-s{seed}" for seed in study.config.seeds for run in study.config.train.runs
+  ]
+  planned = {name: runs.plan(study, name) for name in names}  # all, before one begins
+  for name, plan in planned.items():
+    records, pixels = _split(study, runs.split_of(name))
+    runs.fit(study, name, records, pixels, **plan)
 
 
-def _split(study: Study, split: str) -> tuple[Sequence[ImageRecord], np.ndarray]:
-  return study.records(split), study.pixels(split)
+def _split(
+  study: Study, split: str
+) -> tuple[Sequence[ImageRecord], Callable[[], np.ndarray]]:
+  return study.records(split), functools.partial(study.pixels, split)
 
 
 def pseudo(study: Study) -> None:
@@ -163,10 +167,10 @@ def _pseudo_imax(
   study: Study, seed: int, primary: Callable[[], Mapping[str, Any]]
 ) -> Sequence[ImageRecord]:
   p = study.config.pseudo
-  records, pixels = _split(study, "dmax_train")
+  records = study.records("dmax_train")
 
   def make(folder: Path) -> None:
-    trained = primary()
+    trained, pixels = primary(), study.pixels("dmax_train")
     order = np.random.default_rng(seed).permutation(len(records))
     chosen = sorted(order[: p.num_images or None].tolist())
     subset = [records[i] for i in chosen]

@@ -230,14 +230,20 @@ def _train_decoder(config: ConfigDict, study: Study) -> None:
 
   def encode(folder: Path) -> None:
     pixels = np.load(study.workdir / "films" / "pixels.npy", mmap_mode="r")
-    np.save(folder / "pixels.npy", study.encode(pixels, "practice films"))
+    encode = study.encoder()
+    with progress.bar("encoding practice films") as tick:
+      features = []
+      for start in range(0, len(pixels), 64):
+        features.append(encode(pixels[start : start + 64]))
+        tick(start + len(features[-1]), len(pixels))
+    np.save(folder / "pixels.npy", np.concatenate(features))
 
   features = study.ledger.station("features", inputs, encode)
   runs.fit(
     study,
     "decoder",
     practice_records(config, study),
-    np.load(features / "pixels.npy", mmap_mode="r"),
+    lambda: np.load(features / "pixels.npy", mmap_mode="r"),
     seed=settings.seed,
     num_steps=settings.num_steps,
     inputs=inputs,

@@ -230,10 +230,9 @@ class Ledger:
         with self._inside(together):
           make(work)
     except BaseException as error:
+      spent = {"seconds": before + time.time() - start}
       if self._chief:
-        spent = {"seconds": before + time.time() - start}
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-          write_json(work / _MARK, record | spent)
+        self._leave(work, None if aside else record | spent)
       if _is_full(error):
         raise OSError(
           errno.ENOSPC, f"{folder}: no space left; make room and run the same again"
@@ -255,6 +254,14 @@ class Ledger:
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / _MARK, record)
     logging.info("%s: begun", name)
+
+  def _leave(self, work: Path, mark: Mapping[str, Any] | None) -> None:
+    """What is left of a station that ended badly: its mark, or None: nothing."""
+    with contextlib.suppress(OSError):  # the first error is the one to tell
+      if mark is None:
+        shutil.rmtree(work)
+      else:
+        write_json(work / _MARK, mark)
 
   def _replace(self, folder: Path, work: Path, name: str, why: str) -> None:
     if folder.exists():

@@ -291,7 +291,7 @@ def _run(argv: list[str]) -> int:
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.level_debug():
       raise
-    sys.stderr.write(f"imax_jax: {' '.join(str(error).split())}\n")
+    sys.stderr.write(f"imax_jax: {str(error).strip()}\n")
     return 1
   except KeyboardInterrupt:
     sys.stderr.write(

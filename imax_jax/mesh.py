@@ -48,7 +48,7 @@ FSDP: tree_lib.Rules = (
   (rf"{_ROW}/lora_a", ("tensor", None)),
   (rf"{_ROW}/lora_b", (None, "fsdp")),
   # A patch's values (588 at 14 px) seldom divide by eight; the widths do.
-  (r"(encoder|connector)/.*kernel", (None, "fsdp")),
+  (r"(encoder|connector)/.*kernel(_scale)?", (None, "fsdp")),
   (r".*/(scale|bias|[qkv]_bias)|encoder/(class_token|positions)", ()),
 )
 

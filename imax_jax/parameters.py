@@ -29,6 +29,7 @@ from imax_jax.models.vlm import Vlm
 from imax_jax.weights import digests
 from imax_jax.weights import files as weight_files
 from imax_jax.weights import load as weights
+from imax_jax.weights.plan import part_of
 
 ASSETS = Path(__file__).parent / "assets"
 # Where the verb `convert` leaves what the config's foundation "converted" means.
@@ -75,40 +76,39 @@ class Foundation(NamedTuple):
       )
     return found
 
-  @property
-  def tokenizer_source(self) -> Path:
-    """The folder, where a published tokenizer names its special tokens in there."""
-    folder = self.tokenizer.parent
-    named = (folder / "tokenizer_config.json").is_file()
-    return folder if named else self.tokenizer
-
   def check(self) -> None:
     """Compares the weights with what `convert` said of them when it wrote them.
 
     Raises:
       ValueError: other bytes than were written.
     """
-    if self.facts.is_file():
-      said = json.loads(self.facts.read_text("utf8"))["foundation"]
+    if self._said:
       remedy = f"delete {self.weights.parent} and convert the published weights again"
-      digests.check(self.weights, said, remedy)
+      digests.check(self.weights, self._said, remedy)
 
   def digest(self) -> str:
     """16 hexadecimal digits that change with the weights or the tokenizer.
 
-    A converted foundation's facts hold the hash of its weights, which `check` compares
-    when they are loaded: a start that loads nothing does not read gigabytes.
+    Of their values alone: it does not matter what they were converted from. A converted
+    foundation's facts hold the hash of its weights, which `check` compares when they are
+    loaded: a start that loads nothing does not read gigabytes.
     """
-    known = self.facts.is_file()
-    parts = (self.facts if known else self.weights, self.tokenizer)
-    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[
-      :16
-    ]
+    weights = self._said or digests.describe(self.weights)
+    hashes = (weights["sha256"], digests.describe(self.tokenizer)["sha256"])
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
-
-def _group(path: str) -> str:
-  """What a foundation has whole or not at all: "encoder", …, and "lora"."""
-  return "lora" if "/lora_" in path else path.partition("/")[0]
+  @property
+  def _said(self) -> dict[str, Any]:
+    """What `convert` said of the weights when it wrote them."""
+    if not self.facts.is_file():
+      return {}
+    try:
+      return dict(json.loads(self.facts.read_text("utf8"))["foundation"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{self.facts}: damaged; delete {self.facts.parent} and convert the published "
+        "weights again"
+      ) from error
 
 
 class Parameters:
@@ -119,7 +119,7 @@ class Parameters:
   ) -> None:
     self.model = Vlm(**config.model)
     self._config = config
-    self._mesh = mesh
+    self.mesh = mesh
     self._workdir = workdir
     self._draw = lru_cache(maxsize=4)(self._make_draw)
 
@@ -139,13 +139,23 @@ class Parameters:
   @cached_property
   def shardings(self) -> dict[str, Any]:
     """{path: where it lies}."""
-    placed = mesh_lib.shardings(self.abstract, self._mesh, self._config.sharding)
+    placed = mesh_lib.shardings(self.abstract, self.mesh, self._config.sharding)
     return tree_lib.flatten(placed)
 
   @cached_property
   def encoder_is_frozen(self) -> bool:
-    trainable, _ = tree_lib.split(self.abstract, self._config.trainable)
-    return "encoder" not in trainable
+    return "encoder" not in self.trainable
+
+  @cached_property
+  def trainable(self) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of what is trained; no weight is read or drawn."""
+    placed = tree_lib.map_paths(
+      lambda path, leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=self.shardings[path]
+      ),
+      self.abstract,
+    )
+    return tree_lib.split(placed, self._config.trainable)[0]
 
   def _init(self, seed: jax.Array | int) -> Any:
     encoder = self._config.model.encoder
@@ -183,10 +193,11 @@ class Parameters:
     if self.foundation is None:
       return {}
     self.foundation.check()
+    # A foundation has each part whole or not at all.
     with weight_files.open_tensors(self.foundation.weights) as tensors:
-      groups = {"encoder", "decoder", *map(_group, tensors.names)}
+      groups = {"encoder", "decoder", *map(part_of, tensors.names)}
     flat = tree_lib.flatten(self.abstract)
-    expected = {path: leaf for path, leaf in flat.items() if _group(path) in groups}
+    expected = {path: leaf for path, leaf in flat.items() if part_of(path) in groups}
     where = {path: self.shardings[path] for path in expected}
     return tree_lib.flatten(
       weights.load_sharded(self.foundation.weights, expected, where)
@@ -199,7 +210,7 @@ class Parameters:
     frozen weights are shared by all runs and by what is cached of the encoder.
     """
     missing = frozenset(tree_lib.flatten(self.abstract).keys() - self.given.keys())
-    pairs = frozenset(path for path in missing if _group(path) == "lora")
+    pairs = frozenset(path for path in missing if part_of(path) == "adapter")
     base = self._draw(missing - pairs)(0) | dict(self.given)
     return tree_lib.unflatten(base | self._draw(pairs)(seed))
 

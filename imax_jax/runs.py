@@ -66,7 +66,7 @@ def fit(
   study: Study,
   name: str,
   found: Sequence[ImageRecord],
-  pixels: np.ndarray,
+  pixels: Callable[[], np.ndarray],
   *,
   seed: int,
   num_steps: int,
@@ -77,7 +77,8 @@ def fit(
   """Trains the run, or goes on with it, or finds it done.
 
   Args:
-    found: the images and entries; `pixels` has theirs, in the same order.
+    found: the images and entries; `pixels()` has theirs, in the same order, and is asked
+      when all entries are known to fit.
     start: gives the trainable weights to begin with, and is not called for a finished
       run; the study's initial ones unless given.
     inputs: what the run depends on beside the config's model and training.
@@ -262,5 +263,4 @@ def weights_of(
     ValueError: the weights are of another model, or damaged.
   """
   parameters = study.parameters if together else study.own_parameters
-  like, _ = parameters.split(0)
-  return checkpoint.restore_snapshot(folder, snapshot, like)
+  return checkpoint.restore_snapshot(folder, snapshot, parameters.trainable)

@@ -7,6 +7,7 @@ what depends on the change.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from imax_jax import ledger as ledger_lib
 from imax_jax import mesh as mesh_lib
 from imax_jax import progress
 from imax_jax import tree as tree_lib
@@ -42,6 +44,7 @@ from imax_jax.schema import ImageRecord
 
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
+_AT_ONCE = 64  # images that are decoded, encoded and written together
 SPLITS = ("imax_train", "imax_test", "dmax_train")
 
 
@@ -104,7 +107,9 @@ class Study:
     """The foundation's, or one trained on the training entries."""
     size = self.config.model.decoder.vocab_size
     if self.parameters.foundation is not None:
-      found = tokenizer_lib.load(self.parameters.foundation.tokenizer_source)
+      found = tokenizer_lib.load(
+        tokenizer_lib.source_of(self.parameters.foundation.tokenizer)
+      )
       tokenizer_lib.check_vocabulary(found, size)
       return found
 
@@ -153,58 +158,96 @@ class Study:
   def pixels(self, split: str) -> np.ndarray:
     """uint8[n, H, W, C] of a split's images, or float16[n, P, D] from a frozen encoder.
 
-    An encoder that never changes need not run at every step: its output is kept.
+    An encoder that never changes need not run at every step: its output is kept. They
+    are made and written a few at a time, and one that is stopped goes on.
     """
-    encoder = self.config.model.encoder
+    encoder, frozen = self.config.model.encoder, self.parameters.encoder_is_frozen
     inputs = {
       "data": self.require_data(),
       "encoder": plain(encoder),
       "foundation": self.parameters.digest,
-      "features": self.parameters.encoder_is_frozen,
+      "features": frozen,
     }
 
     def make(folder: Path) -> None:
       found = self.records(split)
-      shape = (len(found), encoder.image_px, encoder.image_px, encoder.channels)
-      pixels = np.zeros(shape, np.uint8)
-      with progress.bar(f"decoding {split}") as tick:
-        for i in range(len(found)):
-          record = found[i]
-          pixels[i] = images.to_pixels(record.image, encoder.image_px, encoder.channels)
-          tick(i + 1, len(found))
-      kept = self.encode(pixels, split) if self.parameters.encoder_is_frozen else pixels
-      np.save(folder / "pixels.npy", kept)
+      size = (encoder.image_px, encoder.image_px, encoder.channels)
+      shape = self._feature_shape if frozen else size
+      path, mark = folder / "pixels.npy", folder / "written.json"
+      done = json.loads(mark.read_text("utf8"))["images"] if mark.is_file() else 0
+      kept = np.lib.format.open_memmap(
+        path,
+        mode="r+" if done else "w+",
+        dtype=np.float16 if frozen else np.uint8,
+        shape=(len(found), *shape),
+      )
+      encode = self.encoder() if frozen else lambda pixels: pixels
+      title = f"{'encoding' if frozen else 'decoding'} {split}"
+      with progress.bar(title) as tick:
+        for start in range(done, len(found), _AT_ONCE):
+          stop = min(start + _AT_ONCE, len(found))
+          pixels = np.stack(
+            [images.to_pixels(found[i].image, *size[1:]) for i in range(start, stop)]
+          )
+          kept[start:stop] = encode(pixels)
+          kept.flush()
+          ledger_lib.write_json(mark, {"images": stop})
+          tick(stop, len(found))
 
-    folder = self.ledger.station(f"pixels/{split}", inputs, make)
+    folder = self.ledger.station(f"pixels/{split}", inputs, make, resumable=True)
     return np.load(folder / "pixels.npy", mmap_mode="r")
 
-  def encode(self, pixels: np.ndarray, title: str, chunk: int = 64) -> np.ndarray:
-    """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder."""
-    encode = jax.jit(lambda p, x: self.model.apply({"params": p}, x, method="encode"))
-    params = {"encoder": self.own_parameters.init(0)["encoder"]}
-    out = []
-    with progress.bar(f"encoding {title}") as tick:
-      for start in range(0, len(pixels), chunk):
-        part = pixels[start : start + chunk]
-        padded = np.zeros((chunk, *part.shape[1:]), part.dtype)
-        padded[: len(part)] = part
-        out.append(np.asarray(encode(params, padded))[: len(part)])
-        tick(start + len(part), len(pixels))
-    return np.concatenate(out).astype(np.float16)
+  @property
+  def _feature_shape(self) -> tuple[int, int]:
+    """P, D of the encoder's output."""
+    encoder = self.config.model.encoder
+    return (encoder.image_px // encoder.patch_px) ** 2, encoder.width
+
+  def encoder(self) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder, on this process's devices.
+
+    For n up to `_AT_ONCE`; fewer are padded, so that it is compiled once.
+    """
+    parameters = self.own_parameters
+    where = mesh_lib.row_sharding(parameters.mesh)
+    shards = mesh_lib.num_row_shards(parameters.mesh)
+    rows = shards * math.ceil(_AT_ONCE / shards)
+    params = {"encoder": parameters.init(0)["encoder"]}
+    model = parameters.model
+    apply = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode"))
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+      padded = np.zeros((rows, *pixels.shape[1:]), pixels.dtype)
+      padded[: len(pixels)] = pixels
+      features: Any = apply(params, jax.device_put(padded, where))
+      return np.asarray(features)[: len(pixels)].astype(np.float16)
+
+    return encode
+
+  def release(self) -> None:
+    """Lets go of all weights, for work that needs the room."""
+    for name in ("parameters", "own_parameters"):
+      self.__dict__.pop(name, None)
 
   def batches(
     self,
     found: Sequence[ImageRecord],
-    pixels: np.ndarray,
+    pixels: Callable[[], np.ndarray],
     *,
     num_steps: int,
     seed: int,
   ) -> Batches:
-    """The batches of a run over these images, this process's share of them."""
+    """The batches of a run over these images, this process's share of them.
+
+    Args:
+      pixels: gives the images' pixels; asked for after every entry was tokenised, since
+        encoding takes hours and an entry that does not fit is found in seconds.
+    """
     t = self.config.train
+    tokenized = self._tokenized(found)
     return Batches(
-      self._tokenized(found),
-      _reader(pixels),
+      tokenized,
+      _reader(pixels()),
       num_steps=num_steps,
       entries_per_step=t.entries_per_step,
       row_tokens=t.row_tokens,

@@ -120,17 +120,21 @@ def merge(*trees: Tree) -> dict[str, Any]:
 def check_same(expected: Tree, got: Tree, *, name: str) -> None:
   """Raises a ValueError that prints both sides unless paths and shapes agree."""
   want, have = flatten(expected), flatten(got)
-  lines = [
-    f"  missing    {path} {want[path].shape}" for path in want if path not in have
+  lines = [f"missing    {path} {want[path].shape}" for path in want if path not in have]
+  lines += [
+    f"unexpected {path} {have[path].shape}" for path in have if path not in want
   ]
   lines += [
-    f"  unexpected {path} {have[path].shape}" for path in have if path not in want
-  ]
-  lines += [
-    f"  shape      {path}: expected {want[path].shape}, got {have[path].shape}"
+    f"shape      {path}: expected {want[path].shape}, got {have[path].shape}"
     for path in want
     if path in have and want[path].shape != have[path].shape
   ]
   if lines:
-    more = f"\n  … and {len(lines) - 8} more" if len(lines) > 8 else ""
-    raise ValueError(f"{name} does not fit the model:\n" + "\n".join(lines[:8]) + more)
+    raise ValueError(f"{name} does not fit the model:\n{listed(lines)}")
+
+
+def listed(lines: Sequence[str], most: int = 8) -> str:
+  """The first of many differences, a line each, and how many more there are."""
+  shown = [f"  {line}" for line in lines[:most]]
+  more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
+  return "\n".join([*shown, *more])

@@ -285,7 +285,7 @@ def encoder_with_another_activation(bench: Bench) -> None:
   }  # fmt: skip
 
 
-@case("config.json", "model_type 'gpt2'", "laid out as hf_llama (llama, mistral, qwen2")
+@case("config.json: model_type 'gpt2' is not supported; there are", "mistral, qwen2")
 def unknown_family(bench: Bench) -> None:
   bench.configure("llama", model_type="gpt2")
 
@@ -384,7 +384,8 @@ def key_bias_in_eva(bench: Bench) -> None:
 
 @case("tokenizer.json: its largest id is 64, but the embedding has 64 rows")
 def tokenizer_with_more_ids(bench: Bench) -> None:
-  words = {"type": "WordLevel", "vocab": {"a": 0, "b": 64}, "unk_token": "a"}
+  vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, "b": 64}
+  words = {"type": "WordLevel", "vocab": vocab, "unk_token": "b"}
   text = json.dumps({"version": "1.0", "model": words})
   (bench.take("llama") / "tokenizer.json").write_text(text)
 

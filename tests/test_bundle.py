@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from imax_jax import tree
 from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.ledger import plain
+from imax_jax.parameters import Parameters
 from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.train.checkpoint import Checkpointer
@@ -193,6 +195,49 @@ def test_merge_says_how_far_it_is_off(
   assert not list(merged.parent.glob(".*"))
 
 
+def test_a_run_is_bundled_without_its_base(
+  done: Path, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Gigabytes are not read for what an adapter's megabytes say."""
+  monkeypatch.setattr(Parameters, "given", property(lambda self: pytest.fail("read")))
+  monkeypatch.setattr(Parameters, "_init", _only_shapes(Parameters._init))
+  study = Study(config(foundation), tmp_path)
+  deliver.bundle(study, {"checkpoint": str(done / RUN)})
+  assert (tmp_path / "bundles/imax-s0" / bundle.RECORD).is_file()
+
+
+def _only_shapes(init: Any) -> Any:
+  def traced(self: Parameters, seed: Any) -> Any:
+    assert not jax.core.trace_ctx.is_top_level(), "weights were drawn"
+    return init(self, seed)
+
+  return traced
+
+
+@pytest.mark.parametrize("folder", [RUN, "bundles/imax-s0"])
+def test_two_models_are_never_in_memory(
+  done: Path, foundation: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+  """When the merged decoder is read back, the one it was made of is gone."""
+  leaves = tree.flatten(Study(config(foundation), done).parameters.abstract)
+  kernels = {leaf.shape for path, leaf in leaves.items() if leaf.ndim > 1}
+
+  def alive() -> int:
+    gc.collect()
+    return sum(array.shape in kernels for array in jax.live_arrays())
+
+  before, held, real = alive(), [], export.read_merged
+
+  def read(*args: Any) -> Any:
+    held.append(alive() - before)
+    return real(*args)
+
+  monkeypatch.setattr(export, "read_merged", read)
+  study = Study(config(foundation), done)
+  deliver.merge(study, {"checkpoint": str(done / folder)})
+  assert held == [0]
+
+
 # ── what is refused ───────────────────────────────────────────────────────────────
 
 
@@ -303,6 +348,21 @@ def test_another_foundation_is_refused(
   for verb in (deliver.bundle, deliver.merge):
     with pytest.raises(ValueError, match="trained (on|with) another"):
       verb(study, {"checkpoint": str(done / RUN)})
+
+
+def test_the_same_base_from_elsewhere_is_the_same(
+  copied: Path, foundation: Path, tmp_path: Path
+) -> None:
+  """Converted from other files, under another name, and computed in another way."""
+  other = Path(shutil.copytree(foundation, tmp_path / "renamed"))
+  said = bundle.digests.describe(other / "foundation.safetensors")
+  sources = [{"part": "decoder", "name": "elsewhere", "files": []}]
+  (other / "foundation.json").write_text(
+    json.dumps({"foundation": said, "sources": sources, "model": {"dtype": "other"}})
+  )
+  how = {"model.decoder.dtype": "bfloat16", "model.decoder.fold": False}
+  changed = config(other, **how)
+  assert deliver.weights_from(Study(changed, tmp_path / "there"), copied)
 
 
 def test_an_edited_card_is_fine(copied: Path, asking: Study) -> None:

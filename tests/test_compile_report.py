@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -242,6 +243,7 @@ def test_the_page_fits_a_screen(found):
   assert "MB a device" in found["page"] and "MB sent" in found["page"]
   table = lines[lines.index("") :]
   assert not [line for line in table if line.startswith("  fr") and " 0.000" in line]
+  assert re.search(r"weights   [\d,]+ frozen, [\d,]+ trained", found["page"])
 
 
 LOOP = """HloModule f
@@ -311,7 +313,7 @@ def test_text_that_is_no_program_is_refused():
   [
     (50e9, 40e9, "fits"),
     (70e9, 40e9, "fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"),
-    (90e9, 40e9, "may fit: only a CPU's copies are too much"),
+    (90e9, 40e9, "may fit: 40.0 left without a CPU's copies"),
     (90e9, 86e9, "does not fit, by 10.0 GB"),
   ],
 )

@@ -231,7 +231,7 @@ def test_merge_refuses(tmp_path: pathlib.Path) -> None:
   with pytest.raises(ValueError, match="dtype 'float16'"):
     export.write_merged(tmp_path, params, decoder, dtype="float16")
   params["decoder/layers/mlp/up/lora_b"][1, 0, 0] = np.nan
-  with pytest.raises(ValueError, match=r"mlp/up/kernel, layer 1: .*NaN"):
+  with pytest.raises(ValueError, match=r"mlp/up/kernel, layer 1.* is nan"):
     export.write_merged(tmp_path, params, decoder)
   with pytest.raises(FileNotFoundError):
     export.read_merged(tmp_path, leaves_of(decoder), decoder)
@@ -329,6 +329,6 @@ def test_what_no_adapter_holds_is_not_written(tmp_path: pathlib.Path) -> None:
     adapters.write_adapter(tmp_path, params, decoder)
   pairs = pairs_of(params)
   pairs["decoder/layers/attn/q/lora_a"][0, 0, 0] = np.nan
-  with pytest.raises(ValueError, match="attn/q/lora_a: .*NaN"):
+  with pytest.raises(ValueError, match="attn/q/lora_a.* is nan"):
     adapters.write_adapter(tmp_path, pairs, decoder)
   assert not list(tmp_path.iterdir())

@@ -178,7 +178,7 @@ import sys
 from imax_jax import experiment, main, runs
 
 def train(study):
-  found, pixels = study.records("imax_train"), study.pixels("imax_train")
+  found, pixels = study.records("imax_train"), lambda: study.pixels("imax_train")
   runs.fit(study, "imax-s0", found, pixels, **runs.plan(study, "imax-s0"))
 
 experiment._STATIONS["train"] = train

@@ -252,6 +252,29 @@ def test_lora_starts_as_the_base_model_bit_for_bit() -> None:
   assert not np.array_equal(a[0], a[1])
 
 
+@pytest.mark.parametrize(
+  ("part", "field", "value", "words"),
+  [
+    ("decoder", "dtype", "float15", "dtype 'float15', expected float32 or bfloat16"),
+    ("decoder", "dtype", "float16", "dtype 'float16', expected float32 or bfloat16"),
+    ("encoder", "dtype", "int8", "encoder: dtype 'int8'"),
+    ("connector", "dtype", "float8", "connector: dtype 'float8'"),
+    ("decoder", "lora_targets", "attn/(q|v", r"no regular expression \("),
+    ("decoder", "lora_targets", "attn/x", "matches none of"),
+    ("decoder", "lora_rank", -2, "lora_rank=-2.*expected rank >= 0"),
+    ("decoder", "lora_alpha", -1.0, "lora_alpha=-1.0.*expected rank >= 0, alpha > 0"),
+    ("decoder", "lora_dropout", 1.5, "lora_dropout=1.5"),
+  ],
+)
+def test_fields_that_mean_nothing_are_refused(
+  part: str, field: str, value: Any, words: str
+) -> None:
+  fields = small()
+  fields[part] = fields[part] | {field: value}
+  with pytest.raises(ValueError, match=words):
+    init(Vlm(**fields), PACKED)
+
+
 def test_folded_and_merged_lora_equal_the_pair(params: Any) -> None:
   want = run(Vlm(**small()), params, PACKED).logits
   folded = run(Vlm(**small(fold=True)), params, PACKED).logits

@@ -16,10 +16,15 @@ from ml_collections import ConfigDict
 
 from configs import phantom
 from imax_jax import mesh as mesh_lib
+from imax_jax import study as study_lib
 from imax_jax import tree
+from imax_jax.data import images
 from imax_jax.models import storage
 from imax_jax.parameters import Foundation
 from imax_jax.parameters import Parameters
+from imax_jax.schema import ImageRecord
+from imax_jax.study import Study
+from imax_jax.weights import digests
 from imax_jax.weights import load
 
 # Two devices share each kernel, once along its inputs and once along its outputs.
@@ -124,9 +129,58 @@ def test_a_foundation_is_found_or_named(tmp_path: Path) -> None:
   found = Foundation.find("converted", tmp_path)
   assert found is not None
   before = found.digest()
-  # Once it says what it was made of, that decides and not its gigabytes.
-  found.facts.write_text('{"sources": []}', encoding="utf8")
+  # Once it says what its weights are, that decides and not what they were made of.
+  facts = {"foundation": digests.describe(found.weights), "sources": ["elsewhere"]}
+  found.facts.write_text(json.dumps(facts), encoding="utf8")
+  assert found.digest() == before
+  facts["foundation"]["sha256"] = "0" * 64
+  found.facts.write_text(json.dumps(facts), encoding="utf8")
   assert found.digest() != before
+  found.facts.write_text("[]", encoding="utf8")
+  with pytest.raises(ValueError, match=r"foundation.json: damaged; delete"):
+    found.digest()
+
+
+def test_images_are_encoded_a_few_at_a_time_and_go_on(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Memory is that of a few, and what was encoded before a stop is not encoded again."""
+  monkeypatch.setattr(study_lib, "_AT_ONCE", 4)
+  rng = np.random.default_rng(0)
+  films = rng.integers(0, 256, (10, 64, 64), np.uint8)
+  found = [
+    ImageRecord(str(i), str(i), str(i), "PA", images.encode_png(film), ())
+    for i, film in enumerate(films)
+  ]
+  monkeypatch.setattr(Study, "records", lambda self, split: found)
+  monkeypatch.setattr(Study, "require_data", lambda self: "made")
+  encoder, sizes = Study.encoder, []
+
+  def watched(self: Study, most: int = 10**9) -> Any:
+    encode = encoder(self)
+
+    def count(pixels: np.ndarray) -> np.ndarray:
+      if len(sizes) == most:
+        raise KeyboardInterrupt
+      sizes.append(len(pixels))
+      return encode(pixels)
+
+    return count
+
+  c = config()
+  monkeypatch.setattr(Study, "encoder", lambda self: watched(self, 2))
+  with pytest.raises(KeyboardInterrupt):
+    Study(c, tmp_path).pixels("imax_train")
+  assert sizes == [4, 4]
+  monkeypatch.setattr(Study, "encoder", watched)
+  study = Study(c, tmp_path)
+  got = study.pixels("imax_train")
+  assert sizes == [4, 4, 2] and got.dtype == np.float16
+  px, channels = c.model.encoder.image_px, c.model.encoder.channels
+  pixels = np.stack([images.to_pixels(one.image, px, channels) for one in found])
+  params = study.parameters.init(0)
+  want = study.model.apply({"params": params}, pixels, method="encode")
+  np.testing.assert_allclose(got, want, atol=2e-3)  # half precision
 
 
 @pytest.mark.parametrize("kind", storage.QUANTIZED)

@@ -62,7 +62,7 @@ def test_evas_pth(shelf: pathlib.Path, tmp_path: pathlib.Path, legacy: bool) -> 
     {"encoder": source, "decoder": shelf / "llama"}, model, expected(model), out
   )
   assert record["filled"] == {"encoder/norm/bias": 0.0, "encoder/norm/scale": 1.0}
-  assert sorted(record["ignored"]["eva.pth"]) == sorted(last | head)
+  assert sorted(record["ignored"]["encoder"]) == sorted(last | head)
   assert record["sources"][0]["files"][0] == convert_lib.digests.describe(source)
   got = part(out, "encoder")
   np.testing.assert_array_equal(
@@ -147,6 +147,13 @@ def test_training_checkpoints(
   }  # fmt: skip
   record = convert(sources, model, expected(model), tmp_path / "out")
   assert not record["absent"]
+  # What is no tensor is listed, and nothing else is beside the tensors.
+  assert {"config", "optimizer", "epoch"} <= set(record["ignored"]["adapter"])
+  loose = {"model": named, "epoch": 2, "ln_vision.weight": torch.ones(8)}
+  torch.save(loose, tmp_path / "loose.pth")
+  sources["adapter"] = tmp_path / "loose.pth"
+  with pytest.raises(ValueError, match=r"loose.pth: ln_vision.weight beside 'model'"):
+    convert(sources, model, expected(model), tmp_path / "not")
   got = load.load_params(tmp_path / "out" / "foundation.safetensors")
   for path, array in want.items():
     np.testing.assert_array_equal(got[path], array, err_msg=path)

@@ -1,10 +1,11 @@
-"""`report.Report` as a page of a terminal; GB are 10^9 bytes, MB 10^6."""
+"""What is known of a train step, and its page for a terminal; GB are 10^9 bytes."""
 
 from __future__ import annotations
 
 import resource
+import textwrap
 from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -28,17 +29,44 @@ class _Unit(NamedTuple):
     return f"{size / self.size:.3f}"
 
 
+class Report(NamedTuple):
+  """All sizes are one device's, in bytes, unless they say otherwise."""
+
+  title: str
+  platform: str
+  mesh: Mapping[str, int]
+  batch: Mapping[str, tuple[int, ...]]  # global shapes
+  counts: Mapping[str, int]  # values of "frozen" and "trained" weights, of all devices
+  held: Mapping[str, Mapping[str, int]]  # frozen, trainable, optimizer, batch: by dtype
+  whole: Mapping[str, int]  # the same on one device that would hold all
+  temporaries: int
+  copies: int  # float32 copies of bfloat16 kernels among them: only a CPU makes them
+  flops: int  # counted
+  flops_formula: float  # 4·P·T, and 2·P·T for remat
+  flops_xla: float  # `cost_analysis`: a loop's body once
+  collectives: tuple[hlo.Collective, ...]
+  unknown_loops: int
+  lower_seconds: float
+  compile_seconds: float
+  flaws: tuple[str, ...]
+
+  @property
+  def needed(self) -> int:
+    held = sum(size for sizes in self.held.values() for size in sizes.values())
+    return held + self.temporaries
+
+
 _GB, _MB = _Unit("GB", 1e9), _Unit("MB", 1e6)
 
 
-def page(report: Any) -> str:
+def page(report: Report) -> str:
   """The report, under 90 columns wide."""
   parts = (_head, _memory, _work, _collectives, _cards, _flaws)
   unit = _GB if report.needed >= 1e8 else _MB
   return "\n\n".join("\n".join(part(report, unit)) for part in parts)
 
 
-def _head(report: Any, _: _Unit) -> Iterator[str]:
+def _head(report: Report, _: _Unit) -> Iterator[str]:
   devices = 1
   for size in report.mesh.values():
     devices *= size
@@ -51,6 +79,8 @@ def _head(report: Any, _: _Unit) -> Iterator[str]:
   yield (
     f"  batch     {rows} rows of {tokens:,} tokens; {images} images as {kind} {features}"
   )
+  counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
+  yield f"  weights   {counts}"
   yield (
     f"  compiled  in {report.compile_seconds:.1f} s, lowered in "
     f"{report.lower_seconds:.1f} s, with {_GB(peak)} GB, for {report.platform}, by jax "
@@ -58,7 +88,7 @@ def _head(report: Any, _: _Unit) -> Iterator[str]:
   )
 
 
-def _memory(report: Any, unit: _Unit) -> Iterator[str]:
+def _memory(report: Report, unit: _Unit) -> Iterator[str]:
   a_device, in_all = f"{unit.name} a device", f"{unit.name} in all"
   yield f"{'Memory':<28}{a_device:>12}{in_all:>12}   by type"
   for name, sizes in report.held.items():
@@ -69,7 +99,7 @@ def _memory(report: Any, unit: _Unit) -> Iterator[str]:
   yield f"  {'together':<26}{unit(report.needed):>12}{'':>12}   {_least(report, unit)}"
 
 
-def _why(report: Any, unit: _Unit) -> str:
+def _why(report: Report, unit: _Unit) -> str:
   if report.platform != "cpu":
     return f"as planned by XLA for {report.platform}"
   if not report.copies:
@@ -77,13 +107,13 @@ def _why(report: Any, unit: _Unit) -> str:
   return f"at most: {unit(report.copies)} are a CPU's float32 kernels"
 
 
-def _least(report: Any, unit: _Unit) -> str:
+def _least(report: Report, unit: _Unit) -> str:
   if not report.copies:
     return ""
   return f"{unit(report.needed - report.copies)} without those kernels"
 
 
-def _work(report: Any, _: _Unit) -> Iterator[str]:
+def _work(report: Report, _: _Unit) -> Iterator[str]:
   yield f"{'Matrix products':<28}{'TFLOP a device and step':>24}"
   least = "at least, " if report.unknown_loops else ""
   rows = (
@@ -95,7 +125,7 @@ def _work(report: Any, _: _Unit) -> Iterator[str]:
     yield f"  {name:<26}{flops / 1e12:>24.3g}   {note}"
 
 
-def _collectives(report: Any, unit: _Unit) -> Iterator[str]:
+def _collectives(report: Report, unit: _Unit) -> Iterator[str]:
   of_data, on_wire = f"{unit.name} of data", f"{unit.name} sent"
   yield f"{'Collectives':<28}{'calls a step':>12}{of_data:>12}{on_wire:>12}"
   for kind in hlo.KINDS:
@@ -108,13 +138,13 @@ def _collectives(report: Any, unit: _Unit) -> Iterator[str]:
     yield "  none"
 
 
-def _cards(report: Any, _: _Unit) -> Iterator[str]:
+def _cards(report: Report, _: _Unit) -> Iterator[str]:
   yield f"{'Cards':<20}{'GB':>8}{'GB left':>10}{'s a step at peak':>18}   verdict"
   for card in CARDS:
     left = (card.memory - report.needed) / 1e9
     seconds = report.flops / card.peak
     yield (
-      f"  {card.name:<18}{card.memory / 1e9:>8.0f}{left:>10.1f}{seconds:>18.3f}   "
+      f"  {card.name:<18}{card.memory / 1e9:>8.0f}{left:>10.1f}{seconds:>18.3g}   "
       f"{verdict(card, report.needed, report.needed - report.copies)}"
     )
 
@@ -127,15 +157,15 @@ def verdict(card: Card, most: float, least: float) -> str:
   if most <= card.memory * _MOST:
     return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION={_MOST}"
   if least <= card.memory * _MOST:
-    return "may fit: only a CPU's copies are too much"
+    return f"may fit: {(card.memory - least) / 1e9:.1f} left without a CPU's copies"
   return f"does not fit, by {(least - card.memory * _MOST) / 1e9:.1f} GB"
 
 
-def _flaws(report: Any, _: _Unit) -> Iterator[str]:
+def _flaws(report: Report, _: _Unit) -> Iterator[str]:
   if not report.flaws:
     yield (
       "No flaw: nothing rematerialised unasked, no large weight whole on every device, "
       "no stack\nof layers gathered at once, the rows split."
     )
   for flaw in report.flaws:
-    yield f"FLAW  {flaw}"
+    yield textwrap.fill(f"FLAW  {flaw}", 88, subsequent_indent="      ")

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,37 +33,12 @@ from imax_jax import runs
 from imax_jax import tree as tree_lib
 from imax_jax.costs import flaws as flaws_lib
 from imax_jax.costs import hlo
+from imax_jax.costs.page import Report
 from imax_jax.costs.page import page
 from imax_jax.study import Study
 from imax_jax.train.state import TrainState
 from imax_jax.train.state import init_state
 from imax_jax.train.step import make_train_step
-
-
-class Report(NamedTuple):
-  """All sizes are one device's, in bytes, unless they say otherwise."""
-
-  title: str
-  platform: str
-  mesh: Mapping[str, int]
-  batch: Mapping[str, tuple[int, ...]]  # global shapes
-  held: Mapping[str, Mapping[str, int]]  # frozen, trainable, optimizer, batch: by dtype
-  whole: Mapping[str, int]  # the same on one device that would hold all
-  temporaries: int
-  copies: int  # float32 copies of bfloat16 kernels among them: only a CPU makes them
-  flops: int  # counted
-  flops_formula: float  # 4·P·T, and 2·P·T for remat
-  flops_xla: float  # `cost_analysis`: a loop's body once
-  collectives: tuple[hlo.Collective, ...]
-  unknown_loops: int
-  lower_seconds: float
-  compile_seconds: float
-  flaws: tuple[str, ...]
-
-  @property
-  def needed(self) -> int:
-    held = sum(size for sizes in self.held.values() for size in sizes.values())
-    return held + self.temporaries
 
 
 def run(study: Study, request: Mapping[str, str | None]) -> None:
@@ -111,6 +85,10 @@ def measure(study: Study, rows: int = 1) -> Report:
     mesh=dict(mesh.shape),
     batch={name: leaf.shape for name, leaf in batch.items()},
     held={name: _bytes(tree) for name, tree in groups.items()},
+    counts={
+      name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+      for name, tree in (("frozen", frozen), ("trained", state.trainable))
+    },
     whole={
       name: sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)

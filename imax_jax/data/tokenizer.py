@@ -231,6 +231,12 @@ def _text(token: str | dict[str, Any] | None) -> str | None:
   return token["content"] if isinstance(token, dict) else token
 
 
+def source_of(path: Path) -> Path:
+  """What `load` is given for a tokenizer.json: its folder, where other files name its
+  special tokens, else the file."""
+  return path.parent if (path.parent / "tokenizer_config.json").is_file() else path
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
   """Refuses a tokenizer with an id for which the embedding, of so many rows, has none.
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from imax_jax.models import storage
 from imax_jax.models.lora import Dense
 
 
@@ -34,6 +35,7 @@ class Connector(nn.Module):
     Raises:
       ValueError: P is no multiple of `merge`.
     """
+    storage.check_dtype("connector", self.dtype)
     images, patches, width = features.shape
     if patches % self.merge:
       raise ValueError(

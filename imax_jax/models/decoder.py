@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from typing import NamedTuple
 
@@ -102,12 +101,15 @@ class Attention(nn.Module):
     """Queries, keys and values, each [B, T, heads · d]."""
     q_width = self.num_heads * self.head_width
     kv_width = self.num_kv_heads * self.head_width
-    dense: Any = partial(self.linear.__call__, use_bias=self.bias)
+
+    def dense(path: str, features: int) -> jax.Array:
+      return self.linear(path, features, use_bias=self.bias)(x, deterministic)
+
     if self.fused:
-      fused = dense("attn/qkv", q_width + 2 * kv_width)(x, deterministic)
+      fused = dense("attn/qkv", q_width + 2 * kv_width)
       return jnp.split(fused, (q_width, q_width + kv_width), axis=-1)
     widths = {"q": q_width, "k": kv_width, "v": kv_width}
-    return [dense(f"attn/{name}", widths[name])(x, deterministic) for name in widths]
+    return [dense(f"attn/{name}", width) for name, width in widths.items()]
 
 
 class Mlp(nn.Module):
@@ -218,11 +220,8 @@ class Decoder(nn.Module):
         f"decoder: width={self.width} must be a multiple of num_heads={self.num_heads}, "
         f"and that of num_kv_heads={self.num_kv_heads}"
       )
-    targets = [path for path in self.linears if re.fullmatch(self.lora_targets, path)]
-    if self.lora_rank and not targets:
-      raise ValueError(
-        f"decoder: lora_targets={self.lora_targets!r} matches none of {self.linears}"
-      )
+    storage.check_dtype("decoder", self.dtype)
+    self._check_lora()
     init = nn.initializers.normal(0.02)
     kept = storage.float_dtype(self.kernel_dtype)
     self.embedding = nn.Embed(
@@ -237,6 +236,23 @@ class Decoder(nn.Module):
     if not self.tied:
       self.to_logits = Dense(
         self.vocab_size, dtype=self.dtype, kernel_dtype=kept, name="head"
+      )
+
+  def _check_lora(self) -> None:
+    if self.lora_rank < 0 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
+      raise ValueError(
+        f"decoder: lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}, lora_dropout="
+        f"{self.lora_dropout}: expected rank >= 0, alpha > 0 and 0 <= dropout < 1"
+      )
+    try:
+      targets = [path for path in self.linears if re.fullmatch(self.lora_targets, path)]
+    except re.error as error:
+      raise ValueError(
+        f"decoder: lora_targets={self.lora_targets!r} is no regular expression ({error})"
+      ) from error
+    if self.lora_rank and not targets:
+      raise ValueError(
+        f"decoder: lora_targets={self.lora_targets!r} matches none of {self.linears}"
       )
 
   def embed(self, text: jax.Array) -> jax.Array:
@@ -300,8 +316,15 @@ class Decoder(nn.Module):
     )
     rotary = attention.rotary_table(position, self._head_width, self.rope_base)
     bias = attention.mask_bias(self._near(mask, position, cached=cache is not None))
-    sizes = (heads, self.mlp_width, self.fused, self.norm_eps)
-    stack = layers(*sizes, linear, deterministic, name="layers")
+    stack = layers(
+      attention=heads,
+      mlp_width=self.mlp_width,
+      fused=self.fused,
+      norm_eps=self.norm_eps,
+      linear=linear,
+      deterministic=deterministic,
+      name="layers",
+    )
     index = jnp.arange(self.depth)
     x = x.astype(jnp.float32)
     (x, cache), _ = stack((x, cache), index, rotary, bias, start)

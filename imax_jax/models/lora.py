@@ -59,7 +59,7 @@ class Dense(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)
-    low_rank: jax.Array | float = 0.0
+    low_rank: jax.Array | None = None
     if self.rank:
       a = self.param("lora_a", _uniform_fan_in, (width, self.rank), jnp.float32)
       b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features))
@@ -76,8 +76,7 @@ class Dense(nn.Module):
         hidden = nn.Dropout(self.dropout, deterministic=False)(x) if drop else x
         low_rank = scale * ((hidden @ a.astype(dtype)) @ b.astype(dtype))
     y = x @ kernel
-    if self.rank and not isinstance(low_rank, float):
-      y = y + low_rank
+    y = y if low_rank is None else y + low_rank
     y = y if bias is None else y + bias
     return y.reshape(*leading, self.features)
 

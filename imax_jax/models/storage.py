@@ -27,6 +27,23 @@ _LEVELS = (
 )  # fmt: skip
 
 
+def check_dtype(part: str, dtype: Any) -> None:
+  """Refuses a dtype that a part's products cannot be made in.
+
+  Raises:
+    ValueError: not float32, bfloat16 or float64.
+  """
+  try:
+    name = jnp.dtype(dtype).name
+  except TypeError:
+    name = str(dtype)
+  if name not in ("float32", "bfloat16", "float64"):
+    raise ValueError(
+      f"{part}: dtype {name!r}, expected float32 or bfloat16 (float16 is not supported: "
+      "it overflows at 65,504)"
+    )
+
+
 def float_dtype(kind: str) -> str:
   """The dtype of what is not quantised beside a kernel kept as `kind`: embedding, head.
 

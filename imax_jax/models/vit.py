@@ -19,7 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imax_jax import mesh as mesh_lib
 from imax_jax.models import attention
+from imax_jax.models import storage
 from imax_jax.models.lora import Dense
 
 # Statistics of pixels in [0, 1] that OpenAI's CLIP was trained with, and EVA after it.
@@ -74,6 +76,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    x = mesh_lib.lay_rows(x)
     y = _layer_norm("attn_norm", self.norm_eps)(x)
     x = x + Attention(self.num_heads, self.biases, self.dense, name="attn")(y)
     y = _layer_norm("mlp_norm", self.norm_eps)(x)
@@ -121,6 +124,7 @@ class Encoder(nn.Module):
         f"encoder: biases {self.biases} must be among q, k and v, and width={self.width} "
         f"a multiple of num_heads={self.num_heads}"
       )
+    storage.check_dtype("encoder", self.dtype)
     super().__post_init__()
 
   @nn.compact
@@ -150,8 +154,16 @@ class Encoder(nn.Module):
       length=self.depth,
       unroll=self.unroll,
     )
-    sizes = (self.num_heads, self.mlp_width, self.norm_eps)
-    x, _ = layers(*sizes, self.activation, self.biases, dense, name="layers")(x, None)
+    stack = layers(
+      num_heads=self.num_heads,
+      mlp_width=self.mlp_width,
+      norm_eps=self.norm_eps,
+      activation=self.activation,
+      biases=self.biases,
+      dense=dense,
+      name="layers",
+    )
+    x, _ = stack(x, None)
     if self.post_norm_eps:
       x = _layer_norm("norm", self.post_norm_eps)(x)
     # Dropped after the norm, which is per token anyway.

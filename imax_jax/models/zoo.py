@@ -133,14 +133,14 @@ def model(name: str) -> dict[str, dict[str, Any]]:
   fields = copy.deepcopy(DECODERS[decoder]) | lora
   dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
   return {
-    "encoder": _defaults(Encoder) | copy.deepcopy(ENCODERS[encoder]),
-    "connector": _defaults(Connector) | connector | dtype,
-    "decoder": _defaults(Decoder) | fields,
+    "encoder": defaults(Encoder) | copy.deepcopy(ENCODERS[encoder]),
+    "connector": defaults(Connector) | connector | dtype,
+    "decoder": defaults(Decoder) | fields,
   }
 
 
-def _defaults(part: Any) -> dict[str, Any]:
-  """A part's own fields that have one; linen adds two."""
+def defaults(part: Any) -> dict[str, Any]:
+  """{field: its default} of a part of the model; linen's own two are left out."""
   return {
     field.name: field.default
     for field in dataclasses.fields(part)

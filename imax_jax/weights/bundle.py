@@ -22,19 +22,21 @@ import numpy as np
 from imax_jax import tree as tree_lib
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.models import zoo
 from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 from imax_jax.weights import digests
+from imax_jax.weights import files
 from imax_jax.weights import load
 from imax_jax.weights import peft
 from imax_jax.weights import published
+from imax_jax.weights.plan import part_of
 
 RECORD, CARD = "bundle.json", "README.md"
 CONNECTOR, TOKENIZER = "connector.safetensors", "tokenizer.json"
 FORMAT = 1
 _SMALL = 20_000_000  # bytes of a tokenizer that comes along
-_SHOWN = 8
 _PARTS: dict[str, Any] = {
   "encoder": Encoder, "connector": Connector, "decoder": Decoder
 }  # fmt: skip
@@ -54,12 +56,7 @@ def model_facts(model: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """
   facts = {}
   for part, kind in _PARTS.items():
-    defaults = {
-      name: entry.default
-      for name, entry in kind.__dataclass_fields__.items()
-      if isinstance(entry.default, str | int | float | tuple)
-    }
-    fields = defaults | dict(model[part])
+    fields = zoo.defaults(kind) | dict(model[part])
     facts[part] = {key: plain(fields[key]) for key in sorted(fields.keys() - HOW)}
   facts["connector"].setdefault("width", facts["decoder"]["width"])
   return facts
@@ -95,7 +92,7 @@ def write_bundle(
   if connector:
     arrays = {path: np.asarray(leaf, np.float32) for path, leaf in connector.items()}
     for path, array in arrays.items():
-      peft.check_finite(array, path)
+      files.check_finite(array, path, peft.DIVERGED)
     load.save_params(folder / CONNECTOR, arrays)
   if tokenizer.stat().st_size <= _SMALL:
     shutil.copyfile(tokenizer, folder / TOKENIZER)
@@ -179,9 +176,9 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 def _sort(trainable: tree_lib.Tree, folder: Path) -> tuple[dict[str, Any], ...]:
   """({path: LoRA}, {path: connector}) of the trained parameters."""
   flat = tree_lib.flatten(trainable)
-  pairs = {path: leaf for path, leaf in flat.items() if "/lora_" in path}
+  pairs = {path: leaf for path, leaf in flat.items() if part_of(path) == "adapter"}
   connector = {
-    path: leaf for path, leaf in flat.items() if path.startswith("connector/")
+    path: leaf for path, leaf in flat.items() if part_of(path) == "connector"
   }
   foreign = sorted(flat.keys() - pairs.keys() - connector.keys())
   if foreign:
@@ -210,13 +207,23 @@ def _check_facts(
     for key in sorted(said.keys() | asked.keys())
     if said.get(key) != asked.get(key)
   ]
+  if any(line.startswith("foundation/digest") for line in lines):
+    lines.append(f"foundation: the bundle's was {_base(record['foundation'])}")
   if lines:
-    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    listed = "\n".join(f"  {line}" for line in lines[:_SHOWN])
     raise ValueError(
-      f"{path} does not fit the config:\n{listed}{more}\nGive the config and the "
+      f"{path} does not fit the config:\n{tree_lib.listed(lines)}\nGive the config and the "
       "foundation that it was trained with."
     )
+
+
+def _base(foundation: Mapping[str, Any]) -> str:
+  """The files that a foundation was converted from, for a person to look for."""
+  files_ = [
+    f"{file['name']} (SHA-256 {file['sha256'][:8]}…)"
+    for source in foundation.get("sources", ())
+    for file in source["files"]
+  ]
+  return ", ".join(files_) or "not made from published files"
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,9 @@ class Checkpoint:
 
   `files` are the published ones (what to name in a message and to take a hash of), even
   where a pickle's tensors are read from the scratch folder. `wrapper` is the key under
-  which a pickle held its tensors, "" if they stood at the top. `folder` is where
-  config.json and the like would lie.
+  which a pickle held its tensors, "" if they stood at the top; `beside` names what it
+  held that is no tensor (optimizer, epoch). `folder` is where config.json and the like
+  would lie.
   """
 
   def __init__(
@@ -52,6 +53,8 @@ class Checkpoint:
     self.wrapper = max(
       (shard.metadata.get("wrapper", "") for shard in shards.values()), default=""
     )
+    held = (pickles.beside(shard.metadata) for shard in shards.values())
+    self.beside: tuple[str, ...] = tuple(name for names in held for name in names)
 
   def file(self, name: str) -> Path:
     return self._home[name][0]

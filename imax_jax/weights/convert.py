@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from tokenizers import Tokenizer
 
 from imax_jax import ledger
 from imax_jax import tree as tree_lib
@@ -161,9 +160,13 @@ def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Pa
     logging.warning("%s: not there; put the decoder's beside the weights", path)
     return []
   try:
-    largest = max(Tokenizer.from_file(str(path)).get_vocab().values())
+    # As training will: one that it would refuse is refused before hours of work.
+    found = tokenizer_lib.load(tokenizer_lib.source_of(path))
+  except ValueError:
+    raise
   except Exception as error:  # the library raises no narrower class
     raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
+  largest = max(found.get_vocab().values())
   if largest >= vocab_size:
     raise ValueError(
       f"{path}: its largest id is {largest}, but the embedding has {vocab_size} rows; "

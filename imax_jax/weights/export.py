@@ -110,7 +110,7 @@ def write_merged(
       for name in names:
         row, layer, _ = tensors[name]
         value = np.asarray(lora.merged(params, row.path, alpha, layer))
-        peft.check_finite(value, f"{row.path}, layer {layer}")
+        files.check_finite(value, f"{row.path}, layer {layer}", peft.DIVERGED)
         writer.write(name, row.form.to_published(value.astype(kept)))
     weight_map |= dict.fromkeys(names, file)
   size = sum(math.prod(tensor.shape) for tensor in tensors.values()) * kept.itemsize

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from imax_jax.ledger import write_json
+from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.weights import files
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import published
-from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
 from imax_jax.weights.plan import Source
 from imax_jax.weights.rows_of_layouts import layout
@@ -28,6 +28,7 @@ from imax_jax.weights.rows_of_layouts import layout
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # What torch's readers ask a file for.
 TORCH = {"format": "pt"}
+DIVERGED = "training had diverged"  # the usual cause of a NaN in what was trained
 
 
 def write_adapter(
@@ -57,7 +58,7 @@ def write_adapter(
     )
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in pairs.items()}
   for path, leaf in leaves.items():
-    check_finite(leaf, path)
+    files.check_finite(leaf, path, DIVERGED)
   tensors = dict(table.publish(leaves))
   header = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
   with files.tensor_writer(folder / WEIGHTS, header, TORCH) as writer:
@@ -114,25 +115,12 @@ def read_leaves(
   found = {path: np.empty(*leaf) for path, leaf in plan.leaves.items()}
   for (path, layer), [piece] in plan.slabs.items():
     array = piece.row.to_ours(source.checkpoint.read(piece.name))
-    check_finite(array, _where(source.checkpoint, piece.name))
+    where = f"{source.checkpoint.file(piece.name)}: {piece.name}"
+    files.check_finite(array, where, f"the file is damaged, or {DIVERGED}")
     found[path][... if layer is None else layer] = array
   return found
 
 
-def _where(checkpoint: Checkpoint, name: str) -> str:
-  return f"{checkpoint.file(name)}: {name}"
-
-
-def check_finite(array: np.ndarray, where: str) -> None:
-  """Raises a ValueError that names the tensor if one of its values is no number."""
-  if not np.isfinite(array.astype(np.float32)).all():
-    raise ValueError(
-      f"{where}: expected finite values, got NaN or infinity; the file is damaged, or "
-      "training had diverged"
-    )
-
-
 def filled(decoder: Mapping[str, Any]) -> dict[str, Any]:
   """The decoder's fields, with the defaults of those that are left out."""
-  fields = Decoder.__dataclass_fields__
-  return {name: entry.default for name, entry in fields.items()} | dict(decoder)
+  return zoo.defaults(Decoder) | dict(decoder)

@@ -6,9 +6,11 @@ with torch's reader of tensors alone (`weights_only`), and hands back plain file
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,3 +51,8 @@ def to_safetensors(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
       f"{done.returncode}: {lines[-1]}"
     )
   return made
+
+
+def beside(metadata: Mapping[str, str]) -> list[str]:
+  """What a pickle held that is no tensor, as the child wrote it down."""
+  return json.loads(metadata["beside"]) if "wrapper" in metadata else []

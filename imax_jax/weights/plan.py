@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from imax_jax import tree as tree_lib
 from imax_jax.weights import positions
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.layouts import Form
@@ -25,7 +26,6 @@ from imax_jax.weights.layouts import Row
 from imax_jax.weights.layouts import same
 from imax_jax.weights.rows_of_layouts import LAYOUTS
 
-_SHOWN = 8
 # Parts of the model that a foundation may lack, as a whole: they start fresh.
 OPTIONAL = ("connector", "adapter")
 # The axis of the vocabulary.
@@ -158,15 +158,14 @@ def make_plan(sources: Sequence[Source], leaves: Mapping[str, Leaf]) -> Plan:
       problems.append(
         f"unexpected {name} {checkpoint.shape(name)} in {checkpoint.file(name).name}"
       )
-    plan.ignored[checkpoint.path.name] = ignored
+    parts = ", ".join(source.layout.part for source in layouts)
+    plan.ignored[parts] = [*ignored, *checkpoint.beside]
   _close(plan, sources, problems)
   if problems:
-    more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    listed = "\n".join(f"  {line}" for line in problems[:_SHOWN])
     paths = ", ".join(str(source.checkpoint.path) for source in sources)
     raise ValueError(
       f"{paths}: {len(problems)} differences between files and model:\n"
-      f"{listed}{more}\nGive the files of this model, or the zoo row of these files."
+      f"{tree_lib.listed(problems)}\nGive the files of this model, or the zoo row of these files."
     )
   return plan
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
+from imax_jax import tree as tree_lib
+from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 from imax_jax.weights.layouts import Layout
 
 _PARTS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder}
-_SHOWN = 8
 
 
 class Family(NamedTuple):
@@ -129,7 +130,12 @@ def check_config(
   family = _FAMILIES.get(str(config.get("model_type", "")))
   if family and family.tower == layout.name:
     return config
-  if family is None or family.layout != layout.name:
+  if family is None:
+    raise ValueError(
+      f"{path}: model_type {config.get('model_type')!r} is not supported; there are "
+      f"{', '.join(_FAMILIES)}"
+    )
+  if family.layout != layout.name:
     raise ValueError(
       f"{path}: model_type {config.get('model_type')!r}, but the tensors beside it are "
       f"laid out as {layout.name} ("
@@ -137,9 +143,7 @@ def check_config(
     )
   asked = _flat(path, _section(path, config, family.section))
   part = _PARTS[layout.part]
-  mine = {
-    name: entry.default for name, entry in part.__dataclass_fields__.items()
-  } | dict(fields)
+  mine = zoo.defaults(part) | dict(fields)
   lines = _unsupported(asked, layout.part)
   if layout.part == "decoder":
     lines += _differing_decoder(asked, mine, family)
@@ -240,9 +244,7 @@ def check_adapter(
       f"{path}: missing; an adapter's alpha is in it alone, download it too"
     )
   config = read_json(path)
-  mine = {
-    name: entry.default for name, entry in Decoder.__dataclass_fields__.items()
-  } | dict(fields)
+  mine = zoo.defaults(Decoder) | dict(fields)
   lines = _unsupported(config, "adapter")
   lines += _differing(config, mine, (("r", "lora_rank"), ("lora_alpha", "lora_alpha")))
   targets = config.get("target_modules")
@@ -259,6 +261,5 @@ def check_adapter(
 
 def _refuse(path: Path, lines: list[str], remedy: str) -> None:
   if lines:
-    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    listed = "\n".join(f"  {line}" for line in lines[:_SHOWN])
-    raise ValueError(f"{path} does not fit the model:\n{listed}{more}\n{remedy}.")
+    listed = tree_lib.listed(lines)
+    raise ValueError(f"{path} does not fit the model:\n{listed}\n{remedy}.")

@@ -7,6 +7,7 @@ nothing else; torch before 2.10 had ways around that (CVE-2025-32434 and later o
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ def _read(torch: Any, path: Path) -> Any:
       return load(mmap=False)
   except Exception as error:
     text = " ".join(str(error).split())
+    if isinstance(error, OSError):  # a map that is longer than the file
+      text += f"; the file has {path.stat().st_size:,} bytes, perhaps not all"
     named = re.search(r"GLOBAL (\S+)", text)
     if named or "nsupported" in text:
       what = named.group(1).rstrip(".,:") if named else "an unknown instruction"
@@ -94,6 +97,12 @@ def _unwrap(
       f"({', '.join(map(str, list(held)[:4]))}). Give the file of the weights"
     )
   beside = [key for key in value if key != wrapper] if wrapper else []
+  loose = [key for key in beside if isinstance(value[key], torch.Tensor)]
+  if loose:
+    raise Refused(
+      f"{path}: {', '.join(map(str, loose[:4]))} beside {wrapper!r}, which holds the "
+      "other tensors: expected all in one place. Ask its publisher what they are"
+    )
   return wrapper, tensors, [*beside, *(k for k in held if k not in tensors)]
 
 
@@ -123,7 +132,7 @@ def convert(torch: Any, source: Path, target: Path) -> None:
         f"{source}: {name} is stored as {tensor.dtype}, which is not supported; give "
         "the unquantised weights"
       ) from error
-  metadata = {"wrapper": wrapper, "beside": ", ".join(map(str, beside))}
+  metadata = {"wrapper": wrapper, "beside": json.dumps([*map(str, beside)])}
   with files.tensor_writer(target, table, metadata) as writer:
     for name, tensor in tensors.items():
       writer.write(name, _array(torch, source, name, tensor))
