@@ -283,6 +283,14 @@ def test_a_loop_counts_as_often_as_it_turns():
   assert hlo.Tensor("bf16", (2, 8)) in program.carried
 
 
+def test_a_part_of_a_tuple_is_an_operand():
+  """As jax 0.12 writes it, without an instruction that takes it out."""
+  taken = "  %x = bf16[2,8]{1,0} get-tuple-element(%p), index=1\n"
+  text = LOOP.replace(taken, "").replace("dot(%x, %g)", "dot(%p#1, %g)")
+  program = hlo.read(text.replace("BOUND", "5"), 4)
+  assert program.flops == 5 * 2 * 2 * 8 * 8
+
+
 def test_a_loop_of_unknown_length_is_told():
   program = hlo.read(LOOP.replace("constant(BOUND)", "get-tuple-element(%p.1)"), 4)
   assert program.loops_of_unknown_length == 1

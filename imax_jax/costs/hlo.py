@@ -184,11 +184,18 @@ def _loop_length(
 
 
 def _operands(line: _Instruction) -> list[str]:
-  return re.findall(r"%([\w.-]+)", line.rest.split(")")[0])
+  return [name for name, _ in _places(line)]
+
+
+def _places(line: _Instruction) -> list[tuple[str, int]]:
+  """(name, number) of each operand; jax 0.12 writes a part of a tuple as %name#number."""
+  found = re.findall(r"%([\w.-]+)(?:#(\d+))?", line.rest.split(")")[0])
+  return [(name, int(number or 0)) for name, number in found]
 
 
 def _dot_flops(line: _Instruction, shapes: Mapping[str, list[Tensor]]) -> int:
-  [left] = shapes[_operands(line)[0]]
+  name, number = _places(line)[0]
+  left = shapes[name][number]
   match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
   axes = [int(axis) for axis in match[1].split(",") if axis] if match else []
   summed = math.prod(left.shape[axis] for axis in axes)
