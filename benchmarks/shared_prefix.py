@@ -22,7 +22,6 @@ from imax_jax import tree
 from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
-from imax_jax.models import loss as loss_lib
 from imax_jax.models import zoo
 from imax_jax.models.vlm import Vlm
 from imax_jax.parameters import ASSETS
@@ -73,9 +72,9 @@ def main() -> None:
   trainable, frozen = tree.split(params, rules)
 
   def loss(trainable: Any, frozen: Any, batch: Any) -> Any:
-    output: Any = model.apply({"params": tree.merge(trainable, frozen)}, batch)
-    total, weight = loss_lib.example_loss(output.logits, batch)
-    return total.sum() / weight.sum()
+    params = tree.merge(trainable, frozen)
+    found: Any = model.apply({"params": params}, batch, method="loss")
+    return found[0].sum() / found[1].sum()
 
   step = jax.jit(jax.value_and_grad(loss))
   seconds: dict[str, list[float]] = {name: [] for name in layouts}

@@ -16,7 +16,6 @@ from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.ledger import differing
 from imax_jax.ledger import plain
-from imax_jax.models import loss as loss_lib
 from imax_jax.models.vlm import Vlm
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
@@ -40,8 +39,8 @@ def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
   def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     params = tree_lib.merge(trainable, frozen)
-    output: Any = model.apply({"params": params}, batch)
-    return loss_lib.example_loss(output.logits, batch)
+    found: Any = model.apply({"params": params}, batch, method="loss")
+    return found
 
   return loss
 
@@ -53,10 +52,10 @@ def batch_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
     trainable: Any, frozen: Any, batch: Any, rng: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     params = tree_lib.merge(trainable, frozen)
-    output: Any = model.apply(
-      {"params": params}, batch, deterministic=False, rngs={"dropout": rng}
+    found: Any = model.apply(
+      {"params": params}, batch, False, rngs={"dropout": rng}, method="loss"
     )
-    total, weight = loss_lib.example_loss(output.logits, batch)
+    total, weight = found
     return total.sum(), weight.sum()
 
   return loss

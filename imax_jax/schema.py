@@ -10,6 +10,7 @@ used in every einsum, comment and annotation of the project:
     P  patches of an image           S  image tokens           V  vocabulary
     D  width (encoder or decoder)    H  heads                  K  key/value heads
     C  channels                      L  layers                 R  LoRA rank
+    Z  shards of a batch's rows      M  supervised tokens of a shard
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ class Batch(TypedDict):
   or segment[j] == segment[i]). Segment 0 is the prefix that all entries of an image
   share; each entry's positions go on from the end of that prefix, so loss and
   gradients are those of separate rows. `loss_weight[t]` weighs the prediction of token
-  t + 1 from token t: it stands one place left of the answer.
+  t + 1 from token t: it stands one place left of the answer. `supervised` lists the places
+  where it is not zero: few of a row's, and the only ones that need a logit.
   """
 
   pixels: (
@@ -210,6 +212,9 @@ class Batch(TypedDict):
   segment: np.ndarray  # int32[B, T] 0: the image's shared prefix; 1…: its entries
   position: np.ndarray  # int32[B, T] rotary position
   loss_weight: np.ndarray  # float32[B, T]
+  # int32[Z, M]: of each of Z equal shards of rows, the places where loss_weight is not
+  # zero, counted through the shard's B / Z rows of T; -1: padding
+  supervised: np.ndarray
 
 
 class Output(NamedTuple):

@@ -24,6 +24,7 @@ import torch
 import transformers
 
 from imax_jax import tree
+from imax_jax.data import packing
 from imax_jax.models import lora
 from imax_jax.models import loss as loss_lib
 from imax_jax.models import storage
@@ -465,8 +466,10 @@ def adapter_measures(name: str) -> list[Measure]:
   def loss(pairs: Any) -> tuple[jax.Array, jax.Array]:
     own = tree.merge(pairs, frozen)["decoder"]
     _, logits = Decoder(**fields).apply({"params": own}, TEXT, POSITION, method=whole)
-    batch = {"text": TEXT, "loss_weight": SUPERVISED.astype(np.float32)}
-    total, weight = loss_lib.example_loss(logits, batch)
+    weight = SUPERVISED.astype(np.float32)
+    places = packing.supervised(weight, 1, int(SUPERVISED.sum()))
+    batch = {"text": TEXT, "loss_weight": weight, "supervised": places}
+    total, weight = loss_lib.example_loss(loss_lib.token_nll, logits, batch)
     return total.sum() / weight.sum(), logits
 
   grads, logits = jit(jax.grad(loss, has_aux=True))(pairs)

@@ -22,7 +22,6 @@ from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.evaluate.generate import Generator
-from imax_jax.models import loss as loss_lib
 from imax_jax.models import zoo
 from imax_jax.models.vlm import Vlm
 from imax_jax.weights.rows_of_layouts import layout
@@ -121,7 +120,7 @@ _ROWS: tuple[packing.Row, ...] = (((0, (0, 1)), (1, (0,))), ((2, (0, 1)),))
 
 
 def _batch() -> dict[str, np.ndarray]:
-  shapes = packing.Shapes(1, len(_ROWS), len(_HELD), 80)
+  shapes = packing.Shapes(1, len(_ROWS), len(_HELD), 80, 40)
   batch, index = packing.assemble(packing.StepPlan(_ROWS), _HELD, shapes)
   assert index.tolist() == [0, 1, 2]
   return batch | {"pixels": models.pixels(len(_HELD), _SIDE)}
@@ -159,9 +158,9 @@ def whole_measures() -> list[Measure]:
   pairs, frozen = tree.split(params, _TRAINABLE)
 
   def loss(pairs: Any) -> tuple[jax.Array, jax.Array]:
-    logits = model.apply({"params": tree.merge(pairs, frozen)}, batch).logits
-    sums, weights = loss_lib.example_loss(logits, batch)
-    return sums.sum() / weights.sum(), logits
+    params = tree.merge(pairs, frozen)
+    sums, weights = model.apply({"params": params}, batch, method="loss")
+    return sums.sum() / weights.sum(), model.apply({"params": params}, batch).logits
 
   grads, logits = models.jit(jax.grad(loss, has_aux=True))(pairs)
   got = []

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from imax_jax import tree as tree_lib
+from imax_jax.data import packing
 from imax_jax.fisher import grads
 from imax_jax.fisher import gram
 from imax_jax.fisher.measure import measure
@@ -48,6 +49,7 @@ def make_batch(seed: int = 0, num_images: int = NUM_ROWS) -> dict[str, np.ndarra
     "segment": segment,
     "position": np.tile(np.arange(TOKENS, dtype=np.int32), (NUM_ROWS, 1)),
     "loss_weight": weight,
+    "supervised": packing.supervised(weight, 1, weight.size),
   }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from imax_jax import tree
+from imax_jax.data import packing
 from imax_jax.models import attention
 from imax_jax.models import lora
 from imax_jax.models import loss
 from imax_jax.models import storage
+from imax_jax.models import vlm
 from imax_jax.models.connector import Connector
 from imax_jax.models.vit import Encoder
 from imax_jax.models.vlm import Vlm
@@ -72,7 +75,8 @@ def pack(rows: list[list[tuple[int, list[int]]]], tokens: int) -> dict[str, np.n
         batch["position"][row, here] = prefix + np.arange(length)
         weight[row, at + 1 : at + length - 1] = 0.5 + segment
         at += length
-  return batch | {"loss_weight": weight, "pixels": pixels(3)}
+  supervised = packing.supervised(weight, 1, np.count_nonzero(weight) + 2)
+  return batch | {"loss_weight": weight, "pixels": pixels(3), "supervised": supervised}
 
 
 def pixels(count: int) -> np.ndarray:
@@ -111,8 +115,8 @@ def value_and_grad(params: Any, batch: Any, **decoder: Any) -> tuple[jax.Array, 
   model = Vlm(**small(**decoder))
 
   def total(params: Any, batch: Any) -> jax.Array:
-    logits = model.apply({"params": params}, batch).logits
-    return loss.example_loss(logits, batch)[0].sum()
+    sums, _ = model.apply({"params": params}, batch, method="loss")
+    return sums.sum()
 
   return jit(jax.value_and_grad(total))(params, batch)
 
@@ -226,15 +230,52 @@ def test_packed_rows_equal_separate_rows(params: Any, packed: Any) -> None:
 def test_example_loss_is_each_rows_own(params: Any) -> None:
   model = Vlm(**small())
   logits = run(model, params, SEPARATE).logits
-  sums, weights = loss.example_loss(logits, SEPARATE)
+  sums, weights = loss.example_loss(loss.token_nll, logits, SEPARATE)
   row = 1
   log_p = np.asarray(jax.nn.log_softmax(logits[row]))
   text, weight = SEPARATE["text"][row], SEPARATE["loss_weight"][row]
   want = -sum(weight[t] * log_p[t, text[t + 1]] for t in range(len(text) - 1))
   np.testing.assert_allclose(sums[row], want, rtol=1e-5)
   np.testing.assert_allclose(weights[row], weight.sum(), rtol=1e-6)
-  hidden = loss.token_nll(logits, SEPARATE)[SEPARATE["loss_weight"] == 0]
-  assert not np.any(hidden)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 6])
+@pytest.mark.parametrize("chunk", [1024, 7, 1])
+def test_a_loss_makes_the_logits_it_needs(
+  params: Any, monkeypatch: pytest.MonkeyPatch, num_shards: int, chunk: int
+) -> None:
+  """However the rows are sharded and the places chunked: loss and gradients of `loss`
+  are those of all logits."""
+  monkeypatch.setattr(vlm, "_CHUNK", chunk)
+  model = Vlm(**small())
+  most = SEPARATE["supervised"].size
+  batch = SEPARATE | {
+    "supervised": packing.supervised(SEPARATE["loss_weight"], num_shards, most)
+  }
+
+  def whole(params: Any) -> tuple[jax.Array, Any]:
+    logits = model.apply({"params": params}, batch).logits.astype(jnp.float32)
+    nll = -jax.nn.log_softmax(logits)[:, :-1]
+    picked = jnp.take_along_axis(nll, batch["text"][:, 1:, None], -1)[..., 0]
+    rows = (picked * batch["loss_weight"][:, :-1]).sum(1)
+    return rows.sum(), (rows, batch["loss_weight"].sum(1))
+
+  def few(params: Any) -> tuple[jax.Array, Any]:
+    found = model.apply({"params": params}, batch, method="loss")
+    return found[0].sum(), found
+
+  (_, want), grads_want = jit(jax.value_and_grad(whole, has_aux=True))(params)
+  (_, got), grads = jit(jax.value_and_grad(few, has_aux=True))(params)
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  np.testing.assert_array_equal(got[1], want[1])
+  check_grads(grads, grads_want)
+  # The largest array that the program makes: no row of logits more than it must.
+  text = jax.jit(few).lower(params).as_text()
+  sizes = {
+    int(np.prod([int(n) for n in shape.split("x")]))
+    for shape in re.findall(r"tensor<([\dx]+)x50xf32>", text)
+  }
+  assert max(sizes) == num_shards * min(chunk, most)
 
 
 def test_lora_starts_as_the_base_model_bit_for_bit() -> None:

@@ -97,7 +97,7 @@ def test_every_entry_once_an_epoch_and_exactly_so_many_a_step(data, per_step, se
 def test_rows_hold_what_they_can(data, per_step, seed, num_shards):
   images = make_images(data)
   planner = _planner(images, per_step, seed)
-  shapes = packing.shapes_of(planner, 4, row_tokens=ROW, num_shards=num_shards)
+  shapes = packing.shapes_of(planner, images, 4, row_tokens=ROW, num_shards=num_shards)
   for step in range(4):
     plan = planner.plan(step)
     for row in plan.rows:
@@ -107,6 +107,10 @@ def test_rows_hold_what_they_can(data, per_step, seed, num_shards):
       assert PREFIX * len(row) + sum(entries) <= ROW
     arrays, index = packing.assemble(plan, images, shapes)
     assert arrays["text"].shape == (shapes.rows, ROW)
+    assert arrays["supervised"].shape == (num_shards, shapes.supervised)
+    weights = arrays["loss_weight"].reshape(num_shards, -1)
+    for places, weight in zip(arrays["supervised"], weights, strict=True):
+      assert places[places >= 0].tolist() == np.flatnonzero(weight).tolist()
     assert index.shape == (shapes.images,)
 
 
@@ -114,7 +118,7 @@ def _separate(batch, index):
   """What the attention rule makes of a batch, entry by entry: what it sees, in order."""
   views = []
   for row in range(len(batch["text"])):
-    line = {name: array[row] for name, array in batch.items()}
+    line = {n: array[row] for n, array in batch.items() if n != "supervised"}
     for image in sorted(set(line["image"].tolist()) - {-1}):
       here = line["image"] == image
       for segment in sorted(set(line["segment"][here].tolist()) - {0}):
@@ -134,7 +138,7 @@ def test_packed_rows_mean_what_separate_rows_mean(data, per_step, seed, weightin
   views = []
   for share_prefix in (True, False):
     planner = _planner(images, per_step, seed, share_prefix=share_prefix)
-    shapes = packing.shapes_of(planner, 3, row_tokens=ROW)
+    shapes = packing.shapes_of(planner, images, 3, row_tokens=ROW)
     plan = planner.plan(2)
     arrays, index = packing.assemble(plan, images, shapes, weighting=weighting)
     views.append(_separate(arrays, index))
@@ -148,7 +152,7 @@ def test_packed_rows_mean_what_separate_rows_mean(data, per_step, seed, weightin
 def test_the_drawn_batch():
   images = make_images([[(2, 2), (1, 1)], [(1, 2)]])
   plan = packing.StepPlan((((0, (0, 1)), (1, (0,))),))
-  arrays, index = packing.assemble(plan, images, packing.Shapes(1, 2, 3, 20))
+  arrays, index = packing.assemble(plan, images, packing.Shapes(1, 2, 3, 20, 7))
   assert index.tolist() == [0, 1, -1]
   # Image 0: prefix, entry 1, entry 2; image 1: prefix, entry 1; one place of padding.
   expected = {
@@ -161,6 +165,7 @@ def test_the_drawn_batch():
   }
   for name, values in expected.items():
     assert arrays[name][0].tolist() == values, name
+  assert arrays["supervised"].tolist() == [[6, 7, 9, 16, 17, -1, -1]]
   assert (arrays["image"][1] == -1).all()
   assert not arrays["loss_weight"][1].any()
 
@@ -192,5 +197,7 @@ def test_errors():
     packing.Planner([[]], PREFIX, entries_per_step=1, row_tokens=ROW, seed=0)
   images = make_images([[(1, 1)], [(1, 1)]])
   plan = packing.StepPlan((((0, (0,)),), ((1, (0,)),)))
+  with pytest.raises(ValueError, match="has 2 supervised tokens, .* laid out for 1"):
+    packing.assemble(plan, images, packing.Shapes(1, 2, 2, ROW, 1))
   with pytest.raises(ValueError, match="needs 2 rows and 2 images"):
-    packing.assemble(plan, images, packing.Shapes(1, 1, 2, ROW))
+    packing.assemble(plan, images, packing.Shapes(1, 1, 2, ROW, 9))

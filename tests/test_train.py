@@ -17,6 +17,7 @@ from imax_jax.data.pipeline import Batches
 from imax_jax.data.records import TokenizedEntry
 from imax_jax.data.records import TokenizedImage
 from imax_jax.models.loss import example_loss
+from imax_jax.models.loss import token_nll
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import Answer
 from imax_jax.schema import Entry
@@ -77,7 +78,7 @@ def bigram_loss(trainable, frozen, batch, rng):
   """The next token from this one, with noise from `rng`: a loss without a model."""
   logits = frozen["embed"][batch["text"]] @ trainable["kernel"] + trainable["bias"]
   noise = 0.01 * jax.random.normal(rng, logits.shape)
-  total, weight = example_loss(logits + noise, batch)
+  total, weight = example_loss(token_nll, logits + noise, batch)
   return total.sum(), weight.sum()
 
 
@@ -387,7 +388,7 @@ def test_packed_and_separate_rows_train_the_model_alike():
   def loss_and_grads(batch):
     def loss(trainable):
       params = tree_lib.merge(trainable, frozen)
-      total, weight = example_loss(model.apply({"params": params}, batch).logits, batch)
+      total, weight = model.apply({"params": params}, batch, method="loss")
       return total.sum() / weight.sum()
 
     return jax.value_and_grad(loss)(trainable)

@@ -174,6 +174,9 @@ def _batch(study: Study, rows: int) -> dict[str, Any]:
     name: jax.ShapeDtypeStruct(line, dtype)
     for name, dtype in {**dtypes, "loss_weight": jnp.float32}.items()
   }
+  # No data are built here. The paper's answers fill a third of a row or less.
+  most = rows * config.train.row_tokens // 2
+  arrays["supervised"] = jax.ShapeDtypeStruct((shards, most), jnp.int32)
   return {n: _shape(leaf, where) for n, leaf in {**arrays, "pixels": pixels}.items()}
 
 

@@ -40,13 +40,15 @@ class Shapes:
   """Sizes that hold over a whole run, or XLA would compile the step again.
 
   The batch is made of `num_shards` equal parts, one for each place along the mesh axis
-  "data"; a part's rows refer only to images of that part.
+  "data"; a part's rows refer only to images of that part. `supervised` is how many tokens
+  of a part may be trained on.
   """
 
   num_shards: int
   rows_per_shard: int
   images_per_shard: int
   row_tokens: int
+  supervised: int
 
   @property
   def rows(self) -> int:
@@ -196,15 +198,45 @@ def shard_rows(plan: StepPlan, num_shards: int) -> list[tuple[Row, ...]]:
 
 
 def shapes_of(
-  planner: Planner, num_steps: int, *, row_tokens: int, num_shards: int = 1
+  planner: Planner,
+  images: Sequence[TokenizedImage],
+  num_steps: int,
+  *,
+  row_tokens: int,
+  num_shards: int = 1,
 ) -> Shapes:
   """The smallest sizes that hold all steps of a run: all of them are planned once."""
-  rows = images = 1
+  answers = [[len(entry.answer_ids) for entry in image.entries] for image in images]
+  most_rows = most_images = most_supervised = 1
   for step in range(num_steps):
     for part in shard_rows(planner.plan(step), num_shards):
-      rows = max(rows, len(part))
-      images = max(images, len({image for row in part for image, _ in row}))
-  return Shapes(num_shards, rows, images, row_tokens)
+      held = [(image, chosen) for row in part for image, chosen in row]
+      tokens = sum(answers[image][entry] for image, chosen in held for entry in chosen)
+      most_rows = max(most_rows, len(part))
+      most_images = max(most_images, len({image for image, _ in held}))
+      most_supervised = max(most_supervised, tokens)
+  return Shapes(num_shards, most_rows, most_images, row_tokens, most_supervised)
+
+
+def supervised(loss_weight: np.ndarray, num_shards: int, size: int) -> np.ndarray:
+  """float[B, T] -> int32[num_shards, size], `schema.Batch`'s `supervised`.
+
+  >>> supervised(np.array([[0, 1, 0], [1, 1, 0]]), 1, 4).tolist()
+  [[1, 3, 4, -1]]
+
+  Raises:
+    ValueError: a shard has more of them.
+  """
+  places = np.full((num_shards, size), -1, np.int32)
+  for line, weight in zip(places, np.array_split(loss_weight, num_shards), strict=True):
+    found = np.flatnonzero(weight)
+    if len(found) > size:
+      raise ValueError(
+        f"a shard of rows has {len(found)} supervised tokens, the run was laid out for "
+        f"{size}; lay it out again with shapes_of over all its steps"
+      )
+    line[: len(found)] = found
+  return places
 
 
 def assemble(
@@ -258,6 +290,9 @@ def assemble(
     for i, row in enumerate(parts[shard]):
       line = {name: a[number * shapes.rows_per_shard + i] for name, a in arrays.items()}
       _fill_row(line, row, images, ids, weighting)
+  arrays["supervised"] = supervised(
+    arrays["loss_weight"], len(shards), shapes.supervised
+  )
   return arrays, index
 
 

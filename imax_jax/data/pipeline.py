@@ -96,7 +96,7 @@ class Batches:
     )
     self.num_entries = self._planner.num_entries
     self.shapes = shapes_of(
-      self._planner, num_steps, row_tokens=row_tokens, num_shards=num_shards
+      self._planner, images, num_steps, row_tokens=row_tokens, num_shards=num_shards
     )
     share = num_shards // process_count
     self._shards = range(process_index * share, (process_index + 1) * share)
@@ -168,10 +168,12 @@ class EntryBatches:
     order = np.random.default_rng((seed, 0xF1)).permutation(len(pairs))
     self._pairs = [pairs[i] for i in order[: num_groups * group_size]]
     self._images, self._pixels_of = images, pixels_of
-    longest = max(
-      len(images[i].prefix_ids) + images[i].entries[e].length for i, e in self._pairs
-    )
-    self._shapes = Shapes(1, group_size, group_size, longest)
+    chosen = [images[i].entries[e] for i, e in self._pairs]
+    prefix = max(len(image.prefix_ids) for image in images)
+    longest = prefix + max(entry.length for entry in chosen)
+    answer = max(len(entry.answer_ids) for entry in chosen)
+    # Every row a shard: each is a batch of its own where gradients are taken.
+    self._shapes = Shapes(group_size, 1, 1, longest, answer)
 
   def __len__(self) -> int:
     return len(self._pairs) // self._shapes.rows

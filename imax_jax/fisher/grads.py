@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imax_jax import tree as tree_lib
+from imax_jax.data import packing
 from imax_jax.schema import Batch
 
 # loss(trainable, frozen, batch of one row) -> (sum of weighted nll, sum of weights).
@@ -63,6 +64,8 @@ def split_rows(batch: Batch) -> Rows:
   rows["segment"] = segment[:, None]
   rows["position"] = np.asarray(batch["position"])[:, None]
   rows["loss_weight"] = (weight != 0).astype(weight.dtype)[:, None]
+  most = np.asarray(batch["supervised"]).shape[1]
+  rows["supervised"] = packing.supervised(weight, len(weight), most)[:, None]
   return rows
 
 

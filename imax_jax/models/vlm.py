@@ -15,10 +15,13 @@ import jax.numpy as jnp
 
 from imax_jax import schema
 from imax_jax.models import attention
+from imax_jax.models import loss as loss_lib
 from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Cache
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
+
+_CHUNK = 1024  # supervised places of a shard whose logits are in memory together
 
 # A `schema.Batch` on devices: a mapping of the same names to arrays of jax.
 Batch = Mapping[str, Any]
@@ -56,6 +59,42 @@ class Vlm(nn.Module):
     if self.is_initializing() and batch["pixels"].ndim == 3:
       size, channels = self.vit.image_px, self.vit.channels
       self.vit(jnp.zeros((1, size, size, channels), jnp.uint8))
+    x, image_tokens = self._run(batch, deterministic)
+    return schema.Output(self.llm.head(x), image_tokens)
+
+  def loss(
+    self, batch: Batch, deterministic: bool = True
+  ) -> tuple[jax.Array, jax.Array]:
+    """What training and the Fisher ask for: `loss.example_loss` of a batch.
+
+    That of `__call__`'s logits, of which only those at supervised places are made, at
+    most `_CHUNK` of a shard's at once: a chunk's are made again on the way back.
+    """
+    x, _ = self._run(batch, deterministic)
+
+    def nll(vlm: Vlm, x: jax.Array, target: jax.Array) -> jax.Array:
+      return loss_lib.token_nll(vlm.llm.head(x), target)
+
+    def of_chunks(x: jax.Array, target: jax.Array) -> jax.Array:
+      shards, size = target.shape
+      if size <= _CHUNK:
+        return nll(self, x, target)
+      count = -(-size // _CHUNK)
+      short = count * _CHUNK - size
+      x = jnp.pad(x, ((0, 0), (0, short), (0, 0)))
+      x = x.reshape(shards, count, _CHUNK, -1)
+      target = jnp.pad(target, ((0, 0), (0, short))).reshape(shards, count, _CHUNK)
+      scan = nn.scan(
+        nn.remat(lambda vlm, carry, x, target: (carry, nll(vlm, x, target))),
+        variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1,
+      )  # fmt: skip
+      _, found = scan(self, (), x, target)
+      return found.reshape(shards, -1)[:, :size]
+
+    return loss_lib.example_loss(of_chunks, x, batch)
+
+  def _run(self, batch: Batch, deterministic: bool) -> tuple[jax.Array, jax.Array]:
+    """The decoder's output [B, T, D] over a batch, and its image tokens [N, S, D]."""
     image_tokens = self.image_tokens(batch["pixels"])
     mask = attention.batch_mask(batch["image"], batch["segment"])
     x, _ = self.llm(
@@ -64,7 +103,7 @@ class Vlm(nn.Module):
       mask,
       deterministic=deterministic,
     )
-    return schema.Output(self.llm.head(x), image_tokens)
+    return x, image_tokens
 
   def encode(self, pixels: jax.Array) -> jax.Array:
     """uint8[N, H, W, C] -> float32[N, P, D]: what may be cached of a frozen encoder."""
