@@ -30,8 +30,8 @@ from imax_jax.evaluate.scores import boxes as box_scores
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.study import Study
-from imax_jax.train import checkpoint
 from imax_jax.train import dense
+from imax_jax.train import snapshots
 
 _PRESENT = 0.02  # of a patch
 _SEED = 77  # of no other films
@@ -76,9 +76,8 @@ def probe(workdir: Path, num_films: int) -> None:
       "encoder": study.parameters.init(0)["encoder"],
       "probe": dense.init_probe(0, width, maps.shape[-1]),
     }
-    trained = checkpoint.Checkpointer(workdir / "encoder").restore_snapshot(
-      "final", mesh_lib.replicate(blank, study.mesh)
-    )
+    like = mesh_lib.replicate(blank, study.mesh)
+    trained = snapshots.restore(workdir / "encoder", "final", like)
   encode = jax.jit(
     lambda x: study.model.apply(
       {"params": {"encoder": trained["encoder"]}}, x, method="encode"

@@ -36,10 +36,10 @@ from imax_jax.schema import TASKS
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
-from imax_jax.train import checkpoint
 from imax_jax.train import dense
 from imax_jax.train import loop
 from imax_jax.train import optim
+from imax_jax.train import snapshots
 from imax_jax.weights import load as weights
 
 _DENSE_DECAY = ((r".*kernel", True), (r".*", False))
@@ -171,7 +171,7 @@ def _train_encoder(config: ConfigDict, study: Study) -> None:
 
   folder = study.ledger.station("encoder", inputs, make, resumable=True)
   like = mesh_lib.replicate(start, study.mesh)
-  trained = checkpoint.restore_snapshot(folder, "final", like)
+  trained = snapshots.restore(folder, "final", like)
   study.parameters.given = tree_lib.flatten({"encoder": trained["encoder"]})
 
 

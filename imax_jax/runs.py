@@ -20,9 +20,9 @@ from imax_jax.models.vlm import Vlm
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
-from imax_jax.train import checkpoint
 from imax_jax.train import loop
 from imax_jax.train import optim
+from imax_jax.train import snapshots as snapshots_lib
 
 FINAL = "final"
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
@@ -262,4 +262,4 @@ def weights_of(
     ValueError: the weights are of another model, or damaged.
   """
   parameters = study.parameters if together else study.own_parameters
-  return checkpoint.restore_snapshot(folder, snapshot, parameters.trainable)
+  return snapshots_lib.restore(folder, snapshot, parameters.trainable)

@@ -22,7 +22,7 @@ from imax_jax.ledger import plain
 from imax_jax.parameters import Parameters
 from imax_jax.study import Study
 from imax_jax.study import UsageError
-from imax_jax.train.checkpoint import Checkpointer
+from imax_jax.train import snapshots
 from imax_jax.weights import bundle
 from imax_jax.weights import export
 from imax_jax.weights import load
@@ -69,9 +69,7 @@ def done(foundation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ),
     trainable,
   )
-  checkpointer = Checkpointer(workdir / RUN)
-  checkpointer.save_snapshot("final", noisy)
-  checkpointer.close()
+  snapshots.save(workdir / RUN, "final", noisy)
   inputs = {
     "model": plain(study.config.model),
     "trainable": plain(study.config.trainable),

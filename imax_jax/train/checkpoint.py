@@ -1,26 +1,37 @@
 """Everything a resume needs: state, place in the data, and whose state it is.
 
-    DIRECTORY/latest/STEP/       trainable weights, optimiser, step, rng; the iterator
-    DIRECTORY/snapshots/NAME/    trainable weights at a phase of training (for the Fisher)
+    DIRECTORY/latest/STEP/    trainable weights, optimiser, step, rng; the iterator
+    DIRECTORY/damaged/…       checkpoints that were not restored
 
 The frozen weights are a reference to their source and never a copy. Orbax writes a
-checkpoint beside its place and renames it: a killed save leaves the one before.
+checkpoint beside its place and renames it; then it is sealed (`weights.digests`), for
+orbax restores a checkpoint with a flipped bit without a word. What is not sealed was
+never finished.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.options import MultiprocessingOptions
+from absl import logging
+from jax.experimental import multihost_utils
 
-from imax_jax import tree as tree_lib
+from imax_jax.train import snapshots
 from imax_jax.train.state import TrainState
+from imax_jax.weights import digests
+
+_ALL_DAMAGED = -2  # what `_look` gives in place of a step
 
 
 class Restored(NamedTuple):
@@ -33,65 +44,91 @@ class Checkpointer:
   """Saves and restores in a directory.
 
   Args:
-    directory: made if it is missing.
+    directory: made if it is missing; what killed saves left in it is removed.
     metadata: JSON-able facts that a resume must share, e.g. the config's fingerprint.
+    keep: how many of the latest checkpoints stay. Two at least: where the last is
+      damaged, the one before is restored.
   """
 
   def __init__(
-    self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None
+    self,
+    directory: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    keep: int = 2,
   ) -> None:
     self.directory = Path(directory).absolute()
     self.metadata = dict(metadata or {})
+    if jax.process_index() == 0:
+      snapshots.clean(self.directory)
     self._latest = ocp.CheckpointManager(
       self.directory / "latest",
-      options=ocp.CheckpointManagerOptions(
-        # The step donates the state; a save that ran on beside it would read memory
-        # that the next update writes (on CPU, orbax copies nothing).
-        max_to_keep=1,
-        enable_async_checkpointing=False,
-      ),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
       item_names=("state", "facts"),
     )
+    self._saving: Future[None] | None = None
 
   def latest_step(self) -> int | None:
-    """Updates done in the latest checkpoint; None where there is none."""
-    return self._latest.latest_step()
+    """Updates done in the latest sealed checkpoint; None where there is none."""
+    self.wait()
+    return max(filter(self._is_sealed, self._latest.all_steps()), default=None)
 
   def save(self, state: TrainState, iterator: Mapping[str, int]) -> None:
-    """Saves the state as the latest one; the one before goes only afterwards."""
-    arrays = _to_arrays(state)
+    """Saves the state as the latest one, while training goes on.
+
+    Raises:
+      Exception: the save before this one failed; it is not in the directory.
+    """
+    self.wait()
+    # The step donates the state: what is written in the meantime must be a copy.
+    arrays = jax.tree.map(jnp.copy, _to_arrays(state))
+    step = int(state.step)
     self._latest.save(
-      int(state.step),
+      step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(arrays),
         facts=ocp.args.JsonSave(
           {
             "iterator": dict(iterator),
             "metadata": self.metadata,
-            "shapes": _describe(arrays),
+            "shapes": snapshots.describe(arrays),
           }
         ),
       ),
     )
+    self._saving = _in_background(lambda: self._finish(step))
 
-  def restore(self, like: TrainState) -> Restored:
-    """The latest checkpoint, placed on devices as `like` is.
+  def _finish(self, step: int) -> None:
+    self._latest.wait_until_finished()
+    if jax.process_index() == 0:
+      digests.seal(self._folder(step))
+
+  def wait(self) -> None:
+    """Returns when nothing is being saved; raises what went wrong in the background."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
+
+  def restore(self, like: TrainState) -> Restored | None:
+    """The latest checkpoint that is whole, placed on devices as `like` is.
+
+    One that is damaged is moved to damaged/, named in the log, and the one before it is
+    restored; so is one that a killed run had not sealed. None: there is none, or none
+    was ever finished.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it has other arrays than `like`, or other metadata than this run.
+      ValueError: all are damaged; or it has other arrays than `like`, or other metadata
+        than this run.
     """
-    step = self.latest_step()
+    step = self._whole_step()
     if step is None:
-      raise FileNotFoundError(
-        f"{self.directory}: no checkpoint to resume; start the run without resuming"
-      )
+      return None
     facts = self._latest.restore(
       step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
     )["facts"]
-    where = self.directory / "latest" / str(step)
+    where = self._folder(step)
     arrays = _to_arrays(like)
-    _check_shapes(facts["shapes"], _describe(arrays), where)
+    snapshots.check_shapes(facts["shapes"], snapshots.describe(arrays), where)
     if facts["metadata"] != self.metadata:
       keys = sorted(facts["metadata"].keys() | self.metadata.keys())
       differ = [
@@ -103,85 +140,85 @@ class Checkpointer:
       )
     restored = self._latest.restore(
       step,
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(arrays))),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(snapshots.abstract(arrays))
+      ),
     )["state"]
     return Restored(_to_state(restored, like), facts["iterator"], facts["metadata"])
 
-  def save_snapshot(self, name: str, trainable: tree_lib.Tree) -> None:
-    """Keeps the trainable weights under a name; an earlier one is replaced."""
-    with ocp.StandardCheckpointer() as writer:
-      writer.save(self.directory / "snapshots" / name, dict(trainable), force=True)
+  def _whole_step(self) -> int | None:
+    """The first process looks, and all do as it says: they must restore the same."""
+    self.wait()
+    found, words = -1, ""
+    if jax.process_index() == 0:
+      found, words = self._look()
+    if jax.process_count() > 1:
+      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    self._latest.reload()
+    if found == _ALL_DAMAGED:
+      raise ValueError(
+        words or f"{self.directory}: every checkpoint is damaged; {snapshots.ANEW}"
+      )
+    return None if found < 0 else found
 
-  def snapshots(self) -> tuple[str, ...]:
-    """Names, sorted."""
-    return snapshots(self.directory)
+  def _look(self) -> tuple[int, str]:
+    """(the latest whole step, or a negative number; what was wrong with later ones)."""
+    words: list[str] = []
+    for step in sorted(self._latest.all_steps(), reverse=True):
+      folder = self._folder(step)
+      try:
+        if self._is_sealed(step):
+          digests.check_seal(folder, "an earlier checkpoint is looked for")
+          return step, ""
+        logging.warning("%s: was not finished; moved aside", folder)
+      except (FileNotFoundError, ValueError) as error:
+        words.append(str(error))
+        logging.error("%s", error)
+      _aside(folder, self.directory / "damaged")
+    if words:
+      return _ALL_DAMAGED, f"{words[0]}: none is whole; {snapshots.ANEW}"
+    return -1, ""
 
-  def restore_snapshot(self, name: str, like: tree_lib.Tree) -> dict[str, Any]:
-    """The trainable weights kept under a name.
+  def _folder(self, step: int) -> Path:
+    return self.directory / "latest" / str(step)
 
-    Raises:
-      FileNotFoundError: no such snapshot.
-      ValueError: it has other arrays than `like`.
-    """
-    return restore_snapshot(self.directory, name, like)
+  def _is_sealed(self, step: int) -> bool:
+    return digests.is_sealed(self._folder(step))
 
   def close(self) -> None:
-    self._latest.close()
-
-
-def snapshots(directory: str | Path) -> tuple[str, ...]:
-  """Names of the weights kept under a run's folder, sorted; nothing is made."""
-  folder = Path(directory).absolute() / "snapshots"
-  # Orbax writes beside the final name, with a suffix of its own, before it renames.
-  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return tuple(sorted(name for name in names if "orbax-checkpoint-tmp" not in name))
-
-
-def restore_snapshot(
-  directory: str | Path, name: str, like: tree_lib.Tree
-) -> dict[str, Any]:
-  """The trainable weights that a run's folder keeps under a name; nothing is made.
-
-  They are placed as `like` is, whatever devices they were saved from. If these are all
-  this process's own, it reads alone; else all processes must take part.
-
-  Raises:
-    FileNotFoundError: no such snapshot.
-    ValueError: it has other arrays than `like`, or is damaged.
-  """
-  where = Path(directory).absolute() / "snapshots" / name
-  if name not in snapshots(directory):
-    raise FileNotFoundError(
-      f"{where}: no trained weights here (the folder keeps {list(snapshots(directory))}); "
-      "give the folder of a finished run, e.g. WORKDIR/runs/imax-s0"
-    )
-  with ocp.StandardCheckpointer(multiprocessing_options=_readers(like)) as reader:
+    """Waits for the last save; raises what went wrong in it."""
     try:
-      found = _describe(reader.metadata(where).item_metadata.tree)
-    except Exception as error:  # orbax raises whatever its parsers do
-      raise _damaged(where, error) from error
-    _check_shapes(found, _describe(like), where)
+      self.wait()
+    finally:
+      self._latest.close()
+
+
+def _in_background(work: Callable[[], None]) -> Future[None]:
+  """Runs it in a thread that does not keep a dying program alive."""
+  done: Future[None] = Future()
+
+  def run() -> None:
     try:
-      return reader.restore(where, _abstract(like))
-    except Exception as error:
-      raise _damaged(where, error) from error
+      work()
+    except BaseException as error:
+      done.set_exception(error)
+    else:
+      done.set_result(None)
+
+  threading.Thread(target=run, name="checkpoint", daemon=True).start()
+  return done
 
 
-def _readers(like: tree_lib.Tree) -> MultiprocessingOptions:
-  """The processes that orbax waits for."""
-  if not all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(like)):
-    return MultiprocessingOptions()
-  this = jax.process_index()
-  return MultiprocessingOptions(
-    primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+def _aside(folder: Path, shelf: Path) -> None:
+  """Moves a folder to a shelf, under a name that is free there."""
+  shelf.mkdir(exist_ok=True)
+  taken = {path.name for path in shelf.iterdir()}
+  name = next(
+    name
+    for number in itertools.count(1)
+    if (name := f"{folder.name}-{number}") not in taken
   )
-
-
-def _damaged(where: Path, error: Exception) -> ValueError:
-  return ValueError(
-    f"{where}: damaged checkpoint ({type(error).__name__}); delete the run's folder and "
-    "train it again"
-  )
+  folder.rename(shelf / name)
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
@@ -209,31 +246,3 @@ def _to_state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
     opt_state=jax.tree.unflatten(structure, opt_leaves),
     rng=jax.random.wrap_key_data(arrays["rng"], impl=jax.random.key_impl(like.rng)),
   )
-
-
-def _abstract(tree: Any) -> Any:
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-    tree,
-  )
-
-
-def _describe(tree: tree_lib.Tree) -> dict[str, str]:
-  """{path: "float32[8, 16]"}."""
-  return {
-    path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-    for path, leaf in tree_lib.flatten(tree).items()
-  }
-
-
-def _check_shapes(
-  found: Mapping[str, str], expected: Mapping[str, str], where: Path
-) -> None:
-  for path in sorted(found.keys() | expected.keys()):
-    has = found.get(path, "nothing")
-    wants = expected.get(path, "nothing")
-    if has != wants:
-      raise ValueError(
-        f"{where}: checkpoint of another model: {path} is {has}, expected {wants}; use "
-        "the config it was trained with, or another workdir"
-      )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding
 from imax_jax import mesh as mesh_lib
 from imax_jax.data.pipeline import Steps
 from imax_jax.data.pipeline import make_iterator
+from imax_jax.train import snapshots as snapshots_lib
 from imax_jax.train.checkpoint import Checkpointer
 from imax_jax.train.metrics import MetricsWriter
 from imax_jax.train.optim import Optimizer
@@ -84,51 +86,50 @@ def train(
   snapshots = dict(snapshots or {})
   _check_plan(num_steps, len(batches), snapshots)
   workdir = Path(workdir)
-  checkpointer = Checkpointer(workdir, metadata=metadata)
-  state = _place(init_state(trainable, optimizer.update, seed=seed), mesh)
-  start, resumed = 0, checkpointer.latest_step() is not None
-  iterator = make_iterator(batches)
-  if resumed:
+  with contextlib.closing(Checkpointer(workdir, metadata=metadata)) as checkpointer:
+    state = _place(init_state(trainable, optimizer.update, seed=seed), mesh)
+    iterator = make_iterator(batches)
     restored = checkpointer.restore(state)
-    state, start = restored.state, int(restored.state.step)
-    iterator.set_state(restored.iterator)
-    if start > num_steps:
-      raise ValueError(
-        f"{workdir}: checkpoint at step {start}, beyond the {num_steps} steps of this "
-        "run; train longer or use another workdir"
-      )
-    logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step_fn = make_train_step(model_loss, optimizer, shardings=shardings)
-  writer = _Pending(workdir / "metrics.jsonl", start, on_step)
+    start, resumed = 0, restored is not None
+    if restored is not None:
+      state, start = restored.state, int(restored.state.step)
+      iterator.set_state(restored.iterator)
+      if start > num_steps:
+        raise ValueError(
+          f"{workdir}: checkpoint at step {start}, beyond the {num_steps} steps of this "
+          "run; train longer or use another workdir"
+        )
+      logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step_fn = make_train_step(model_loss, optimizer, shardings=shardings)
+    writer = _Pending(workdir / "metrics.jsonl", start, on_step)
 
-  for step in range(start, num_steps + 1):
-    last = step == num_steps
-    fresh = not (resumed and step == start)  # else done before the kill
-    if fresh:
-      if evaluators and _due(step, evaluate_steps, last):
-        writer.flush(num_steps)
-        for name, evaluator in evaluators.items():
-          values = evaluator(state.trainable)
-          writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
-      for name in sorted(name for name, at in snapshots.items() if at == step):
-        writer.flush(num_steps)  # raises if these weights come of a bad step
-        checkpointer.save_snapshot(name, state.trainable)
-      if _due(step, save_steps, last):
-        writer.flush(num_steps)
-        checkpointer.save(state, iterator.get_state())
-    if last or step == stop_after:
-      break
-    arrays = cast(Mapping[str, np.ndarray], next(iterator))
-    batch = mesh_lib.put_batch(arrays, mesh)
-    state, metrics = step_fn(state, frozen, batch)
+    for step in range(start, num_steps + 1):
+      last = step == num_steps
+      fresh = not (resumed and step == start)  # else done before the kill
+      if fresh:
+        if evaluators and _due(step, evaluate_steps, last):
+          writer.flush(num_steps)
+          for name, evaluator in evaluators.items():
+            values = evaluator(state.trainable)
+            writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
+        for name in sorted(name for name, at in snapshots.items() if at == step):
+          writer.flush(num_steps)  # raises if these weights come of a bad step
+          snapshots_lib.save(workdir, name, state.trainable)
+        if _due(step, save_steps, last):
+          writer.flush(num_steps)
+          checkpointer.save(state, iterator.get_state())
+      if last or step == stop_after:
+        break
+      arrays = cast(Mapping[str, np.ndarray], next(iterator))
+      batch = mesh_lib.put_batch(arrays, mesh)
+      state, metrics = step_fn(state, frozen, batch)
+      writer.flush(num_steps)
+      writer.hold(step + 1, metrics)
+
     writer.flush(num_steps)
-    writer.hold(step + 1, metrics)
-
-  writer.flush(num_steps)
-  writer.close()
-  checkpointer.close()
-  return state.trainable
+    writer.close()
+    return state.trainable
 
 
 def _check_plan(num_steps: int, available: int, snapshots: Mapping[str, int]) -> None:
