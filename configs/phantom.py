@@ -121,9 +121,14 @@ def train() -> ConfigDict:
   t.peak_lr = 7e-3
   t.final_lr = 7e-4
   t.warmup_fraction = 0.1
+  t.warmup_start_lr = 0.0
+  t.clock = "after_warmup"  # "whole_run": as Uni-Med's and MiniGPT-v2's code
   t.weight_decay = 0.05
   t.beta2 = 0.99
   t.clip_norm = 1.0  # 0: not clipped
+  t.max_skipped = (
+    0  # steps of a run whose gradient may be no number; 0: the first ends it
+  )
   t.save_steps = 250
   return t
 

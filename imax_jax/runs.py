@@ -102,6 +102,7 @@ def fit(
         seed=seed,
         save_steps=t.save_steps,
         snapshots=kept,
+        max_skipped=t.max_skipped,
         on_step=lambda step, total, _: tick(step, total),
       )
 
@@ -238,7 +239,8 @@ def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
     peak_lr=t.peak_lr,
     final_lr=t.final_lr,
     warmup_fraction=t.warmup_fraction,
-    warmup_start_lr=0.0,
+    warmup_start_lr=t.warmup_start_lr,
+    clock=t.clock,
   )
   return optim.make_optimizer(
     trainable,

@@ -70,6 +70,8 @@ class Rows:
   def __getitem__(self, step):
     text = np.random.default_rng(step).integers(0, V, (8, 5)).astype(np.int32)
     return {"text": text, "loss_weight": np.ones((8, 5), np.float32)}
+  def names(self, step):
+    return [f"row {step}"]
 
 def loss(trainable, frozen, batch, rng):
   p = tree_lib.merge(trainable, frozen)["decoder"]

@@ -24,6 +24,7 @@ from imax_jax.schema import Entry
 from imax_jax.schema import Origin
 from imax_jax.train import snapshots
 from imax_jax.train.checkpoint import Checkpointer
+from imax_jax.train.guards import Guard
 from imax_jax.train.loop import train
 from imax_jax.train.metrics import MetricsWriter
 from imax_jax.train.metrics import read_metrics
@@ -299,15 +300,108 @@ def test_snapshots_hold_the_phases(tmp_path):
     snapshots.restore(tmp_path, "late", other)
 
 
-def test_not_finite_stops_before_it_is_saved(tmp_path):
-  def bad_loss(trainable, frozen, batch, rng):
-    total, weight = bigram_loss(trainable, frozen, batch, rng)
-    return total + jnp.where(trainable["bias"].sum() == 0, 0.0, jnp.nan), weight
+class Poisoned:
+  """Batches of which one makes the loss or the gradient no number."""
 
-  # Step 1 has a rate of 0 and step 2 moves the bias: step 3 is the first bad one.
-  with pytest.raises(FloatingPointError, match=r"step 3: loss is nan"):
-    run(tmp_path, loss=bad_loss, save_steps=1)
-  assert Checkpointer(tmp_path).latest_step() == 2
+  def __init__(self, step: int) -> None:
+    self.clean, self.step = make_batches(), step
+    self.names = self.clean.names
+
+  def __len__(self) -> int:
+    return len(self.clean)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    return {**self.clean[step], "poison": np.full(1, step == self.step, np.float32)}
+
+
+def poisoned_loss(quantity):
+  def loss(trainable, frozen, batch, rng):
+    total, weight = bigram_loss(trainable, frozen, batch, rng)
+    bad = batch["poison"][0]
+    if quantity == "loss":
+      return total + jnp.where(bad, jnp.nan, 0.0), weight
+    # sqrt'(0) is infinite: the loss itself is a number.
+    zero = jnp.where(bad, 0.0 * trainable["bias"].sum(), 1.0)
+    return total + jnp.sqrt(zero) - 1.0, weight
+
+  return loss
+
+
+@pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_not_finite_stops_and_names_the_entries(tmp_path, quantity, step):
+  """Before anything of it is saved (R11)."""
+  batches = Poisoned(step)
+  names = ", ".join(batches.names(step))
+  with pytest.raises(FloatingPointError) as error:
+    run(tmp_path, batches=batches, loss=poisoned_loss(quantity), save_steps=1)
+  assert str(error.value).startswith(f"step {step + 1}: {quantity} is ")
+  assert f"(its 6 entries: {names})" in str(error.value)
+  keeper = Checkpointer(tmp_path)
+  assert keeper.latest_step() == step
+  trainable, _ = bigram_params()
+  found = keeper.restore(
+    init_state(trainable, make_toy_optimizer(trainable).update, seed=7)
+  )
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.trainable))
+  keeper.close()
+
+
+@pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
+def test_a_skipped_step_changes_nothing(tmp_path, quantity, caplog):
+  """Neither weights nor moments nor schedule, and a resume remembers it."""
+  kwargs = {"batches": Poisoned(5), "loss": poisoned_loss(quantity), "snapshots": {}}
+  states = []
+
+  def keep(trainable):
+    states.append(jax.device_get(trainable))
+    return {}
+
+  run(
+    tmp_path / "a", max_skipped=1, evaluators={"keep": keep}, evaluate_steps=1, **kwargs
+  )
+  assert_same_bits(states[4], states[5])
+  assert not np.array_equal(states[5]["kernel"], states[6]["kernel"])
+  rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
+  lines = {row["step"]: row for row in rows if "tokens" in row}
+  assert lines[6]["skipped"] == 1 and quantity not in lines[6]
+  assert lines[7]["lr"] == lines[6]["lr"] != lines[8]["lr"]
+  assert "skipped, 1 so far" in caplog.text
+  # One more is too many, in the same life or after a resume.
+  run(tmp_path / "b", max_skipped=1, stop_after=8, **kwargs)
+  kwargs["batches"] = Poisoned(9)
+  with pytest.raises(FloatingPointError, match=f"step 10: {quantity}"):
+    run(tmp_path / "b", max_skipped=1, **kwargs)
+
+
+def test_a_batch_that_teaches_nothing_stops(tmp_path):
+  class Masked(Poisoned):
+    def __getitem__(self, step):
+      batch = super().__getitem__(step)
+      blank = 0 if step == self.step else 1
+      return {**batch, "loss_weight": batch["loss_weight"] * blank}
+
+  with pytest.raises(
+    ValueError, match=r"step 3: none of the batch's tokens.*0/vqa//|/vqa"
+  ):
+    run(tmp_path, batches=Masked(2), loss=poisoned_loss("loss"))
+
+
+def test_a_loss_that_jumps_is_an_event(caplog):
+  rng = np.random.default_rng(0)
+  guard = Guard(lambda step: [f"entry {step}"])
+  even = {"tokens": 9.0, "grad_norm": 1.0}
+  for step, loss in enumerate(rng.normal(1.0, 0.1, 120), start=1):
+    assert "spike" not in guard.look(step, even | {"loss": loss})
+  line = guard.look(121, even | {"loss": 3.0})
+  assert 15 < line["spike"] < 45 and line["loss"] == 3.0
+  assert "entry 120" in caplog.text
+  past = [{"step": 1.0, "loss": 1.0 + 0.01 * (n % 7)} for n in range(60)]
+  again = Guard(lambda step: [], past)
+  assert "spike" in again.look(61, even | {"loss": 1.5})
+  # Too few to know, and a fall is none.
+  assert "spike" not in Guard(lambda step: [], past[:49]).look(50, even | {"loss": 9.0})
+  assert "spike" not in again.look(62, even | {"loss": 0.1})
 
 
 def test_loop_errors(tmp_path):

@@ -33,6 +33,10 @@ class Steps(Protocol):
 
   def __getitem__(self, step: int, /) -> Any: ...
 
+  def names(self, step: int, /) -> Sequence[str]:
+    """Of what the batch is made, for the message of an error."""
+    ...
+
 
 class Batches:
   """All batches of a run, or one process's part of them: `len`, and `[step] -> Batch`.
@@ -127,6 +131,10 @@ class Batches:
     for i, value in chosen.items():
       pixels[i] = value
     return pixels
+
+  def names(self, step: int) -> list[str]:
+    """The ids of the step's entries, over all processes."""
+    return [self._images[i].entries[e].entry.id for i, e in self.entries(step)]
 
   def entries(self, step: int) -> list[tuple[int, int]]:
     """(image index, entry index) that the step trains on, over all processes."""

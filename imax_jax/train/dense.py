@@ -41,14 +41,21 @@ class DenseBatches:
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     """pixels uint8[N, H, W, C], maps float32[N, P, M], loss_weight float32[N]."""
-    rng = np.random.default_rng((self._seed, step))
-    chosen = rng.choice(len(self._pixels), self._images, replace=False)
+    chosen = self._chosen(step)
     maps = self._maps[chosen].astype(np.float32)
     return {
       "pixels": self._pixels[chosen],
       "maps": maps.reshape(len(chosen), -1, maps.shape[-1]),
       "loss_weight": np.ones(len(chosen), np.float32),
     }
+
+  def names(self, step: int) -> list[str]:
+    """Numbers of the step's images."""
+    return [f"image {number}" for number in self._chosen(step)]
+
+  def _chosen(self, step: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, step))
+    return rng.choice(len(self._pixels), self._images, replace=False)
 
 
 def init_probe(seed: int, width: int, num_maps: int) -> dict[str, jax.Array]:

@@ -20,7 +20,10 @@ from imax_jax.data.pipeline import Steps
 from imax_jax.data.pipeline import make_iterator
 from imax_jax.train import snapshots as snapshots_lib
 from imax_jax.train.checkpoint import Checkpointer
+from imax_jax.train.guards import Guard
+from imax_jax.train.guards import Names
 from imax_jax.train.metrics import MetricsWriter
+from imax_jax.train.metrics import lines_until
 from imax_jax.train.optim import Optimizer
 from imax_jax.train.state import TrainState
 from imax_jax.train.state import init_state
@@ -48,6 +51,7 @@ def train(
   evaluate_steps: int = 0,
   metadata: Mapping[str, Any] | None = None,
   on_step: Progress | None = None,
+  max_skipped: int = 0,
   stop_after: int | None = None,
 ) -> dict[str, Any]:
   """Trains, or goes on from the checkpoint in `workdir`, and returns the weights.
@@ -75,11 +79,14 @@ def train(
       0 left out, and at the end.
     metadata: what a resume must share with the run it goes on from.
     on_step: called with (step, steps in all, loss), e.g. to draw progress.
+    max_skipped: see `Guard`.
     stop_after: returns after this step, saving nothing: a kill, for tests.
 
   Raises:
-    FloatingPointError: a loss or gradient that is not finite; names step and quantity.
-    ValueError: a checkpoint of another model or run; too few batches; a snapshot beyond
+    FloatingPointError: a loss or gradient that is not finite; names step, quantity and
+      the batch's entries.
+    OSError: a checkpoint could not be written.
+    ValueError: a batch without a supervised token; a checkpoint of another model or run; too few batches; a snapshot beyond
       the last step.
   """
   num_steps = len(batches) if num_steps is None else num_steps
@@ -102,7 +109,9 @@ def train(
       logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_fn = make_train_step(model_loss, optimizer, shardings=shardings)
-    writer = _Pending(workdir / "metrics.jsonl", start, on_step)
+    writer = _Pending(
+      workdir / "metrics.jsonl", start, on_step, batches.names, max_skipped
+    )
 
     for step in range(start, num_steps + 1):
       last = step == num_steps
@@ -161,7 +170,15 @@ def _due(step: int, every: int, last: bool) -> bool:
 class _Pending:
   """Holds a step's numbers until the next is under way; they are checked when read."""
 
-  def __init__(self, path: Path, step: int, on_step: Progress | None) -> None:
+  def __init__(
+    self,
+    path: Path,
+    step: int,
+    on_step: Progress | None,
+    names: Names,
+    max_skipped: int,
+  ) -> None:
+    self._guard = Guard(names, lines_until(path, step), max_skipped=max_skipped)
     first = jax.process_index() == 0  # all processes hold the same numbers
     self._writer = MetricsWriter(path, step=step) if first else None
     self._on_step = on_step
@@ -175,13 +192,7 @@ class _Pending:
       return
     (step, metrics), self._held = self._held, None
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name, value in values.items():
-      if not np.isfinite(value):
-        raise FloatingPointError(
-          f"step {step}: {name} is {value}; lower the learning rate, or look at the "
-          "batch of this step"
-        )
-    self.add(step, values)
+    self.add(step, self._guard.look(step, values))
     if self._on_step is not None:
       self._on_step(step, num_steps, values["loss"])
 

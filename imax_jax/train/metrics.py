@@ -21,9 +21,9 @@ class MetricsWriter:
 
   def __init__(self, path: str | Path, *, step: int = 0) -> None:
     self.path = Path(path)
-    kept = read_metrics(self.path) if step and self.path.exists() else []
+    kept = lines_until(self.path, step)
     with whole(self.path) as part:
-      part.write_text("".join(_line(row) for row in kept if row["step"] <= step))
+      part.write_text("".join(map(_line, kept)))
     self._file = self.path.open("a")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -47,6 +47,12 @@ class MetricsWriter:
 
 def _line(row: Mapping[str, float]) -> str:
   return json.dumps(row, allow_nan=False) + "\n"
+
+
+def lines_until(path: str | Path, step: int) -> list[dict[str, float]]:
+  """The lines of a run that goes on from `step`; none where it begins."""
+  kept = read_metrics(path) if step and Path(path).exists() else []
+  return [row for row in kept if row["step"] <= step]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

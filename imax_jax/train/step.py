@@ -29,7 +29,8 @@ def make_train_step(
   The loss is sum / weight over the whole batch, on however many devices it lies. Only
   the trainable tree is differentiated; the frozen one is an argument and not a constant
   of the program, which would be compiled into it. The state that is handed in is given
-  up (donated). `shardings` keeps the state where it lies; without it XLA may move it.
+  up (donated), and stays as it was but for its step where loss or gradient is not
+  finite. `shardings` keeps the state where it lies; without it XLA may move it.
 
   Metrics: loss, grad_norm (before clipping), lr (of this update), tokens (supervised).
   """
@@ -47,13 +48,27 @@ def make_train_step(
     updates, opt_state = optimizer.update.update(
       grads, state.opt_state, state.trainable
     )
+    grad_norm = optax.global_norm(grads)
     metrics = {
       "loss": loss,
-      "grad_norm": optax.global_norm(grads),
-      "lr": optimizer.schedule(state.step),
+      "grad_norm": grad_norm,
+      "lr": optimizer.schedule(_updates(state.opt_state)),
       "tokens": jnp.sum(batch["loss_weight"] > 0),
     }
-    trainable = optax.apply_updates(state.trainable, updates)
+    new = (optax.apply_updates(state.trainable, updates), opt_state)
+    # A step that went wrong changes nothing: no checkpoint can hold its NaN.
+    fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    trainable, opt_state = jax.tree.map(
+      lambda one, other: jnp.where(fine, one, other),
+      new,
+      (state.trainable, state.opt_state),
+    )
     return TrainState(state.step + 1, trainable, opt_state, state.rng), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _updates(opt_state: Any) -> jax.Array:
+  """How many there were: what the schedule counts, steps that were skipped left out."""
+  (_, count), *_ = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+  return jnp.asarray(count)
