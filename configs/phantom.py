@@ -130,6 +130,7 @@ def train() -> ConfigDict:
     0  # steps of a run whose gradient may be no number; 0: the first ends it
   )
   t.save_steps = 250
+  t.watchdog_seconds = 60.0  # a step that takes longer, and ten times the median: hangs
   return t
 
 

@@ -42,6 +42,8 @@ from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.study import UsageError as UsageError
+from imax_jax.train.interrupt import EXIT_AGAIN as EXIT_AGAIN
+from imax_jax.train.interrupt import Preempted as Preempted
 from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import convert as convert_lib
 

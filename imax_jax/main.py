@@ -111,6 +111,9 @@ Without a verb the config's own list runs. What is done already is not done agai
                 --simulate 8 --config.mesh.fsdp=4 --config.mesh.tensor=2 compile_report
   foundation  the small pre-trained encoder and decoder that ship with the package
               python -m imax_jax.main --config configs/foundation.py --workdir runs/foundation
+
+Exit codes: 0 done; 1 failed; 2 the command line is at fault; 75 training was stopped by
+SIGTERM and has saved, or a step hung: the same command goes on.
 """
 
 
@@ -214,6 +217,12 @@ def _main(argv: list[str]) -> None:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
   except experiment.UsageError as error:
     raise _Refused(error) from error
+  except experiment.Preempted as error:
+    raise _Again(str(error), experiment.EXIT_AGAIN) from error
+
+
+class _Again(Exception):
+  """(why, exit code): the work stopped where the same command goes on."""
 
 
 def _flag_error(error: Exception, argv: list[str]) -> str:
@@ -255,7 +264,8 @@ def _has_joined() -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Returns the exit code: 0, 1 (the work failed in a known way) or 2 (usage).
+  """Returns the exit code: 0, 1 (the work failed in a known way), 2 (usage), or 75:
+  SIGTERM ended a training run, which has saved; a scheduler may start it again.
 
   A process of several that fails ends here and at once. At its exit JAX would wait five
   minutes for the others, who wait for it; the launcher or JAX's heartbeat ends those.
@@ -293,6 +303,10 @@ def _run(argv: list[str]) -> int:
       raise
     sys.stderr.write(f"imax_jax: {str(error).strip()}\n")
     return 1
+  except _Again as again:
+    why, code = again.args
+    sys.stderr.write(f"imax_jax: {why}; the same command goes on\n")
+    return code
   except KeyboardInterrupt:
     sys.stderr.write(
       "imax_jax: interrupted; the same command goes on from what is finished\n"

@@ -20,13 +20,14 @@ from imax_jax.models.vlm import Vlm
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
+from imax_jax.train import interrupt
 from imax_jax.train import loop
 from imax_jax.train import optim
 from imax_jax.train import snapshots as snapshots_lib
 
 FINAL = "final"
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
-_NOT_OF_A_RUN = ("runs", "epochs", "save_steps")
+_NOT_OF_A_RUN = ("runs", "epochs", "save_steps", "watchdog_seconds")
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
 
@@ -90,7 +91,11 @@ def fit(
   def make(folder: Path) -> None:
     initial, frozen = study.parameters.split(seed)
     trainable = initial if start is None else start()
-    with progress.bar(f"training {name}") as tick:
+    with (
+      progress.bar(f"training {name}") as tick,
+      interrupt.Preemption().listening() as preempted,
+      interrupt.Watchdog(t.watchdog_seconds).watching() as watchdog,
+    ):
       loop.train(
         model_loss=batch_loss(study.model),
         trainable=trainable,
@@ -103,6 +108,8 @@ def fit(
         save_steps=t.save_steps,
         snapshots=kept,
         max_skipped=t.max_skipped,
+        watchdog=watchdog,
+        preempted=preempted,
         on_step=lambda step, total, _: tick(step, total),
       )
 

@@ -6,7 +6,8 @@
 #   CUDA_VISIBLE_DEVICES=0,1 launch/local.sh configs/phantom.py runs/phantom train
 #   launch/local.sh --processes 2 configs/phantom.py runs/phantom train
 #
-# The same command again goes on where it stopped. PYTHON chooses the interpreter.
+# The same command again goes on where it stopped. PYTHON chooses the interpreter. Code 75
+# asks for just that: SIGTERM came and it has saved, or a step hung.
 #
 # N processes are the code of many hosts on one; they gain nothing over one process that
 # drives all devices. Each has a share of the GPUs, or a CPU device of its own. Each has

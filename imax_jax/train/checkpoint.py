@@ -85,6 +85,7 @@ class Checkpointer:
     step = int(state.step)
     self._latest.save(
       step,
+      force=True,  # when to save is the loop's to say, and a signal's
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(arrays),
         facts=ocp.args.JsonSave(

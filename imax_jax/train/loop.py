@@ -22,6 +22,8 @@ from imax_jax.train import snapshots as snapshots_lib
 from imax_jax.train.checkpoint import Checkpointer
 from imax_jax.train.guards import Guard
 from imax_jax.train.guards import Names
+from imax_jax.train.interrupt import Preempted
+from imax_jax.train.interrupt import Watchdog
 from imax_jax.train.metrics import MetricsWriter
 from imax_jax.train.metrics import lines_until
 from imax_jax.train.optim import Optimizer
@@ -52,6 +54,8 @@ def train(
   metadata: Mapping[str, Any] | None = None,
   on_step: Progress | None = None,
   max_skipped: int = 0,
+  watchdog: Watchdog | None = None,
+  preempted: Callable[[int], bool] = lambda step: False,
   stop_after: int | None = None,
 ) -> dict[str, Any]:
   """Trains, or goes on from the checkpoint in `workdir`, and returns the weights.
@@ -80,19 +84,22 @@ def train(
     metadata: what a resume must share with the run it goes on from.
     on_step: called with (step, steps in all, loss), e.g. to draw progress.
     max_skipped: see `Guard`.
+    watchdog: one that watches; none unless given.
+    preempted: asked at every step whether to save and leave; see `Preemption`.
     stop_after: returns after this step, saving nothing: a kill, for tests.
 
   Raises:
     FloatingPointError: a loss or gradient that is not finite; names step, quantity and
       the batch's entries.
     OSError: a checkpoint could not be written.
+    Preempted: it was asked to leave, and has saved.
     ValueError: a batch without a supervised token; a checkpoint of another model or run; too few batches; a snapshot beyond
       the last step.
   """
   num_steps = len(batches) if num_steps is None else num_steps
   snapshots = dict(snapshots or {})
   _check_plan(num_steps, len(batches), snapshots)
-  workdir = Path(workdir)
+  workdir, watchdog = Path(workdir), watchdog or Watchdog(0)
   with contextlib.closing(Checkpointer(workdir, metadata=metadata)) as checkpointer:
     state = _place(init_state(trainable, optimizer.update, seed=seed), mesh)
     iterator = make_iterator(batches)
@@ -116,24 +123,34 @@ def train(
     for step in range(start, num_steps + 1):
       last = step == num_steps
       fresh = not (resumed and step == start)  # else done before the kill
+      leave = preempted(step)
+      due = leave or _due(step, save_steps, last)
       if fresh:
         if evaluators and _due(step, evaluate_steps, last):
           writer.flush(num_steps)
-          for name, evaluator in evaluators.items():
-            values = evaluator(state.trainable)
-            writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
+          with watchdog.paused():
+            for name, evaluator in evaluators.items():
+              values = evaluator(state.trainable)
+              writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
         for name in sorted(name for name, at in snapshots.items() if at == step):
           writer.flush(num_steps)  # raises if these weights come of a bad step
-          snapshots_lib.save(workdir, name, state.trainable)
-        if _due(step, save_steps, last):
+          with watchdog.paused():
+            snapshots_lib.save(workdir, name, state.trainable)
+        if due:
           writer.flush(num_steps)
-          checkpointer.save(state, iterator.get_state())
+          with watchdog.paused():
+            checkpointer.save(state, iterator.get_state())
       if last or step == stop_after:
         break
+      if leave:
+        raise Preempted(
+          f"{workdir}: asked to stop; saved at step {step} of {num_steps}"
+        )
       arrays = cast(Mapping[str, np.ndarray], next(iterator))
       batch = mesh_lib.put_batch(arrays, mesh)
       state, metrics = step_fn(state, frozen, batch)
       writer.flush(num_steps)
+      watchdog.beat()
       writer.hold(step + 1, metrics)
 
     writer.flush(num_steps)
