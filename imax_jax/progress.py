@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging as python_logging
 import sys
-from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import tqdm
 from absl import logging
 
-Tick = Callable[[int, int], None]  # (done, total)
+
+class Tick(Protocol):
+  """What work calls as it goes: so many of so many are done, and a few words."""
+
+  def __call__(self, done: int, total: int, words: str = "", /) -> None: ...
 
 
 @contextlib.contextmanager
@@ -28,14 +32,16 @@ def bar(title: str) -> Iterator[Tick]:
     file=sys.stderr,
     leave=calm,
     dynamic_ncols=not calm,
-    ncols=78 if calm else None,
     mininterval=10.0 if calm else 0.2,
     delay=1.0,
-    bar_format="{desc:<34} {percentage:3.0f}% |{bar}| {n}/{total} {remaining} left",
+    bar_format="{desc:<34} {percentage:3.0f}% |"
+    f"{{bar{':17' if calm else ''}}}"
+    "| {n}/{total} {remaining} left{postfix}",
   ) as meter:
 
-    def tick(done: int, total: int) -> None:
+    def tick(done: int, total: int, words: str = "") -> None:
       meter.total = total
+      meter.set_postfix_str(words, refresh=False)
       meter.update(done - meter.n)
 
     yield tick

@@ -14,6 +14,9 @@ import numpy as np
 
 from imax_jax import progress
 from imax_jax import tree as tree_lib
+from imax_jax.costs import accelerators
+from imax_jax.costs import products
+from imax_jax.data.pipeline import Batches
 from imax_jax.ledger import differing
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
@@ -24,6 +27,7 @@ from imax_jax.train import interrupt
 from imax_jax.train import loop
 from imax_jax.train import optim
 from imax_jax.train import snapshots as snapshots_lib
+from imax_jax.train import speed as speed_lib
 
 FINAL = "final"
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
@@ -96,12 +100,14 @@ def fit(
       interrupt.Preemption().listening() as preempted,
       interrupt.Watchdog(t.watchdog_seconds).watching() as watchdog,
     ):
+      batches = study.batches(found, pixels, num_steps=num_steps, seed=seed)
+      speed = _speed(study, batches)
       loop.train(
         model_loss=batch_loss(study.model),
         trainable=trainable,
         frozen=frozen,
         optimizer=optimizer(study, trainable, num_steps),
-        batches=study.batches(found, pixels, num_steps=num_steps, seed=seed),
+        batches=batches,
         mesh=study.mesh,
         workdir=folder,
         seed=seed,
@@ -110,10 +116,22 @@ def fit(
         max_skipped=t.max_skipped,
         watchdog=watchdog,
         preempted=preempted,
-        on_step=lambda step, total, _: tick(step, total),
+        on_step=lambda step, total, loss: tick(
+          step, total, speed_lib.words(loss, speed(step))
+        ),
       )
 
   study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
+
+
+def _speed(study: Study, batches: Batches) -> speed_lib.Speed:
+  devices = study.mesh.devices.flat
+  abstract = tree_lib.flatten(study.parameters.abstract)
+  return speed_lib.Speed(
+    batches.load,
+    peak=sum(accelerators.peak_of(device.device_kind) for device in devices),
+    **products.values_of(study.config.model.decoder, abstract)._asdict(),
+  )
 
 
 def _facts(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from imax_jax import runs
 from imax_jax import tree as tree_lib
 from imax_jax.costs import flaws as flaws_lib
 from imax_jax.costs import hlo
+from imax_jax.costs import products
 from imax_jax.costs.page import Report
 from imax_jax.costs.page import page
 from imax_jax.study import Study
@@ -101,8 +101,7 @@ def measure(study: Study, rows: int = 1) -> Report:
     + memory.generated_code_size_in_bytes,
     copies=hlo.float_copies(compiled.as_text(), _stacks_of_bfloat16(parameters)),
     flops=program.flops,
-    flops_formula=_formula(config, parameters, math.prod(batch["text"].shape))
-    / mesh.size,
+    flops_formula=_formula(config, parameters, batch) / mesh.size,
     flops_xla=cost.get("flops", 0.0),
     collectives=program.collectives,
     unknown_loops=program.loops_of_unknown_length,
@@ -249,18 +248,15 @@ def _stacks_of_bfloat16(parameters: Mapping[str, Any]) -> set[tuple[int, ...]]:
   }
 
 
-def _formula(config: Any, parameters: Mapping[str, Any], tokens: int) -> float:
+def _formula(
+  config: Any, parameters: Mapping[str, Any], batch: Mapping[str, Any]
+) -> float:
   """4·P·T: forward and the gradient of the inputs; frozen kernels have none of their own.
 
-  P counts the decoder's kernels and its head. Attention, LoRA and the connector are not
-  in it: at 1,024 tokens a row some 5 % of a 7B model.
+  P counts the decoder's kernels and, for supervised tokens only, its head. Attention,
+  LoRA and the connector are not in it: at 1,024 tokens a row some 5 % of a 7B model.
   """
   decoder = config.model.decoder
-  kernels = {
-    path: math.prod(leaf.shape) * (2 if leaf.dtype == jnp.uint8 else 1)
-    for path, leaf in parameters.items()
-    if re.fullmatch(r"decoder/.*kernel", path)
-  }
-  layers = sum(size for path, size in kernels.items() if "/layers/" in path)
-  head = decoder.vocab_size * decoder.width
-  return (4 * (layers + head) + 2 * layers * decoder["remat"]) * tokens
+  layers, head = products.values_of(decoder, parameters)
+  tokens, supervised = (math.prod(batch[name].shape) for name in ("text", "supervised"))
+  return (4 + 2 * decoder["remat"]) * layers * tokens + 4 * head * supervised

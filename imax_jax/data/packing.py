@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,15 @@ class StepPlan:
     return [
       (image, entry) for row in self.rows for image, entries in row for entry in entries
     ]
+
+
+class Load(NamedTuple):
+  """What a step holds, over all shards: places are tokens and padding."""
+
+  tokens: int
+  supervised: int
+  entries: int
+  places: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import cast
 import grain
 import numpy as np
 
+from imax_jax.data.packing import Load
 from imax_jax.data.packing import Planner
 from imax_jax.data.packing import Shapes
 from imax_jax.data.packing import StepPlan
@@ -135,6 +136,18 @@ class Batches:
   def names(self, step: int) -> list[str]:
     """The ids of the step's entries, over all processes."""
     return [self._images[i].entries[e].entry.id for i, e in self.entries(step)]
+
+  def load(self, step: int) -> Load:
+    """What the step's batch holds, over all processes."""
+    plan = self._planner.plan(step)
+    chosen = [self._images[i].entries[e] for i, e in plan.pairs()]
+    prefixes = sum(len(self._images[i].prefix_ids) for row in plan.rows for i, _ in row)
+    return Load(
+      tokens=prefixes + sum(entry.length for entry in chosen),
+      supervised=sum(len(entry.answer_ids) for entry in chosen),
+      entries=len(chosen),
+      places=self.shapes.rows * self.shapes.row_tokens,
+    )
 
   def entries(self, step: int) -> list[tuple[int, int]]:
     """(image index, entry index) that the step trains on, over all processes."""
