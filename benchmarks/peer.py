@@ -1,0 +1,290 @@
+"""A training step beside the one that people have: transformers, PEFT and torch's AdamW.
+
+  python -m benchmarks.peer [--image_tokens 256] [--vocab 32000] [--steps 12]
+
+The same decoder (LLaMA, 4 layers of 256) and connector with the same weights, LoRA of rank
+8 on all linears, the same entries a step, float32, two threads each. Entries come as in the
+paper's IMAX: 7.46 an image, its seven tasks in its proportions, answers as long as theirs.
+Three contenders take turns at every step:
+
+  peer    transformers and peft, an entry a row, padded to the batch's longest
+  entry   ours, an entry a row
+  image   ours, all entries of an image behind one image prefix
+
+Losses must agree at every step (1e-5 relative), or there is no time to compare. A 7B
+model's head is 2 % of its values; --vocab 512 gives this small one such a head, the usual
+32,000 one that outweighs its layers, of which we compute supervised rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import peft
+import torch
+import transformers
+
+from imax_jax import mesh as mesh_lib
+from imax_jax import tree as tree_lib
+from imax_jax.data import records
+from imax_jax.data.pipeline import Batches
+from imax_jax.models.vlm import Vlm
+from imax_jax.runs import batch_loss
+from imax_jax.train.optim import Optimizer
+from imax_jax.train.optim import make_optimizer
+from imax_jax.train.state import init_state
+from imax_jax.train.step import make_train_step
+from imax_jax.weights import export
+from imax_jax.weights import peft as adapters
+
+_LR, _DECAY = 1e-3, 0.05
+_MATRICES = r".*(kernel|lora_[ab])"
+# Entries of each task in IMAX (the paper's Figure 2), and about how many tokens a prompt
+# and an answer of it have with LLaMA's tokenizer.
+_TASKS = {
+  "calculation": (54_684, 30, 7), "report": (45_715, 20, 90), "multi_class": (6_019, 45, 5),
+  "multi_label": (45_186, 70, 20), "rec": (51_045, 25, 18), "reg": (51_045, 40, 4),
+  "vqa": (100_901, 25, 4),
+}  # fmt: skip
+_ENTRIES_PER_IMAGE = 7.46
+
+
+def fields(options: argparse.Namespace) -> dict[str, Any]:
+  side = int(options.image_tokens**0.5)
+  return {
+    "encoder": {
+      "image_px": 4 * side, "patch_px": 4, "channels": 1, "width": 64, "depth": 1,
+      "num_heads": 2, "mlp_width": 64,
+    },
+    "connector": {"width": 256, "merge": 1, "depth": 2},
+    "decoder": {
+      "width": 256, "depth": 4, "num_heads": 8, "num_kv_heads": 8, "mlp_width": 688,
+      "vocab_size": options.vocab, "rope_base": 1e4, "norm_eps": 1e-5, "lora_rank": 8,
+      "fold": True, "unroll": 4,  # what pays on a CPU
+    },
+  }  # fmt: skip
+
+
+def images(options: argparse.Namespace) -> list[records.TokenizedImage]:
+  """Invented ones: what is said does not matter to time."""
+  rng = np.random.default_rng(0)
+  share = np.array([count for count, _, _ in _TASKS.values()], float)
+  lengths = [sizes for _, *sizes in _TASKS.values()]
+  slots = options.image_tokens
+  prefix = np.array([1, 5, 6, 7, *[0] * slots, 8, 9], np.int32)
+  slot = np.array([-1] * 4 + [*range(slots)] + [-1] * 2, np.int32)
+  entry: Any = None
+
+  def ids(length: float) -> np.ndarray:
+    size = max(2, round(rng.normal(length, length / 5)))
+    return rng.integers(3, options.vocab, size).astype(np.int32)
+
+  found = []
+  for number in range(options.images):
+    count = max(1, rng.poisson(_ENTRIES_PER_IMAGE))
+    tasks = rng.choice(len(share), count, p=share / share.sum())
+    entries = tuple(
+      records.TokenizedEntry(*map(ids, lengths[task]), entry) for task in tasks
+    )
+    found.append(records.TokenizedImage(str(number), prefix, slot, entries))
+  return found
+
+
+# ── Ours ────────────────────────────────────────────────────────────────────────────
+
+
+def ours(
+  options: argparse.Namespace, start: tree_lib.Tree, batches: Batches
+) -> Callable[[int], float]:
+  model, mesh = Vlm(**fields(options)), mesh_lib.make_mesh({"data": 1})
+  trainable, frozen = tree_lib.split(
+    mesh_lib.replicate(start, mesh),
+    (("connector/.*", True), (".*/lora_[ab]", True), (".*", False)),
+  )
+  optimizer = _adamw(trainable)
+  state = mesh_lib.replicate(init_state(trainable, optimizer.update, seed=0), mesh)
+  step = make_train_step(batch_loss(model), optimizer)
+  held = [state]
+
+  def run(number: int) -> float:
+    batch: Any = mesh_lib.put_batch(dict(batches[number]), mesh)
+    held[0], metrics = step(held[0], frozen, batch)
+    return float(metrics["loss"])
+
+  return run
+
+
+def _adamw(trainable: tree_lib.Tree) -> Optimizer:
+  decay = ((_MATRICES, True), (".*", False))
+  schedule = optax.constant_schedule(_LR)
+  return make_optimizer(trainable, schedule, weight_decay=_DECAY, decay=decay)
+
+
+# ── The peer ────────────────────────────────────────────────────────────────────────
+
+
+def peer(
+  options: argparse.Namespace,
+  start: tree_lib.Tree,
+  found: list[records.TokenizedImage],
+  features: np.ndarray,
+  batches: Batches,
+) -> Callable[[int], float]:
+  decoder = fields(options)["decoder"]
+  flat = tree_lib.flatten(start)
+  with tempfile.TemporaryDirectory() as folder:
+    base = {path: leaf for path, leaf in flat.items() if "/lora_" not in path}
+    pairs = {path: leaf for path, leaf in flat.items() if "/lora_" in path}
+    export.write_merged(folder, base, decoder, dtype="float32")
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    adapter = Path(folder) / "adapter"
+    adapter.mkdir()
+    adapters.write_adapter(adapter, pairs, decoder)
+    model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
+  connector = torch.nn.Sequential(
+    torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 256)
+  )
+  for number, layer in ((0, connector[0]), (1, connector[2])):
+    kernel, bias = (flat[f"connector/dense_{number}/{x}"] for x in ("kernel", "bias"))
+    layer.load_state_dict(
+      {"weight": torch.tensor(np.array(kernel).T), "bias": torch.tensor(np.array(bias))}
+    )
+  named = [*model.named_parameters(), *connector.named_parameters()]
+  trained = [(name, p) for name, p in named if p.requires_grad]
+  optimizer = torch.optim.AdamW(
+    [
+      {"params": [p for n, p in trained if "bias" not in n], "weight_decay": _DECAY},
+      {"params": [p for n, p in trained if "bias" in n], "weight_decay": 0.0},
+    ],
+    lr=_LR,
+  )
+  embed = model.get_input_embeddings()
+  made = {n: _collate(found, batches.entries(n)) for n in range(options.steps)}
+
+  def run(number: int) -> float:
+    text, mask, labels, at, shown = made[number]
+    x = embed(text)
+    tokens = connector(torch.from_numpy(features[shown]))
+    x = torch.cat([x[:, :at], tokens, x[:, at + tokens.shape[1] :]], dim=1)
+    loss = model(inputs_embeds=x, attention_mask=mask, labels=labels).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+  model.train()
+  return run
+
+
+def _collate(
+  found: list[records.TokenizedImage], entries: list[tuple[int, int]]
+) -> tuple[Any, ...]:
+  """(text, attention mask, labels, where the image begins, whose it is), a row an entry."""
+  rows = []
+  for image, number in entries:
+    entry = found[image].entries[number]
+    prompt = [*found[image].prefix_ids, *entry.prompt_ids]
+    rows.append((prompt, [*entry.answer_ids]))
+  longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+  text = torch.zeros(len(rows), longest, dtype=torch.long)
+  mask = torch.zeros_like(text)
+  labels = torch.full_like(text, -100)
+  for row, (prompt, answer) in enumerate(rows):
+    end = len(prompt) + len(answer)
+    text[row, :end] = torch.tensor([*prompt, *answer])
+    mask[row, :end] = 1
+    labels[row, len(prompt) : end] = torch.tensor(answer)
+  at = int((found[0].prefix_slot >= 0).argmax())
+  return text, mask, labels, at, [image for image, _ in entries]
+
+
+# ── Side by side ────────────────────────────────────────────────────────────────────
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--image_tokens", type=int, default=256, choices=(64, 256))
+  parser.add_argument("--vocab", type=int, default=32_000)
+  parser.add_argument("--steps", type=int, default=12)
+  parser.add_argument("--entries", type=int, default=16, help="a step")
+  parser.add_argument("--images", type=int, default=100)
+  options = parser.parse_args()
+  torch.set_num_threads(2)
+  found = images(options)
+  rng = np.random.default_rng(1)
+  features = rng.normal(size=(len(found), options.image_tokens, 64)).astype(np.float32)
+  prefix = len(found[0].prefix_ids)
+  longest = max(entry.length for image in found for entry in image.entries)
+
+  def layout(row_tokens: int, share_prefix: bool) -> Batches:
+    return Batches(
+      found, lambda i: features[i], num_steps=options.steps, row_tokens=row_tokens,
+      entries_per_step=options.entries, seed=0, share_prefix=share_prefix,
+    )  # fmt: skip
+
+  # A row is as long as wastes least, which anybody may choose.
+  rows = range(-(-(prefix + longest) // 32) * 32, 4 * prefix + 512, 32)
+  shared = min((layout(row, True) for row in rows), key=lambda b: b.load(0).places)
+  layouts = {"entry": layout(prefix + longest, False), "image": shared}
+  start = jax.jit(Vlm(**fields(options)).init)(jax.random.key(0), layouts["entry"][0])
+  params = _away_from_zero(start["params"])
+  contenders = {
+    "peer": peer(options, params, found, features, layouts["entry"]),
+    **{name: ours(options, params, batches) for name, batches in layouts.items()},
+  }
+  seconds: dict[str, list[float]] = {name: [] for name in contenders}
+  worst = 0.0
+  for number in range(options.steps):
+    losses = {}
+    for name, run in contenders.items():
+      began = time.perf_counter()
+      losses[name] = run(number)
+      seconds[name].append(time.perf_counter() - began)
+    worst = max(worst, *(abs(x / losses["peer"] - 1) for x in losses.values()))
+  sys.stdout.write(
+    f"{options.image_tokens} image tokens, vocabulary {options.vocab:,}, "
+    f"{options.entries} entries a step; losses differ by {worst:.1e} at most\n"
+  )
+  if worst > 1e-5:
+    sys.exit("peer: the contenders do not do the same work")
+  report(seconds, options.entries, layouts)
+
+
+def report(
+  seconds: dict[str, list[float]], entries: int, layouts: dict[str, Batches]
+) -> None:
+  """The first two steps, which are compiled or warm caches, are left out."""
+  middle = {name: statistics.median(times[2:]) for name, times in seconds.items()}
+  for name, median in middle.items():
+    padding = ""
+    if name in layouts:
+      loads = [layouts[name].load(n) for n in range(len(layouts[name]))]
+      share = 1 - sum(x.tokens for x in loads) / sum(x.places for x in loads)
+      padding = f", {loads[0].places:,} places, padding {share:.0%}"
+    sys.stdout.write(
+      f"  {name:<6} {median:7.3f} s a step (least {min(seconds[name][2:]):.3f}), "
+      f"{entries / median:6.1f} entries/s, {middle['peer'] / median:5.2f} times the peer"
+      f"{padding}\n"
+    )
+
+
+def _away_from_zero(params: tree_lib.Tree) -> dict[str, Any]:
+  """B is zero at first, and A then has no gradient: not a step like the others."""
+  return tree_lib.map_paths(
+    lambda path, leaf: np.asarray(leaf) + (0.01 if path.endswith("lora_b") else 0.0),
+    params,
+  )
+
+
+if __name__ == "__main__":
+  main()
