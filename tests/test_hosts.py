@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -250,6 +251,43 @@ def test_two_processes_train_as_one(alone, mesh):
     np.testing.assert_allclose(got[path], leaf, rtol=0, atol=1e-6, err_msg=path)
   far = max(np.abs(got[path] - leaf).max() for path, leaf in expected.items())
   print(f"{mesh}: losses differ by {losses:.2g} at most, weights by {far:.2g}")
+
+
+def test_a_signal_to_one_process_ends_all_at_one_step(alone):
+  """Each has saved the same step, and says so with 75 (R6)."""
+  work = alone / "preempted"
+  shutil.copytree(
+    alone / "alone", work, ignore=shutil.ignore_patterns("runs", "pixels")
+  )
+  command = [LAUNCH, "--processes", "2", f"{alone}/config.py:data", work]
+  command += ["--config.train.epochs=2000", "train"]
+  env = environment(PYTHON=str(alone / "python"), GRACE="20")
+  lines = work / "runs" / RUN / "metrics.jsonl"
+  with subprocess.Popen(
+    [*map(str, command)], env=env, stderr=subprocess.DEVNULL
+  ) as run:
+    while not (lines.exists() and lines.stat().st_size):
+      assert run.poll() is None
+      time.sleep(0.1)
+    os.kill(process_of(work, 1), signal.SIGTERM)
+    assert run.wait(timeout=60) == 75
+  found = lines.parent.glob("latest/[0-9]*/sha256.json")
+  sealed = max(int(path.parent.name) for path in found)
+  for number in (0, 1):
+    said = (work / "logs" / f"process-{number}.log").read_text()
+    assert f"saved at step {sealed} of" in said, said
+  assert sealed > 0
+
+
+def process_of(workdir: Path, number: int) -> int:
+  """The process id of one of the processes that work in a directory."""
+  for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    with contextlib.suppress(OSError):
+      words = entry.read_bytes().decode().split("\0")
+      ours = f"--process_id={number}" in words and str(workdir) in words
+      if ours and "python" in Path(words[0]).name:
+        return int(entry.parent.name)
+  raise AssertionError(f"no process {number} in {workdir}")
 
 
 FAILS = f"""#!/usr/bin/env bash

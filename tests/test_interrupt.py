@@ -55,6 +55,23 @@ def test_sigterm_saves_and_the_next_start_goes_on(
   toy.assert_same_bits(toy.run(tmp_path, save_steps=100), straight)
 
 
+def test_a_signal_that_comes_too_late_comes_again(tmp_path: Path) -> None:
+  """After the last step: the run is whole, and the program is still to end."""
+  seen: list[int] = []
+  before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+  try:
+    with Preemption().listening() as preempted:
+      toy.run(
+        tmp_path,
+        preempted=preempted,
+        on_step=lambda done, *_: done == 12 and os.kill(os.getpid(), signal.SIGTERM),
+      )
+      assert not seen
+    assert seen == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_signals_are_left_alone_off_the_main_thread() -> None:
   before, seen = signal.getsignal(signal.SIGTERM), []
 

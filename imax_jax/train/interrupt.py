@@ -50,7 +50,8 @@ class Preemption:
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[Callable[[int], bool]]:
-    """Yields `reached`. SIGTERM is as before after the block."""
+    """Yields `reached`. SIGTERM is as before after the block, and comes again if it came
+    too late for the block to leave by it."""
     if jax.process_count() > 1:
       yield multihost_utils.reached_preemption_sync_point
       return
@@ -62,6 +63,8 @@ class Preemption:
       yield lambda step: self._asked
     finally:
       signal.signal(signal.SIGTERM, before)
+    if self._asked:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def _ask(self, number: int, frame: FrameType | None) -> None:
     self._asked = True
