@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import test_train as toy
 
@@ -156,6 +159,29 @@ def test_weights_kept_by_name_are_sealed_too(
 # ── Saves that fail or are killed ─────────────────────────────────────────────────
 
 
+def test_what_is_saved_is_of_its_step(tmp_path: Path) -> None:
+  """Though the steps after it run on, and are given its memory (they donate it)."""
+  shape = (1024, 1024)
+
+  def state(value: float) -> TrainState:
+    weights = {f"w{i}": jnp.full(shape, value + i) for i in range(24)}
+    return TrainState(jnp.int32(1), weights, optax.EmptyState(), jax.random.key(0))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state: TrainState) -> TrainState:
+    later = jax.tree.map(lambda leaf: leaf + 100, state.trainable)
+    return state._replace(trainable=later)
+
+  keeper, running = Checkpointer(tmp_path), state(0.0)
+  keeper.save(running, {"step": 1})
+  for _ in range(5):
+    running = step(running)
+  jax.block_until_ready(running)
+  found = keeper.restore(state(7.0))
+  keeper.close()
+  toy.assert_same_bits(found.state.trainable, state(0.0).trainable)
+
+
 def test_what_is_not_sealed_was_not_finished(
   saved: tuple[Path, dict[int, Any]], tmp_path: Path
 ) -> None:
@@ -163,8 +189,11 @@ def test_what_is_not_sealed_was_not_finished(
   (workdir / "latest" / "6" / digests.SEAL).unlink()
   assert int(restore(workdir).state.step) == 3
   # A run that was killed in its first save begins anew.
+  workdir = Path(shutil.copytree(saved[0], tmp_path / "first"))
   shutil.rmtree(workdir / "latest" / "3")
+  (workdir / "latest" / "6" / digests.SEAL).unlink()
   assert restore(workdir) is None
+  assert [path.name for path in (workdir / "damaged").iterdir()] == ["6-1"]
 
 
 @pytest.mark.parametrize("full", [1, 2, 3])
