@@ -35,6 +35,7 @@ from imax_jax.ledger import plain
 from imax_jax.schema import TASKS
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
+from imax_jax.study import AT_ONCE
 from imax_jax.study import Study
 from imax_jax.train import dense
 from imax_jax.train import loop
@@ -233,8 +234,8 @@ def _train_decoder(config: ConfigDict, study: Study) -> None:
     encode = study.encoder()
     with progress.bar("encoding practice films") as tick:
       features = []
-      for start in range(0, len(pixels), 64):
-        features.append(encode(pixels[start : start + 64]))
+      for start in range(0, len(pixels), AT_ONCE):
+        features.append(encode(pixels[start : start + AT_ONCE]))
         tick(start + len(features[-1]), len(pixels))
     np.save(folder / "pixels.npy", np.concatenate(features))
 

@@ -44,7 +44,7 @@ from imax_jax.schema import ImageRecord
 
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
-_AT_ONCE = 64  # images that are decoded, encoded and written together
+AT_ONCE = 64  # images that are decoded, encoded and written together
 SPLITS = ("imax_train", "imax_test", "dmax_train")
 
 
@@ -184,8 +184,8 @@ class Study:
       encode = self.encoder() if frozen else lambda pixels: pixels
       title = f"{'encoding' if frozen else 'decoding'} {split}"
       with progress.bar(title) as tick:
-        for start in range(done, len(found), _AT_ONCE):
-          stop = min(start + _AT_ONCE, len(found))
+        for start in range(done, len(found), AT_ONCE):
+          stop = min(start + AT_ONCE, len(found))
           pixels = np.stack(
             [images.to_pixels(found[i].image, *size[1:]) for i in range(start, stop)]
           )
@@ -206,12 +206,12 @@ class Study:
   def encoder(self) -> Callable[[np.ndarray], np.ndarray]:
     """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder, on this process's devices.
 
-    For n up to `_AT_ONCE`; fewer are padded, so that it is compiled once.
+    For n up to `AT_ONCE`; fewer are padded, so that it is compiled once.
     """
     parameters = self.own_parameters
     where = mesh_lib.row_sharding(parameters.mesh)
     shards = mesh_lib.num_row_shards(parameters.mesh)
-    rows = shards * math.ceil(_AT_ONCE / shards)
+    rows = shards * math.ceil(AT_ONCE / shards)
     params = {"encoder": parameters.init(0)["encoder"]}
     model = parameters.model
     apply = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode"))

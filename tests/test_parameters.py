@@ -145,7 +145,7 @@ def test_images_are_encoded_a_few_at_a_time_and_go_on(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   """Memory is that of a few, and what was encoded before a stop is not encoded again."""
-  monkeypatch.setattr(study_lib, "_AT_ONCE", 4)
+  monkeypatch.setattr(study_lib, "AT_ONCE", 4)
   rng = np.random.default_rng(0)
   films = rng.integers(0, 256, (10, 64, 64), np.uint8)
   found = [

@@ -93,8 +93,8 @@ def train(
       the batch's entries.
     OSError: a checkpoint could not be written.
     Preempted: it was asked to leave, and has saved.
-    ValueError: a batch without a supervised token; a checkpoint of another model or run; too few batches; a snapshot beyond
-      the last step.
+    ValueError: a batch without a supervised token; a checkpoint of another model or run,
+      or none of which is whole; too few batches; a snapshot beyond the last step.
   """
   num_steps = len(batches) if num_steps is None else num_steps
   snapshots = dict(snapshots or {})
