@@ -89,7 +89,7 @@ def main() -> None:
   out = sys.stdout.write
   for name, batches in layouts.items():
     times = np.sort(seconds[name][1:])  # the first compiles
-    shapes = dataclasses.asdict(batches.shapes)
+    shapes = dataclasses.asdict(batches.shapes[0])
     out(
       f"{name:9} median {np.median(times):.3f} s a step, min {times[0]:.3f}; {shapes}\n"
     )

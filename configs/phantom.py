@@ -17,6 +17,7 @@ one seed, a few steps): its numbers mean nothing.
 from ml_collections import ConfigDict
 
 from imax_jax import mesh
+from imax_jax import schema
 from imax_jax.models import zoo
 
 
@@ -115,9 +116,18 @@ def train() -> ConfigDict:
   t.runs = ("dmax", "imax", "dmax_long")
   t.epochs = 3.0
   t.entries_per_step = 16
-  t.row_tokens = 384
-  t.weighting = "entry"
+  t.accumulate = 1  # turns in which a step goes through its entries: less memory
+  # Batching. All entries of an image behind one image prefix, or an entry a row.
   t.share_prefix = True
+  t.row_tokens = 384  # the longest a row may be; rows are multiples of row_multiple
+  t.row_multiple = 128
+  t.max_shapes = 3  # sizes of batch, each of them compiled; more pad less
+  # "image": images are shuffled, their entries stay together. "global": all entries.
+  # "task": steps of one task each, drawn by sample_ratios; all 0: as many as there are.
+  t.shuffle = "image"
+  t.sample_ratios = dict.fromkeys(schema.TASKS, 0.0)
+  t.weighting = "entry"  # or "token": what an answer's tokens weigh together, or each
+  t.task_weights = dict.fromkeys(schema.TASKS, 1.0)
   t.peak_lr = 7e-3
   t.final_lr = 7e-4
   t.warmup_fraction = 0.1

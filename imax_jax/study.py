@@ -251,9 +251,15 @@ class Study:
       num_steps=num_steps,
       entries_per_step=t.entries_per_step,
       row_tokens=t.row_tokens,
+      row_multiple=t.row_multiple,
+      max_shapes=t.max_shapes,
       seed=seed,
+      shuffle=t.shuffle,
+      sample_ratios=t.sample_ratios,
       weighting=t.weighting,
+      task_weights=t.task_weights,
       share_prefix=t.share_prefix,
+      accumulate=t.accumulate,
       **mesh_lib.row_share(self.mesh)._asdict(),
     )
 

@@ -159,7 +159,8 @@ def test_processes_together_make_the_whole_batch():
     joined = {name: np.concatenate([h[name] for h in halves]) for name in batch}
     assert _equal(joined, batch)
     # A shard's rows look at the shard's images only.
-    rows, images = (whole.shapes.rows_per_shard, whole.shapes.images_per_shard)
+    [shapes] = whole.shapes
+    rows, images = shapes.rows_per_shard, shapes.images_per_shard
     for shard in range(4):
       ids = batch["image"][shard * rows : (shard + 1) * rows]
       ids = ids[ids >= 0]

@@ -1,33 +1,35 @@
-"""Which entries share a step, a row and a prefix; and the arrays that say so.
+"""Which entries share a row and a prefix; and the arrays that say so.
 
-Entries are visited as one endless stream: epoch after epoch, each a permutation of the
-images, an image's entries side by side. Step s takes entries [s E, (s + 1) E) of the
-stream, so that every step has exactly E entries and every epoch has every entry once; an
-image that a step's end cuts in two repeats its prefix in the next step. Inside a step
-the entries of an image share a row, several images fill one, and an image is cut where
-that saves a row.
+Inside a step (see `order`) the entries of an image share a row, several images fill one,
+and an image is cut where that saves a row.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Literal
 from typing import NamedTuple
 
 import numpy as np
 
+from imax_jax.data.order import Stream
+from imax_jax.data.records import TokenizedEntry
 from imax_jax.data.records import TokenizedImage
 
 Weighting = Literal["token", "entry"]
 # A row: (image index, its entries' indices) in turn.
 Row = tuple[tuple[int, tuple[int, ...]], ...]
+# What each answer token of an entry weighs in the loss.
+WeightOf = Callable[[TokenizedEntry], float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
   rows: tuple[Row, ...]
+  row_tokens: int  # that no row exceeds
 
   def pairs(self) -> list[tuple[int, int]]:
     """All (image index, entry index) of the step, row by row."""
@@ -47,11 +49,11 @@ class Load(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shapes:
-  """Sizes that hold over a whole run, or XLA would compile the step again.
+  """Sizes of a compiled step.
 
-  The batch is made of `num_shards` equal parts, one for each place along the mesh axis
-  "data"; a part's rows refer only to images of that part. `supervised` is how many tokens
-  of a part may be trained on.
+  The batch is made of `num_shards` equal parts, one for each place along the mesh's rows
+  and each turn of gradient accumulation; a part's rows refer only to images of that part.
+  `supervised` is how many tokens of a part may be trained on.
   """
 
   num_shards: int
@@ -73,88 +75,73 @@ class Planner:
   """Plans any step by itself: a pure function of the arguments and the step.
 
   Args:
+    stream: which entries each step has.
     entry_lengths: for each image the tokens of each entry, prompt and answer.
     prefix_length: tokens that an image's entries share, image tokens included.
-    entries_per_step: E, the same in every step.
-    row_tokens: T.
-    seed: decides the order of each epoch.
+    row_tokens: the longest that a row may be.
+    row_multiple: rows are as long as a multiple of it, or `row_tokens`.
+    num_shards: to how many the rows are dealt.
     share_prefix: False gives each entry a row of its own, the usual layout, in the same
       order: the same step holds the same entries.
 
   Raises:
-    ValueError: no entry at all, or one that does not fit a row.
+    ValueError: an entry that does not fit a row, or no multiple.
   """
 
   def __init__(
     self,
+    stream: Stream,
     entry_lengths: Sequence[Sequence[int]],
     prefix_length: int,
     *,
-    entries_per_step: int,
     row_tokens: int,
-    seed: int,
+    row_multiple: int = 0,
+    num_shards: int = 1,
     share_prefix: bool = True,
   ) -> None:
     self._lengths = [tuple(lengths) for lengths in entry_lengths]
-    self._counts = np.array([len(lengths) for lengths in self._lengths], np.int64)
     self._prefix = prefix_length
-    self._row_tokens = row_tokens
-    self._seed = seed
     self._share_prefix = share_prefix
-    self.entries_per_step = entries_per_step
-    self.num_entries = int(self._counts.sum())
-    if not self.num_entries or entries_per_step < 1:
-      raise ValueError(
-        f"{self.num_entries} entries, {entries_per_step} a step: expected at least one "
-        "of each; check the dataset and entries_per_step"
-      )
+    self._stream = stream
+    self.num_shards = num_shards
     longest = max(max(lengths, default=0) for lengths in self._lengths)
     if prefix_length + longest > row_tokens:
       raise ValueError(
         f"an entry of {longest} tokens and a prefix of {prefix_length} do not fit a row "
         f"of {row_tokens}; raise row_tokens to at least {prefix_length + longest}"
       )
-    self._order = functools.lru_cache(maxsize=4)(self._epoch_order)
-
-  def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(image index, entry index) of each entry of an epoch, in the stream's order."""
-    rng = np.random.default_rng((self._seed, epoch))
-    images = rng.permutation(len(self._counts))
-    counts = self._counts[images]
-    starts = np.cumsum(counts) - counts
-    image = np.repeat(images, counts)
-    entry = np.arange(self.num_entries) - np.repeat(starts, counts)
-    return image, entry
+    if row_multiple < 0:
+      raise ValueError(f"row_multiple {row_multiple}: expected 0 or more")
+    shorter = range(row_multiple, row_tokens, row_multiple) if row_multiple else ()
+    self.row_lengths = (*shorter, row_tokens)
 
   def entries(self, step: int) -> list[tuple[int, int]]:
     """The step's (image index, entry index), in the stream's order."""
-    start = step * self.entries_per_step
-    stop = start + self.entries_per_step
-    pairs: list[tuple[int, int]] = []
-    while start < stop:
-      epoch, offset = divmod(start, self.num_entries)
-      count = min(stop - start, self.num_entries - offset)
-      image, entry = self._order(epoch)
-      part = slice(offset, offset + count)
-      pairs += zip(image[part].tolist(), entry[part].tolist(), strict=True)
-      start += count
-    return pairs
+    return self._stream.entries(step)
 
-  def plan(self, step: int) -> StepPlan:
-    """The step's rows."""
+  def plan(self, step: int, row_tokens: int) -> StepPlan:
+    """The step's rows, of one of the `row_lengths`."""
+    return self._plan(self.entries(step), row_tokens)
+
+  def plans(self, step: int) -> list[StepPlan]:
+    """One for each of the `row_lengths` that the step's longest entry fits."""
     pairs = self.entries(step)
+    longest = self._prefix + max(self._lengths[image][entry] for image, entry in pairs)
+    return [self._plan(pairs, size) for size in self.row_lengths if size >= longest]
+
+  def _plan(self, pairs: Sequence[tuple[int, int]], row_tokens: int) -> StepPlan:
     if not self._share_prefix:
-      return StepPlan(tuple(((image, (entry,)),) for image, entry in pairs))
+      return StepPlan(tuple(((i, (entry,)),) for i, entry in pairs), row_tokens)
     by_image: dict[int, list[int]] = {}
     for image, entry in pairs:
       by_image.setdefault(image, []).append(entry)
     lengths = {image: self._piece(image, part) for image, part in by_image.items()}
     order = sorted(by_image, key=lambda image: -lengths[image])
-    smallest = -(-sum(lengths.values()) // self._row_tokens)
+    smallest = -(-sum(lengths.values()) // row_tokens)
     for num_rows in range(smallest, len(pairs) + 1):
-      rows = self._pack({image: by_image[image] for image in order}, num_rows)
+      rows = self._pack({i: by_image[i] for i in order}, num_rows, row_tokens)
       if rows is not None:
-        return StepPlan(rows)
+        return StepPlan(rows, row_tokens)
     raise AssertionError("a row for each entry holds them all: __init__ checked it")
 
   def _piece(self, image: int, entries: Sequence[int]) -> int:
@@ -162,7 +149,7 @@ class Planner:
     return self._prefix + sum(self._lengths[image][entry] for entry in entries)
 
   def _pack(
-    self, by_image: dict[int, list[int]], num_rows: int
+    self, by_image: dict[int, list[int]], num_rows: int, row_tokens: int
   ) -> tuple[Row, ...] | None:
     """Fills so many rows, or None if that fails.
 
@@ -171,7 +158,7 @@ class Planner:
     left then fits that row no more, so no row has two pieces of an image; the second's
     prefix would see the first's.
     """
-    free = [self._row_tokens] * num_rows
+    free = [row_tokens] * num_rows
     rows: list[dict[int, tuple[int, ...]]] = [{} for _ in range(num_rows)]
     for image, entries in by_image.items():
       left = entries
@@ -202,30 +189,39 @@ class Planner:
     return taken, rest
 
 
+def weigh(
+  weighting: Weighting = "token", task_weights: Mapping[str, float] | None = None
+) -> WeightOf:
+  """What an answer token weighs: 1, or 1 / (its answer's tokens), times its task's weight.
+
+  Boxes and bit strings hold most answer tokens, and yes or no under 2 %: "entry" makes a
+  yes weigh as much as a report.
+
+  Raises:
+    ValueError: an unknown weighting, or a task's weight of 0 or less.
+  """
+  if weighting not in ("token", "entry"):
+    raise ValueError(f"weighting {weighting!r}: expected 'token' or 'entry'")
+  weights = {task: value for task, value in (task_weights or {}).items() if value != 1}
+  if any(value <= 0 for value in weights.values()):
+    raise ValueError(
+      f"task_weights {weights}: expected more than 0; a task that shall not be trained on "
+      "is left out when the data are built"
+    )
+
+  def weight_of(entry: TokenizedEntry) -> float:
+    weight = 1.0 if weighting == "token" else 1.0 / len(entry.answer_ids)
+    return weight * weights.get(entry.entry.task, 1.0) if weights else weight
+
+  return weight_of
+
+
+_EACH_ONE = weigh()
+
+
 def shard_rows(plan: StepPlan, num_shards: int) -> list[tuple[Row, ...]]:
   """Deals the rows to the shards in turn: their numbers differ by one at most."""
   return [plan.rows[shard::num_shards] for shard in range(num_shards)]
-
-
-def shapes_of(
-  planner: Planner,
-  images: Sequence[TokenizedImage],
-  num_steps: int,
-  *,
-  row_tokens: int,
-  num_shards: int = 1,
-) -> Shapes:
-  """The smallest sizes that hold all steps of a run: all of them are planned once."""
-  answers = [[len(entry.answer_ids) for entry in image.entries] for image in images]
-  most_rows = most_images = most_supervised = 1
-  for step in range(num_steps):
-    for part in shard_rows(planner.plan(step), num_shards):
-      held = [(image, chosen) for row in part for image, chosen in row]
-      tokens = sum(answers[image][entry] for image, chosen in held for entry in chosen)
-      most_rows = max(most_rows, len(part))
-      most_images = max(most_images, len({image for image, _ in held}))
-      most_supervised = max(most_supervised, tokens)
-  return Shapes(num_shards, most_rows, most_images, row_tokens, most_supervised)
 
 
 def supervised(loss_weight: np.ndarray, num_shards: int, size: int) -> np.ndarray:
@@ -243,7 +239,7 @@ def supervised(loss_weight: np.ndarray, num_shards: int, size: int) -> np.ndarra
     if len(found) > size:
       raise ValueError(
         f"a shard of rows has {len(found)} supervised tokens, the run was laid out for "
-        f"{size}; lay it out again with shapes_of over all its steps"
+        f"{size}; lay it out again with lay_out over all its steps"
       )
     line[: len(found)] = found
   return places
@@ -254,14 +250,13 @@ def assemble(
   images: Sequence[TokenizedImage],
   shapes: Shapes,
   *,
-  weighting: Weighting = "token",
+  weight_of: WeightOf = _EACH_ONE,
   shards: range | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """The arrays of `schema.Batch` but the pixels, and whose pixels they need.
 
   Args:
-    weighting: "token": 1 for each answer token. "entry": 1 / (answer tokens), so that
-      a yes weighs as much as a report.
+    weight_of: see `weigh`.
     shards: the parts to make, all unless given; a process makes its own. The parts of
       all processes, one after the other, are the batch: `image` counts over the whole
       batch, as the compiled step does, not over the part.
@@ -292,14 +287,14 @@ def assemble(
       raise ValueError(
         f"a step needs {len(parts[shard])} rows and {len(wanted)} images a shard, the "
         f"run was laid out for {shapes.rows_per_shard} and {shapes.images_per_shard}; "
-        "lay it out again with shapes_of over all its steps"
+        "lay it out again with lay_out over all its steps"
       )
     first = number * shapes.images_per_shard
     index[first : first + len(wanted)] = wanted
     ids = {image: shard * shapes.images_per_shard + i for i, image in enumerate(wanted)}
     for i, row in enumerate(parts[shard]):
       line = {name: a[number * shapes.rows_per_shard + i] for name, a in arrays.items()}
-      _fill_row(line, row, images, ids, weighting)
+      _fill_row(line, row, images, ids, weight_of)
   arrays["supervised"] = supervised(
     arrays["loss_weight"], len(shards), shapes.supervised
   )
@@ -311,7 +306,7 @@ def _fill_row(
   row: Row,
   images: Sequence[TokenizedImage],
   ids: dict[int, int],
-  weighting: Weighting,
+  weight_of: WeightOf,
 ) -> None:
   """Writes one row of each array in place."""
   at = 0
@@ -329,7 +324,6 @@ def _fill_row(
       line["text"][answer:end] = entry.answer_ids
       line["segment"][at:end] = segment
       line["position"][at:end] = prefix + np.arange(entry.length)
-      weight = 1.0 if weighting == "token" else 1.0 / len(entry.answer_ids)
-      line["loss_weight"][answer - 1 : end - 1] = weight
+      line["loss_weight"][answer - 1 : end - 1] = weight_of(entry)
       at = end
     line["image"][begin:at] = ids[number]

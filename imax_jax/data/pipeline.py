@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
@@ -16,14 +17,17 @@ from typing import cast
 import grain
 import numpy as np
 
+from imax_jax.data.order import Shuffle
+from imax_jax.data.order import Stream
 from imax_jax.data.packing import Load
 from imax_jax.data.packing import Planner
 from imax_jax.data.packing import Shapes
 from imax_jax.data.packing import StepPlan
 from imax_jax.data.packing import Weighting
 from imax_jax.data.packing import assemble
-from imax_jax.data.packing import shapes_of
+from imax_jax.data.packing import weigh
 from imax_jax.data.records import TokenizedImage
+from imax_jax.data.shapes import lay_out
 from imax_jax.schema import Batch
 
 
@@ -46,10 +50,13 @@ class Batches:
     images: one for each image, in the order that `pixels_of` counts them.
     pixels_of: image index -> uint8[H, W, C], or float[P, D] of the frozen encoder. It
       is called from reader threads.
-    num_steps: the run's length; sizes are the smallest that hold all these steps.
-    entries_per_step, row_tokens, seed, share_prefix: see `Planner`.
-    weighting: see `assemble`.
-    num_shards: size of the mesh axis "data"; rows and images divide evenly over it.
+    num_steps: the run's length; its shapes hold all these steps.
+    entries_per_step, seed, shuffle, sample_ratios: see `Stream`.
+    row_tokens, row_multiple, share_prefix: see `Planner`.
+    max_shapes: how many sizes of batch there may be; the step is compiled for each.
+    weighting, task_weights: see `weigh`.
+    num_shards: into how many parts the mesh splits a batch's rows.
+    accumulate: turns in which a step goes through each of them; see `make_train_step`.
     process_index, process_count: this process makes shards
       [process_index, process_index + 1) * num_shards / process_count, and reads only
       their pixels. The parts in the order of the processes are the whole batch.
@@ -68,9 +75,15 @@ class Batches:
     entries_per_step: int,
     row_tokens: int,
     seed: int,
+    shuffle: Shuffle = "image",
+    sample_ratios: Mapping[str, float] | None = None,
+    row_multiple: int = 0,
+    max_shapes: int = 1,
     weighting: Weighting = "token",
+    task_weights: Mapping[str, float] | None = None,
     share_prefix: bool = True,
     num_shards: int = 1,
+    accumulate: int = 1,
     process_index: int = 0,
     process_count: int = 1,
   ) -> None:
@@ -79,8 +92,8 @@ class Batches:
         f"process {process_index} of {process_count} cannot share {num_shards} shards: "
         "expected a multiple of process_count; change the mesh axis 'data'"
       )
-    if weighting not in ("token", "entry"):
-      raise ValueError(f"weighting {weighting!r}: expected 'token' or 'entry'")
+    if accumulate < 1:
+      raise ValueError(f"accumulate {accumulate}: expected 1 or more turns a step")
     prefixes = {len(image.prefix_ids) for image in images}
     if len(prefixes) > 1:
       raise ValueError(
@@ -89,37 +102,53 @@ class Batches:
       )
     self._images = images
     self._pixels_of = pixels_of
-    self._num_steps = num_steps
-    self._weighting = weighting
+    self._weight_of = weigh(weighting, task_weights)
+    stream = Stream(
+      [[entry.entry.task for entry in image.entries] for image in images],
+      entries_per_step=entries_per_step,
+      seed=seed,
+      shuffle=shuffle,
+      sample_ratios=sample_ratios,
+    )
     self._planner = Planner(
+      stream,
       [[entry.length for entry in image.entries] for image in images],
       max(prefixes, default=0),
-      entries_per_step=entries_per_step,
       row_tokens=row_tokens,
-      seed=seed,
+      row_multiple=row_multiple,
+      num_shards=num_shards * accumulate,
       share_prefix=share_prefix,
     )
-    self.num_entries = self._planner.num_entries
-    self.shapes = shapes_of(
-      self._planner, images, num_steps, row_tokens=row_tokens, num_shards=num_shards
-    )
-    share = num_shards // process_count
+    self.num_entries = stream.num_entries
+    self._layout = lay_out(self._planner, images, num_steps, max_shapes=max_shapes)
+    share = num_shards * accumulate // process_count
     self._shards = range(process_index * share, (process_index + 1) * share)
 
+  @property
+  def shapes(self) -> tuple[Shapes, ...]:
+    """All that a step of the run has, the largest first."""
+    return self._layout.shapes
+
   def __len__(self) -> int:
-    return self._num_steps
+    return len(self._layout.chosen)
 
   def __getitem__(self, step: int) -> Batch:
-    if not 0 <= step < self._num_steps:
-      raise IndexError(f"step {step} of a run of {self._num_steps}")
+    if not 0 <= step < len(self):
+      raise IndexError(f"step {step} of a run of {len(self)}")
     arrays, index = assemble(
-      self._planner.plan(step),
+      self._plan(step),
       self._images,
-      self.shapes,
-      weighting=self._weighting,
+      self._shapes(step),
+      weight_of=self._weight_of,
       shards=self._shards,
     )
     return cast(Batch, {"pixels": self._pixels(index), **arrays})
+
+  def _plan(self, step: int) -> StepPlan:
+    return self._planner.plan(step, self._shapes(step).row_tokens)
+
+  def _shapes(self, step: int) -> Shapes:
+    return self.shapes[self._layout.chosen[step]]
 
   def _pixels(self, index: np.ndarray) -> np.ndarray:
     """The images' pixels; zeros where the index is -1."""
@@ -139,14 +168,14 @@ class Batches:
 
   def load(self, step: int) -> Load:
     """What the step's batch holds, over all processes."""
-    plan = self._planner.plan(step)
+    plan, shapes = self._plan(step), self._shapes(step)
     chosen = [self._images[i].entries[e] for i, e in plan.pairs()]
     prefixes = sum(len(self._images[i].prefix_ids) for row in plan.rows for i, _ in row)
     return Load(
       tokens=prefixes + sum(entry.length for entry in chosen),
       supervised=sum(len(entry.answer_ids) for entry in chosen),
       entries=len(chosen),
-      places=self.shapes.rows * self.shapes.row_tokens,
+      places=shapes.rows * shapes.row_tokens,
     )
 
   def entries(self, step: int) -> list[tuple[int, int]]:
@@ -203,7 +232,9 @@ class EntryBatches:
     if not 0 <= group < len(self):
       raise IndexError(f"group {group} of {len(self)}")
     rows = self._pairs[group * self._shapes.rows : (group + 1) * self._shapes.rows]
-    plan = StepPlan(tuple(((image, (entry,)),) for image, entry in rows))
+    plan = StepPlan(
+      tuple(((image, (entry,)),) for image, entry in rows), self._shapes.row_tokens
+    )
     arrays, index = assemble(plan, self._images, self._shapes)
     pixels = [self._pixels_of(int(image)) for image in np.maximum(index, 0)]
     return cast(Batch, {"pixels": np.stack(pixels), **arrays})
