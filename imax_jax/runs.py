@@ -111,6 +111,7 @@ def fit(
         mesh=study.mesh,
         workdir=folder,
         seed=seed,
+        accumulate=t.accumulate,
         save_steps=t.save_steps,
         snapshots=kept,
         max_skipped=t.max_skipped,

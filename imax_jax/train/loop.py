@@ -47,6 +47,7 @@ def train(
   workdir: str | Path,
   seed: int,
   num_steps: int | None = None,
+  accumulate: int = 1,
   save_steps: int = 0,
   snapshots: Mapping[str, int] | None = None,
   evaluators: Mapping[str, Evaluator] | None = None,
@@ -76,6 +77,7 @@ def train(
     frozen: the weights that only take part, already placed.
     batches: this process's batches; `num_steps` of them unless given.
     workdir: gets metrics.jsonl, latest/ and snapshots/.
+    accumulate: turns of a step, as the batches were made for; see `make_train_step`.
     save_steps: updates between two checkpoints; the last step is always saved.
     snapshots: {name: step} at which the trainable weights are kept by name, 0 being the
       weights before the first update.
@@ -115,7 +117,9 @@ def train(
         )
       logging.info("resuming %s at step %d of %d", workdir, start, num_steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step_fn = make_train_step(model_loss, optimizer, shardings=shardings)
+    step_fn = make_train_step(
+      model_loss, optimizer, accumulate=accumulate, shardings=shardings
+    )
     writer = _Pending(
       workdir / "metrics.jsonl", start, on_step, batches.names, max_skipped
     )
