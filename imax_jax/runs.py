@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from imax_jax import progress
 from imax_jax import tree as tree_lib
@@ -28,10 +29,14 @@ from imax_jax.train import loop
 from imax_jax.train import optim
 from imax_jax.train import snapshots as snapshots_lib
 from imax_jax.train import speed as speed_lib
+from imax_jax.train import trackers
+from imax_jax.train import validation
 
 FINAL = "final"
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
-_NOT_OF_A_RUN = ("runs", "epochs", "save_steps", "watchdog_seconds")
+_NOT_OF_A_RUN = (
+  "runs", "epochs", "save_steps", "keep", "watchdog_seconds", "trackers", "profile"
+)  # fmt: skip
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
 
@@ -86,9 +91,11 @@ def fit(
     start: gives the trainable weights to begin with, and is not called for a finished
       run; the study's initial ones unless given.
     inputs: what the run depends on beside the config's model and training.
-    snapshots: {phase: step} to keep for the Fisher; `FINAL` is always kept.
+    snapshots: {phase: step} to keep for the Fisher; `FINAL` is always kept: the last
+      weights, or the best where patients are held out for validation.
   """
   t = study.config.train
+  trackers.check(t.trackers)
   facts = _facts(study, seed, num_steps, inputs, snapshots)
   kept = facts["snapshots"]
 
@@ -100,7 +107,11 @@ def fit(
       interrupt.Preemption().listening() as preempted,
       interrupt.Watchdog(t.watchdog_seconds).watching() as watchdog,
     ):
-      batches = study.batches(found, pixels, num_steps=num_steps, seed=seed)
+      batches, held = study.batches(found, pixels, num_steps=num_steps, seed=seed)
+      sizes = ", ".join(f"{size.rows} x {size.row_tokens}" for size in batches.shapes)
+      logging.info("%s: batches of %s (rows x tokens)", name, sizes)
+      loss = row_loss(study.model)
+      evaluate = held and validation.evaluator(loss, frozen, held, study.mesh)
       speed = _speed(study, batches)
       loop.train(
         model_loss=batch_loss(study.model),
@@ -113,14 +124,23 @@ def fit(
         seed=seed,
         accumulate=t.accumulate,
         save_steps=t.save_steps,
+        keep=t.keep,
         snapshots=kept,
+        evaluators={"validation": evaluate} if evaluate else {},
+        evaluate_steps=t.validation.steps,
+        choose=(t.validation.metric, t.validation.patience),
         max_skipped=t.max_skipped,
         watchdog=watchdog,
         preempted=preempted,
         on_step=lambda step, total, loss: tick(
           step, total, speed_lib.words(loss, speed(step))
         ),
+        trackers=t.trackers,
+        profile=tuple(t.profile),
       )
+      if evaluate:
+        best = snapshots_lib.restore(folder, validation.BEST, trainable)
+        snapshots_lib.save(folder, FINAL, best)
 
   study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
 

@@ -7,6 +7,7 @@ what depends on the change.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.data import builder
 from imax_jax.data import images
+from imax_jax.data import packing
+from imax_jax.data import pipeline
 from imax_jax.data import records
 from imax_jax.data import sources
 from imax_jax.data import templates
@@ -41,6 +44,7 @@ from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
 from imax_jax.parameters import Parameters
 from imax_jax.schema import ImageRecord
+from imax_jax.train import validation
 
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
@@ -236,8 +240,10 @@ class Study:
     *,
     num_steps: int,
     seed: int,
-  ) -> Batches:
-    """The batches of a run over these images, this process's share of them.
+  ) -> tuple[Batches, EntryBatches | None]:
+    """The batches of a run over these images, and those of the patients held out of it.
+
+    Each process has its own share of both.
 
     Args:
       pixels: gives the images' pixels; asked for after every entry was tokenised, since
@@ -245,9 +251,16 @@ class Study:
     """
     t = self.config.train
     tokenized = self._tokenized(found)
-    return Batches(
-      tokenized,
-      _reader(pixels()),
+    patients = [found[i].patient_id for i in range(len(found))]
+    held = validation.held_out(patients, t.validation.fraction)
+    read = _reader(pixels())
+    share = mesh_lib.row_share(self.mesh)
+    batches = Batches(
+      [
+        dataclasses.replace(image, entries=()) if place in held else image
+        for place, image in enumerate(tokenized)
+      ],
+      read,
       num_steps=num_steps,
       entries_per_step=t.entries_per_step,
       row_tokens=t.row_tokens,
@@ -260,18 +273,28 @@ class Study:
       task_weights=t.task_weights,
       share_prefix=t.share_prefix,
       accumulate=t.accumulate,
-      **mesh_lib.row_share(self.mesh)._asdict(),
+      **share._asdict(),
+    )
+    pairs = [(i, e) for i in sorted(held) for e in range(len(tokenized[i].entries))]
+    if not pairs:
+      return batches, None
+    rows = math.ceil(t.entries_per_step / share.num_shards) * share.num_shards
+    return batches, EntryBatches(
+      tokenized,
+      read,
+      pairs,
+      group_size=rows,
+      weight_of=packing.weigh(t.weighting, t.task_weights),
+      process_index=share.process_index,
+      process_count=share.process_count,
     )
 
   def samples(self, split: str, num_groups: int, size: int, seed: int) -> EntryBatches:
     """Random entries of a split, for the Fisher information."""
-    return EntryBatches(
-      self._tokenized(self.records(split)),
-      _reader(self.pixels(split)),
-      num_groups=num_groups,
-      group_size=size,
-      seed=seed,
-    )
+    tokenized = self._tokenized(self.records(split))
+    pairs = pipeline.draw(tokenized, num_groups, size, seed=seed)
+    read = _reader(self.pixels(split))
+    return EntryBatches(tokenized, read, pairs, group_size=size)
 
   def _tokenized(self, found: Sequence[ImageRecord]) -> list[TokenizedImage]:
     return [

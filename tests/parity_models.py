@@ -248,7 +248,7 @@ def encoder_measures(name: str) -> list[Measure]:
 
 SIZES: dict[str, Any] = {
   "width": 64, "depth": 2, "mlp_width": 128, "vocab_size": 128,
-  "dtype": "float32", "kernel_dtype": "float32", "remat": False,
+  "dtype": "float32", "kernel_dtype": "float32", "remat": "",
 }  # fmt: skip
 LLM: dict[str, Any] = {
   "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,

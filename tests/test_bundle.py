@@ -111,7 +111,7 @@ def test_a_bundle_is_the_run(done: Path, copied: Path, foundation: Path) -> None
   study = Study(config(foundation), done)
   changed = config(foundation)
   changed.model.decoder.lora_dropout = 0.5
-  changed.model.decoder.remat = True
+  changed.model.decoder.remat = "inputs"
   elsewhere = Study(changed, copied.parent / "other")
   equal(
     deliver.weights_from(study, done / RUN), deliver.weights_from(elsewhere, copied)

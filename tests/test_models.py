@@ -341,7 +341,9 @@ def test_dropout_needs_asking(params: Any) -> None:
   assert not np.allclose(drop(0), still, atol=1e-3)
 
 
-@pytest.mark.parametrize("decoder", [{"fold": True}, {"remat": True, "unroll": 2}])
+@pytest.mark.parametrize(
+  "decoder", [{"fold": True}, {"remat": "inputs", "unroll": 2}, {"remat": "dots"}]
+)
 def test_how_it_is_computed_changes_nothing(
   params: Any, packed: Any, decoder: dict[str, Any]
 ) -> None:

@@ -42,7 +42,7 @@ class Report(NamedTuple):
   temporaries: int
   copies: int  # float32 copies of bfloat16 kernels among them: only a CPU makes them
   flops: int  # counted
-  flops_formula: float  # 4·P·T, and 2·P·T for remat
+  flops_formula: float  # 4·P·T, and 2·P·T where remat is "inputs"
   flops_xla: float  # `cost_analysis`: a loop's body once
   collectives: tuple[hlo.Collective, ...]
   unknown_loops: int

@@ -259,4 +259,6 @@ def _formula(
   decoder = config.model.decoder
   layers, head = products.values_of(decoder, parameters)
   tokens, supervised = (math.prod(batch[name].shape) for name in ("text", "supervised"))
-  return (4 + 2 * decoder["remat"]) * layers * tokens + 4 * head * supervised
+  return (
+    4 + 2 * (decoder["remat"] == "inputs")
+  ) * layers * tokens + 4 * head * supervised

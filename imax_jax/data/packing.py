@@ -216,7 +216,7 @@ def weigh(
   return weight_of
 
 
-_EACH_ONE = weigh()
+EACH_ONE = weigh()
 
 
 def shard_rows(plan: StepPlan, num_shards: int) -> list[tuple[Row, ...]]:
@@ -250,7 +250,7 @@ def assemble(
   images: Sequence[TokenizedImage],
   shapes: Shapes,
   *,
-  weight_of: WeightOf = _EACH_ONE,
+  weight_of: WeightOf = EACH_ONE,
   shards: range | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """The arrays of `schema.Batch` but the pixels, and whose pixels they need.

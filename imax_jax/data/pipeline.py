@@ -19,20 +19,28 @@ import numpy as np
 
 from imax_jax.data.order import Shuffle
 from imax_jax.data.order import Stream
+from imax_jax.data.packing import EACH_ONE
 from imax_jax.data.packing import Load
 from imax_jax.data.packing import Planner
 from imax_jax.data.packing import Shapes
 from imax_jax.data.packing import StepPlan
 from imax_jax.data.packing import Weighting
+from imax_jax.data.packing import WeightOf
 from imax_jax.data.packing import assemble
 from imax_jax.data.packing import weigh
 from imax_jax.data.records import TokenizedImage
 from imax_jax.data.shapes import lay_out
 from imax_jax.schema import Batch
+from imax_jax.schema import Entry
 
 
 class Steps(Protocol):
   """What a run is fed from: a batch for each step, a pure function of the step."""
+
+  @property
+  def examples_per_step(self) -> int:
+    """How many examples each step takes: entries, or images."""
+    ...
 
   def __len__(self) -> int: ...
 
@@ -120,6 +128,7 @@ class Batches:
       share_prefix=share_prefix,
     )
     self.num_entries = stream.num_entries
+    self.examples_per_step = entries_per_step
     self._layout = lay_out(self._planner, images, num_steps, max_shapes=max_shapes)
     share = num_shards * accumulate // process_count
     self._shards = range(process_index * share, (process_index + 1) * share)
@@ -184,66 +193,90 @@ class Batches:
 
 
 class EntryBatches:
-  """Groups of entries drawn at random from a whole data set, each alone in its row.
-
-  What the Fisher information is measured on. `Batches` keeps the entries of an image
-  together; a group of its entries would be of fewer images on IMAX than on DMAX, and
-  gradients of one image are alike: that alone would tell the two apart.
+  """Chosen entries, each alone in its row: `len`, and `[group] -> Batch`.
 
   Args:
-    group_size: rows of each batch, an entry each.
-    num_groups: batches; all entries in them differ.
-
-  Raises:
-    ValueError: fewer entries than that.
+    pairs: (image index, entry index) of each, in order.
+    group_size: rows of each batch; those that the last one lacks are padding.
+    weight_of: see `packing.weigh`.
+    process_index, process_count: this process makes rows
+      [process_index, process_index + 1) * group_size / process_count.
   """
 
   def __init__(
     self,
     images: Sequence[TokenizedImage],
     pixels_of: Callable[[int], np.ndarray],
+    pairs: Sequence[tuple[int, int]],
     *,
-    num_groups: int,
     group_size: int,
-    seed: int,
+    weight_of: WeightOf = EACH_ONE,
+    process_index: int = 0,
+    process_count: int = 1,
   ) -> None:
-    pairs = [
-      (i, e) for i, image in enumerate(images) for e in range(len(image.entries))
-    ]
-    if len(pairs) < num_groups * group_size:
-      raise ValueError(
-        f"{num_groups} groups of {group_size} different entries: there are {len(pairs)}; "
-        "ask for fewer groups"
-      )
-    order = np.random.default_rng((seed, 0xF1)).permutation(len(pairs))
-    self._pairs = [pairs[i] for i in order[: num_groups * group_size]]
-    self._images, self._pixels_of = images, pixels_of
+    self._images, self._pixels_of, self._pairs = images, pixels_of, list(pairs)
+    self._weight_of = weight_of
     chosen = [images[i].entries[e] for i, e in self._pairs]
     prefix = max(len(image.prefix_ids) for image in images)
     longest = prefix + max(entry.length for entry in chosen)
     answer = max(len(entry.answer_ids) for entry in chosen)
     # Every row a shard: each is a batch of its own where gradients are taken.
     self._shapes = Shapes(group_size, 1, 1, longest, answer)
+    share = group_size // process_count
+    self._shards = range(process_index * share, (process_index + 1) * share)
 
   def __len__(self) -> int:
-    return len(self._pairs) // self._shapes.rows
+    return -(-len(self._pairs) // self._shapes.rows)
 
   def __getitem__(self, group: int) -> Batch:
     if not 0 <= group < len(self):
       raise IndexError(f"group {group} of {len(self)}")
-    rows = self._pairs[group * self._shapes.rows : (group + 1) * self._shapes.rows]
-    plan = StepPlan(
-      tuple(((image, (entry,)),) for image, entry in rows), self._shapes.row_tokens
+    rows = tuple(((image, (entry,)),) for image, entry in self._group(group))
+    arrays, index = assemble(
+      StepPlan(rows, self._shapes.row_tokens),
+      self._images,
+      self._shapes,
+      weight_of=self._weight_of,
+      shards=self._shards,
     )
-    arrays, index = assemble(plan, self._images, self._shapes)
     pixels = [self._pixels_of(int(image)) for image in np.maximum(index, 0)]
     return cast(Batch, {"pixels": np.stack(pixels), **arrays})
+
+  def _group(self, group: int) -> list[tuple[int, int]]:
+    return self._pairs[group * self._shapes.rows : (group + 1) * self._shapes.rows]
+
+  def entries(self, group: int) -> list[Entry]:
+    """Those of a batch's rows, over all processes."""
+    return [self._images[i].entries[e].entry for i, e in self._group(group)]
+
+
+def draw(
+  images: Sequence[TokenizedImage], num_groups: int, group_size: int, *, seed: int
+) -> list[tuple[int, int]]:
+  """(image index, entry index) of different entries of a whole data set, at random.
+
+  What the Fisher information is measured on. `Batches` keeps the entries of an image
+  together; a group of its entries would be of fewer images on IMAX than on DMAX, and
+  gradients of one image are alike: that alone would tell the two apart.
+
+  Raises:
+    ValueError: fewer entries than that.
+  """
+  pairs = [(i, e) for i, image in enumerate(images) for e in range(len(image.entries))]
+  if len(pairs) < num_groups * group_size:
+    raise ValueError(
+      f"{num_groups} groups of {group_size} different entries: there are {len(pairs)}; "
+      "ask for fewer groups"
+    )
+  order = np.random.default_rng((seed, 0xF1)).permutation(len(pairs))
+  return [pairs[i] for i in order[: num_groups * group_size]]
 
 
 class BatchIterator:
   """Batches in the order of their steps, read ahead by grain's threads.
 
-  `get_state()` is {"step": the step of the next batch}: what a checkpoint keeps.
+  `get_state()` is {"example": the first that was not handed out}, counted through the
+  run: what a checkpoint keeps. It does not depend on devices or processes.
   """
 
   def __init__(
@@ -271,10 +304,17 @@ class BatchIterator:
     return batch
 
   def get_state(self) -> dict[str, int]:
-    return {"step": self._step}
+    return {"example": self._step * self._batches.examples_per_step}
 
   def set_state(self, state: dict[str, int]) -> None:
-    self._start(state["step"])
+    """Raises a ValueError where no step begins at that example."""
+    step, off = divmod(state["example"], self._batches.examples_per_step)
+    if off:
+      raise ValueError(
+        f"example {state['example']} is not the first of a step of "
+        f"{self._batches.examples_per_step}: go on with as many a step as before"
+      )
+    self._start(step)
 
 
 def make_iterator(

@@ -172,6 +172,7 @@ class Decoder(nn.Module):
     lora_targets: the linears that a LoRA pair of `lora_rank` stands on, a regular
       expression over "attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up" and
       "mlp/down", or "attn/qkv", "attn/o", "mlp/gate_up" and "mlp/down".
+    remat: what a layer keeps for the way back (`storage.keep`).
     kernel_dtype: how the layers' kernels are kept (`storage`); embedding and head are
       bfloat16 where they are integers.
   """
@@ -196,7 +197,7 @@ class Decoder(nn.Module):
   fold: bool = False
   dtype: Any = "float32"
   kernel_dtype: str = "float32"
-  remat: bool = False
+  remat: str = ""
   unroll: int = 1
 
   @property
@@ -287,7 +288,7 @@ class Decoder(nn.Module):
     Raises:
       ValueError: a cache of more columns than `window`.
     """
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    block = storage.keep(Block, self.remat)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -1,4 +1,5 @@
-"""How a frozen kernel is kept: as it is, in eight bits, or in four.
+"""What is kept, and how: frozen kernels as they are, in eight bits or in four; and of a
+layer's activations, what the way back needs.
 
     float kernel [in, out] ─store─▶ {kernel, kernel_scale} ─restore─▶ float kernel
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,24 @@ def check_dtype(part: str, dtype: Any) -> None:
       f"{part}: dtype {name!r}, expected float32 or bfloat16 (float16 is not supported: "
       "it overflows at 65,504)"
     )
+
+
+def keep(block: Any, kept: str) -> Any:
+  """A module class whose layer keeps for the way back only what `kept` says.
+
+    ""        what autodiff asks for: the fastest, and the most memory
+    "dots"    the products with kernels; norms, activations and attention are made again
+    "inputs"  the layer's inputs: all of it is made again, 2·P·T more
+
+  Raises:
+    ValueError: another word.
+  """
+  policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+  if kept not in ("", "dots", "inputs"):
+    raise ValueError(f"remat {kept!r}: expected '', 'dots' or 'inputs'")
+  if not kept:
+    return block
+  return nn.remat(block, prevent_cse=False, policy=policies.get(kept))
 
 
 def float_dtype(kind: str) -> str:

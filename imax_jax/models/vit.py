@@ -111,7 +111,7 @@ class Encoder(nn.Module):
   pixel_std: tuple[float, ...] = CLIP_STD
   dtype: Any = "float32"
   kernel_dtype: str = "float32"
-  remat: bool = False
+  remat: str = ""
   unroll: int = 1
 
   def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
     x = x + self.param("positions", init, x.shape[1:]).astype(jnp.float32)
     if self.pre_norm:
       x = _layer_norm("pre_norm", self.norm_eps)(x)
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    block = storage.keep(Block, self.remat)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -60,7 +60,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 _7B: dict[str, Any] = {
   "width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 32,
   "mlp_width": 11008, "vocab_size": 32000, "rope_base": 1e4, "norm_eps": 1e-5,
-  "dtype": "bfloat16", "kernel_dtype": "bfloat16", "remat": True,
+  "dtype": "bfloat16", "kernel_dtype": "bfloat16", "remat": "inputs",
 }  # fmt: skip
 
 DECODERS: dict[str, dict[str, Any]] = {

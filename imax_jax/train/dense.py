@@ -33,7 +33,7 @@ class DenseBatches:
   ) -> None:
     self._pixels, self._maps = pixels, maps
     self._num_steps = num_steps
-    self._images = images_per_step
+    self.examples_per_step = images_per_step
     self._seed = seed
 
   def __len__(self) -> int:
@@ -55,7 +55,7 @@ class DenseBatches:
 
   def _chosen(self, step: int) -> np.ndarray:
     rng = np.random.default_rng((self._seed, step))
-    return rng.choice(len(self._pixels), self._images, replace=False)
+    return rng.choice(len(self._pixels), self.examples_per_step, replace=False)
 
 
 def init_probe(seed: int, width: int, num_maps: int) -> dict[str, jax.Array]:

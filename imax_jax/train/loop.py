@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from typing import cast
@@ -19,18 +20,22 @@ from imax_jax import mesh as mesh_lib
 from imax_jax.data.pipeline import Steps
 from imax_jax.data.pipeline import make_iterator
 from imax_jax.train import snapshots as snapshots_lib
+from imax_jax.train import trackers as trackers_lib
 from imax_jax.train.checkpoint import Checkpointer
 from imax_jax.train.guards import Guard
-from imax_jax.train.guards import Names
 from imax_jax.train.interrupt import Preempted
 from imax_jax.train.interrupt import Watchdog
 from imax_jax.train.metrics import MetricsWriter
 from imax_jax.train.metrics import lines_until
 from imax_jax.train.optim import Optimizer
+from imax_jax.train.speed import Tracer
 from imax_jax.train.state import TrainState
 from imax_jax.train.state import init_state
 from imax_jax.train.step import ModelLoss
 from imax_jax.train.step import make_train_step
+from imax_jax.train.trackers import Tracker
+from imax_jax.train.validation import BEST
+from imax_jax.train.validation import Best
 
 Evaluator = Callable[[Any], Mapping[str, float]]
 Progress = Callable[[int, int, float], None]
@@ -50,10 +55,14 @@ def train(
   accumulate: int = 1,
   save_steps: int = 0,
   snapshots: Mapping[str, int] | None = None,
+  keep: int = 2,
   evaluators: Mapping[str, Evaluator] | None = None,
   evaluate_steps: int = 0,
+  choose: tuple[str, int] = ("loss", 0),
   metadata: Mapping[str, Any] | None = None,
   on_step: Progress | None = None,
+  trackers: Sequence[str] = (),
+  profile: tuple[int, int] = (0, 0),
   max_skipped: int = 0,
   watchdog: Watchdog | None = None,
   preempted: Callable[[int], bool] = lambda step: False,
@@ -76,15 +85,22 @@ def train(
     trainable: the weights to train, already placed; copied, not given up.
     frozen: the weights that only take part, already placed.
     batches: this process's batches; `num_steps` of them unless given.
-    workdir: gets metrics.jsonl, latest/ and snapshots/.
+    workdir: gets metrics.jsonl, tensorboard/, latest/ and snapshots/.
     accumulate: turns of a step, as the batches were made for; see `make_train_step`.
     save_steps: updates between two checkpoints; the last step is always saved.
     snapshots: {name: step} at which the trainable weights are kept by name, 0 being the
       weights before the first update.
+    keep: how many of the latest checkpoints stay.
     evaluators: {name: trainable -> numbers}; at each multiple of `evaluate_steps`, step
-      0 left out, and at the end.
+      0 left out, and at the end. The weights at which "validation" has its least value
+      are the snapshot "best".
+    choose: (metric, patience) of that, see `Best`. Where it says so the run ends early,
+      and later snapshots are of its last weights.
     metadata: what a resume must share with the run it goes on from.
     on_step: called with (step, steps in all, loss), e.g. to draw progress.
+    trackers: see `trackers`.
+    profile: (first, end): these updates are traced, to be read with TensorBoard or
+      Perfetto, in workdir/profile.
     max_skipped: see `Guard`.
     watchdog: one that watches; none unless given.
     preempted: asked at every step whether to save and leave; see `Preemption`.
@@ -102,7 +118,9 @@ def train(
   snapshots = dict(snapshots or {})
   _check_plan(num_steps, len(batches), snapshots)
   workdir, watchdog = Path(workdir), watchdog or Watchdog(0)
-  with contextlib.closing(Checkpointer(workdir, metadata=metadata)) as checkpointer:
+  with contextlib.closing(
+    Checkpointer(workdir, metadata=metadata, keep=keep)
+  ) as checkpointer:
     state = _place(init_state(trainable, optimizer.update, seed=seed), mesh)
     iterator = make_iterator(batches)
     restored = checkpointer.restore(state)
@@ -120,27 +138,39 @@ def train(
     step_fn = make_train_step(
       model_loss, optimizer, accumulate=accumulate, shardings=shardings
     )
+    past = lines_until(workdir / "metrics.jsonl", start)
+    best = Best(*choose, past)
     writer = _Pending(
-      workdir / "metrics.jsonl", start, on_step, batches.names, max_skipped
+      workdir,
+      start,
+      on_step,
+      Guard(batches.names, past, max_skipped=max_skipped),
+      trackers,
     )
+    tracer = Tracer(workdir / "profile", *profile)
 
     for step in range(start, num_steps + 1):
-      last = step == num_steps
+      last = step == num_steps or best.over
       fresh = not (resumed and step == start)  # else done before the kill
       leave = preempted(step)
-      due = leave or _due(step, save_steps, last)
       if fresh:
         if evaluators and _due(step, evaluate_steps, last):
           writer.flush(num_steps)
           with watchdog.paused():
             for name, evaluator in evaluators.items():
               values = evaluator(state.trainable)
-              writer.add(step, {f"{name}/{key}": float(v) for key, v in values.items()})
-        for name in sorted(name for name, at in snapshots.items() if at == step):
+              line = {f"{name}/{key}": float(value) for key, value in values.items()}
+              writer.add(step, line)
+              if best.look(line):
+                snapshots_lib.save(workdir, BEST, state.trainable)
+          last = last or best.over
+        for name in sorted(snapshots):
+          if snapshots[name] != step and not (last and snapshots[name] > step):
+            continue
           writer.flush(num_steps)  # raises if these weights come of a bad step
           with watchdog.paused():
             snapshots_lib.save(workdir, name, state.trainable)
-        if due:
+        if leave or _due(step, save_steps, last):
           writer.flush(num_steps)
           with watchdog.paused():
             checkpointer.save(state, iterator.get_state())
@@ -152,6 +182,7 @@ def train(
         )
       arrays = cast(Mapping[str, np.ndarray], next(iterator))
       batch = mesh_lib.put_batch(arrays, mesh)
+      tracer.before(step)
       state, metrics = step_fn(state, frozen, batch)
       writer.flush(num_steps)
       watchdog.beat()
@@ -159,6 +190,7 @@ def train(
 
     writer.flush(num_steps)
     writer.close()
+    tracer.close()
     return state.trainable
 
 
@@ -193,16 +225,17 @@ class _Pending:
 
   def __init__(
     self,
-    path: Path,
+    workdir: Path,
     step: int,
     on_step: Progress | None,
-    names: Names,
-    max_skipped: int,
+    guard: Guard,
+    trackers: Sequence[str],
   ) -> None:
-    self._guard = Guard(names, lines_until(path, step), max_skipped=max_skipped)
-    first = jax.process_index() == 0  # all processes hold the same numbers
-    self._writer = MetricsWriter(path, step=step) if first else None
-    self._on_step = on_step
+    self._guard, self._on_step = guard, on_step
+    self._writers: list[Tracker] = []
+    if jax.process_index() == 0:  # all processes hold the same numbers
+      self._writers = [MetricsWriter(workdir / "metrics.jsonl", step=step)]
+      self._writers += trackers_lib.open_all(workdir, trackers, step=step)
     self._held: tuple[int, dict[str, jax.Array]] | None = None
 
   def hold(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -218,9 +251,9 @@ class _Pending:
       self._on_step(step, num_steps, values["loss"])
 
   def add(self, step: int, values: Mapping[str, float]) -> None:
-    if self._writer is not None:
-      self._writer.write(step, values)
+    for writer in self._writers:
+      writer.write(step, values)
 
   def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()

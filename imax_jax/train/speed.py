@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +66,27 @@ class Speed:
       flops = 4 * (self._layers * tokens + self._head * supervised)
       figures["mfu"] = flops / seconds / self._peak
     return figures
+
+
+class Tracer:
+  """Traces updates `first` to `end`, the latter left out, into a folder; none if equal."""
+
+  def __init__(self, folder: Path, first: int, end: int) -> None:
+    self._folder, self._steps = folder, range(first, end)
+    self._on = False
+
+  def before(self, step: int) -> None:
+    """Called before the update that follows `step` earlier ones."""
+    if step in self._steps and not self._on:
+      jax.profiler.start_trace(str(self._folder))
+      self._on = True
+    elif step not in self._steps:
+      self.close()
+
+  def close(self) -> None:
+    if self._on:
+      jax.profiler.stop_trace()
+      self._on = False
 
 
 def memory() -> float:

@@ -1,0 +1,206 @@
+"""Held-out patients, the best weights, early stopping; trackers and traces."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard_events import scalars_in
+from test_train import assert_same_bits
+from test_train import bigram_params
+from test_train import make_batches
+from test_train import make_images
+from test_train import pixels_of
+from test_train import run
+
+from imax_jax import mesh as mesh_lib
+from imax_jax.data.pipeline import EntryBatches
+from imax_jax.models.loss import example_loss
+from imax_jax.models.loss import token_nll
+from imax_jax.train import snapshots
+from imax_jax.train import trackers
+from imax_jax.train import validation
+from imax_jax.train.metrics import read_metrics
+from imax_jax.train.validation import Best
+
+PATIENTS = [f"p{number // 3}" for number in range(900)]
+
+
+def test_a_patient_is_held_out_whole_and_everywhere():
+  held = validation.held_out(PATIENTS, 0.2)
+  assert len(held) / 900 == pytest.approx(0.2, abs=0.05)
+  people = {PATIENTS[place] for place in held}
+  assert held == {place for place, name in enumerate(PATIENTS) if name in people}
+  # Another data set with some of the same people holds out the same of them.
+  others = PATIENTS[::7]
+  again = {others[place] for place in validation.held_out(others, 0.2)}
+  assert again == people & set(others)
+  assert validation.held_out(PATIENTS, 0.0) == set()
+
+
+@pytest.mark.parametrize(
+  ("fraction", "patients", "message"),
+  [
+    (1.0, PATIENTS, "expected 0"), (-0.1, PATIENTS, "expected 0"),
+    (0.5, ["p1"] * 4, "holds out . of 4 images"),
+  ],
+)  # fmt: skip
+def test_fractions_that_hold_out_nobody_or_all(fraction, patients, message):
+  with pytest.raises(ValueError, match=message):
+    validation.held_out(patients, fraction)
+
+
+def _row_loss(trainable, frozen, batch):
+  logits = frozen["embed"][batch["text"]] @ trainable["kernel"] + trainable["bias"]
+  return example_loss(token_nll, logits, batch)
+
+
+@pytest.mark.parametrize("group_size", [4, 100])
+def test_the_loss_on_held_out_entries_is_that_of_each_alone(group_size):
+  images, (trainable, frozen) = make_images(), bigram_params()
+  trainable = jax.tree.map(lambda leaf: leaf + 0.1, trainable)
+  trainable["kernel"] += jnp.arange(24.0) / 10
+  pairs = [(i, e) for i in (1, 4, 5) for e in range(len(images[i].entries))]
+  assert len(pairs) % 4, "the last batch must have padding"
+  batches = EntryBatches(images, pixels_of, pairs, group_size=group_size)
+  mesh = mesh_lib.make_mesh({"data": -1})
+  found = validation.evaluator(_row_loss, frozen, batches, mesh)(trainable)
+  total = weight = 0.0
+  for pair in pairs:
+    [batch] = list(EntryBatches(images, pixels_of, [pair], group_size=1))
+    one, answer = _row_loss(trainable, frozen, batch)
+    total, weight = total + float(one.sum()), weight + float(answer.sum())
+  assert found == {
+    "loss": pytest.approx(total / weight, rel=1e-6),
+    "loss_vqa": pytest.approx(total / weight, rel=1e-6),
+  }
+
+
+def test_processes_share_the_held_out_rows():
+  images = make_images()
+  pairs = [(i, 0) for i in range(7)]
+  whole = EntryBatches(images, pixels_of, pairs, group_size=4)
+  parts = [
+    EntryBatches(
+      images, pixels_of, pairs, group_size=4, process_index=p, process_count=2
+    )
+    for p in range(2)
+  ]
+  for group in range(2):
+    for name, array in whole[group].items():
+      halves = [part[group][name] for part in parts]
+      np.testing.assert_array_equal(np.concatenate(halves), array, err_msg=name)
+
+
+# ── The best weights, and an early end ──────────────────────────────────────────────
+
+LOSSES = {3: 0.9, 6: 0.5, 9: 0.7, 12: 0.6}  # by step
+
+
+def _evaluator(trained: list, losses: dict = LOSSES):
+  values = iter(losses.values())
+
+  def evaluate(trainable):
+    trained.append(jax.device_get(trainable))
+    return {"loss": next(values)}
+
+  return {"validation": evaluate}
+
+
+def test_the_best_weights_are_kept(tmp_path):
+  seen: list = []
+  run(tmp_path, evaluators=_evaluator(seen), evaluate_steps=3)
+  like = bigram_params()[0]
+  assert_same_bits(snapshots.restore(tmp_path, "best", like), seen[1])
+  assert_same_bits(snapshots.restore(tmp_path, "late", like), seen[3])
+
+
+@pytest.mark.parametrize("cut", [None, 8, 9])
+def test_a_run_ends_when_nothing_gets_better(tmp_path, cut):
+  """And so it does if it is killed in between, or after the evaluation that ends it."""
+  seen: list = []
+  worse = {3: 0.5, 6: 0.6, 9: 0.7, 12: 0.4}
+  settings = {"evaluate_steps": 3, "choose": ("loss", 2)}
+  if cut is not None:
+    run(tmp_path, evaluators=_evaluator(seen, worse), stop_after=cut, **settings)
+    done = [line["step"] for line in _lines(tmp_path) if "validation/loss" in line]
+    worse = {step: loss for step, loss in worse.items() if step > done[-1]}
+    seen = seen[:1]
+    assert cut == 9 or done == [3, 6]
+  run(tmp_path, evaluators=_evaluator(seen, worse), **settings)
+  lines = _lines(tmp_path)
+  assert max(line["step"] for line in lines) == 9
+  like = bigram_params()[0]
+  assert_same_bits(snapshots.restore(tmp_path, "best", like), seen[0])
+  # What was to be kept at a later step is kept at the last one.
+  undisturbed = tmp_path / "other"
+  run(undisturbed, snapshots={"nine": 9})
+  nine = snapshots.restore(undisturbed, "nine", like)
+  assert_same_bits(snapshots.restore(tmp_path, "late", like), nine)
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+  return read_metrics(folder / "metrics.jsonl")
+
+
+def test_a_metric_that_is_not_there_is_named():
+  best = Best("loss_rec", 0)
+  assert not best.look({"step": 1, "loss": 0.3})
+  with pytest.raises(ValueError, match=r"'loss_rec': there are loss, loss_vqa"):
+    best.look({"step": 1, "validation/loss": 1.0, "validation/loss_vqa": 1.0})
+
+
+# ── Trackers and traces ─────────────────────────────────────────────────────────────
+
+
+def test_tensorboard_has_the_lines_of_metrics_and_a_resume_takes_back_its_own(tmp_path):
+  run(tmp_path, stop_after=8)
+  run(tmp_path)
+  found = scalars_in(tmp_path / "tensorboard")
+  lines = _lines(tmp_path)
+  assert len(lines) == 12
+  for line in lines:
+    for name in ("loss", "grad_norm", "lr", "tokens"):
+      assert found[name][line["step"]] == pytest.approx(line[name], rel=1e-6)
+  assert set(found["loss"]) == set(range(1, 13))
+
+
+@pytest.mark.parametrize("name", trackers.NAMES)
+def test_others_are_told_the_same_and_stay_here(tmp_path, monkeypatch, name):
+  calls: list = []
+  module = types.ModuleType(name)
+  module.init = lambda **options: calls.append(("init", options))
+  module.log = lambda values, step: calls.append(("log", step, values))
+  module.finish = lambda: calls.append(("finish",))
+  monkeypatch.setitem(sys.modules, name, module)
+  monkeypatch.delenv("WANDB_MODE", raising=False)
+  trackers.check([name])
+  run(tmp_path / "imax-s0", trackers=(name,))
+  (_, options), *logged, end = calls
+  assert end == ("finish",)
+  assert options["name"] == "imax-s0"
+  if name == "wandb":
+    assert options["mode"] == "offline"
+  lines = _lines(tmp_path / "imax-s0")
+  assert [{"step": step, **values} for _, step, values in logged] == lines
+
+
+def test_an_unknown_tracker_or_one_that_is_missing(monkeypatch):
+  with pytest.raises(ValueError, match="no 'mlflow'; there are wandb, trackio"):
+    trackers.check(["mlflow"])
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match=r"pip install 'imax_jax\[wandb\]'"):
+    trackers.check(["wandb"])
+
+
+def test_a_trace_of_some_updates(tmp_path):
+  run(tmp_path, batches=make_batches(), profile=(3, 5))
+  [trace] = (tmp_path / "profile").rglob("*.xplane.pb")
+  assert trace.stat().st_size > 1000
+  run(tmp_path / "none")
+  assert not (tmp_path / "none" / "profile").exists()
