@@ -118,6 +118,10 @@ def train() -> ConfigDict:
   t.row_tokens = 384
   t.weighting = "entry"
   t.share_prefix = True
+  # "cache": a frozen encoder runs once an image, its output is kept on disk in bfloat16;
+  # "step": it runs in every step.
+  t.features = "cache"
+  t.features_folder = ""  # in the work directory; or one that several share
   t.peak_lr = 7e-3
   t.final_lr = 7e-4
   t.warmup_fraction = 0.1
