@@ -220,10 +220,17 @@ class Store:
     encode: Encode,
   ) -> None:
     with whole(shard) as part:
-      with contextlib.closing(ArrayRecordWriter(str(part), _WRITER_OPTIONS)) as writer:
-        for places in groups:
-          for place, features in zip(places, encode(places), strict=True):
-            writer.write(self._record(images[place], features))
+      writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
+      for places in groups:
+        for place, features in zip(places, encode(places), strict=True):
+          writer.write(self._record(images[place], features))
+      try:
+        writer.close()
+      except RuntimeError as error:  # in words, what the disk said
+        raise OSError(
+          f"{shard}: can not be written ({error}); make room, or give another folder "
+          "with --config.train.features_folder, and run the same again"
+        ) from error
       facts = {"size": part.stat().st_size, "sha256": sha256_of(part)}
     held = [images[place] for places in groups for place in places]
     save(shard.with_suffix(_INDEX), {"encoder": self._encoder, **facts, "images": held})
