@@ -221,7 +221,7 @@ class Study:
       features_lib.save(folder / "key", key)
 
     folder = self.ledger.station("encoder_key", inputs, make)
-    key = features_lib.load(folder / "key")
+    key = features_lib.load(folder / "key", f"delete {folder} and run again")
     around = Path(t.features_folder or self.workdir / "features")
     patches = (encoder.image_px // encoder.patch_px) ** 2
     return features_lib.Store(around / key[:16], key, (patches, encoder.width))
@@ -244,7 +244,7 @@ class Study:
 
     inputs = {"data": self.require_data()}
     folder = self.ledger.station(f"images/{split}", inputs, make)
-    hashes = features_lib.load(folder / "images")
+    hashes = features_lib.load(folder / "images", f"delete {folder} and run again")
     if self.is_chief:
       with progress.bar(f"encoding {split}") as tick:
         store.fill(hashes, encode, at_once=encoder_lib.AT_ONCE, progress=tick)

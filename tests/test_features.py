@@ -143,7 +143,7 @@ def encode(places):
   return np.stack(rows)
 store = features.Store(folder, "ab" * 32, (16, 1024))
 store.fill(images, encode, at_once=2, progress=lambda done, total: None)
-print("done", flush=True)
+time.sleep(60)  # for the kill to come
 """
 
 
@@ -165,7 +165,8 @@ def test_a_killed_build_goes_on_from_its_shards(tmp_path: Path) -> None:
     store = Store(folder, ENCODER, SHAPE)
     left = store.missing(images)
     kept.append(24 - len(left))
-    assert kept[-1] in (4 * ((after - 1) // 2), 4 * (after // 2))
+    # Whatever groups it went on with before the signal came.
+    assert kept[-1] % 4 == 0 and kept[-1] >= 4 * ((after - 1) // 2)
     rows = np.stack([np.full(SHAPE, n, features.DTYPE) for n in range(24)])
     again = Encoder(rows)
     fill(store, again, images)
@@ -323,7 +324,7 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
       look()
   # A shard whose index says something else: each record knows whose it is.
   [index] = tmp_path.glob("*.index")
-  facts = features.load(index)
+  facts = features.load(index, "")
   features.save(index, facts | {"encoder": other})
   with pytest.raises(
     ValueError, match="encoder abababababab…, .*expected encoder cdcd"
@@ -360,7 +361,9 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
   )
   command = [sys.executable, "-c", script, str(tmp_path), "12", *IMAGES]
   env = os.environ | {"PYTHONPATH": str(ROOT)}
-  done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    command, env=env, capture_output=True, text=True, check=False, timeout=60
+  )
   assert "OSError" in done.stderr and "make room, or give another" in done.stderr
   assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
@@ -447,6 +450,20 @@ def test_the_verb_makes_all_and_mends(
   for split, rows in before.items():
     again = Study(shared, built).pixels(split)
     np.testing.assert_array_equal(again[np.arange(10)], rows)
+
+
+def test_damaged_lists_are_refused(built: Path) -> None:
+  study = Study(config(), built)
+  study.pixels("imax_test")
+  for name in ("encoder_key/key", "images/imax_test/images"):
+    path = built / name
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"a", b"b", 1))
+    with pytest.raises(
+      ValueError, match=f"{path}: was changed.*; delete {path.parent}"
+    ):
+      Study(config(), built).pixels("imax_test")
+    path.write_bytes(data)
 
 
 def test_kept_features_need_a_frozen_encoder(built: Path) -> None:

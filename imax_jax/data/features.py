@@ -80,15 +80,15 @@ def save(path: Path, value: Any) -> None:
     part.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
-def load(path: Path) -> Any:
+def load(path: Path, remedy: str) -> Any:
   """What `save` wrote.
 
   Raises:
-    ValueError: other bytes than were written; does not say what to do.
+    ValueError: other bytes than were written; says what to do, the `remedy`.
   """
   said, _, text = path.read_bytes().partition(b"\n")
   if hashlib.sha256(text).hexdigest().encode() != said:
-    raise ValueError(f"{path}: was changed since it was made")
+    raise ValueError(f"{path}: was changed since it was made; {remedy}")
   return json.loads(text)
 
 
@@ -164,18 +164,19 @@ class Store:
     Raises:
       ValueError: a shard of another encoder.
     """
-    removed = 0
+    removed, removing = 0, "removed, its images are to be encoded again"
     if not self.folder.exists():
       return removed
     with self._writing():
       for index in sorted(self.folder.glob(f"*{_INDEX}")):
         shard = index.with_suffix(_SHARD)
         try:
-          facts = self._facts(index)
+          facts = self._facts(index, removing)
           if sha256_of(shard) != facts["sha256"]:
-            raise ValueError(f"{shard}: was changed since it was made")
+            raise ValueError(f"{shard}: was changed since it was made; {removing}")
         except ValueError as error:
-          logging.warning("%s; removed, its images are to be encoded again", error)
+          logging.warning("%s", error)
+          self._readers.pop(shard, None)
           index.unlink()
           shard.unlink(missing_ok=True)
           removed += 1
@@ -292,22 +293,19 @@ class Store:
     """{image: (shard, record)} of all finished shards."""
     places: dict[str, tuple[Path, int]] = {}
     for index in sorted(self.folder.glob(f"*{_INDEX}")):
-      try:
-        facts = self._facts(index)
-      except ValueError as error:
-        raise ValueError(f"{error}; {_REMEDY}") from None
+      facts = self._facts(index, _REMEDY)
       self._check_encoder(index, facts)
       for number, image in enumerate(facts["images"]):
         places.setdefault(image, (index.with_suffix(_SHARD), number))
     return places
 
-  def _facts(self, index: Path) -> dict[str, Any]:
-    """A finished shard's; raises a ValueError that does not say what to do."""
-    facts = load(index)
+  def _facts(self, index: Path, remedy: str) -> dict[str, Any]:
+    """What the index says of its shard; raises a ValueError if either was changed."""
+    facts = load(index, remedy)
     shard = index.with_suffix(_SHARD)
     size = shard.stat().st_size if shard.is_file() else 0
     if size != facts["size"]:
-      raise ValueError(f"{shard}: {size:,} bytes, expected {facts['size']:,}")
+      raise ValueError(f"{shard}: {size:,} bytes, expected {facts['size']:,}; {remedy}")
     return dict(facts)
 
   def _check_encoder(self, index: Path, facts: Mapping[str, Any]) -> None:
