@@ -128,6 +128,10 @@ def train() -> ConfigDict:
   t.sample_ratios = dict.fromkeys(schema.TASKS, 0.0)
   t.weighting = "entry"  # or "token": what an answer's tokens weigh together, or each
   t.task_weights = dict.fromkeys(schema.TASKS, 1.0)
+  # "cache": a frozen encoder runs once an image, its output is kept on disk in bfloat16;
+  # "step": it runs in every step.
+  t.features = "cache"
+  t.features_folder = ""  # in the work directory; or one that several share
   t.peak_lr = 7e-3
   t.final_lr = 7e-4
   t.warmup_fraction = 0.1

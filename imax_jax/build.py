@@ -17,6 +17,7 @@ from absl import logging
 
 from imax_jax import choices
 from imax_jax import progress
+from imax_jax import runs
 from imax_jax import selection
 from imax_jax.data import builder
 from imax_jax.data import interchange
@@ -101,6 +102,25 @@ def select(study: Study) -> None:
     manifest.write(folder, [], selection.inputs_of(selected.intake))
 
   _at_station(study, "selection", make)
+
+
+def encode(study: Study) -> None:
+  """The frozen encoder's features of all images: checks what is kept, makes the rest."""
+  if not study.keeps_features:
+    raise UsageError(
+      "encode: --config.train.features=step keeps no features; give cache to keep them"
+    )
+  found = {split: study.records(split) for split in runs.splits_of(study)}
+  store = study.store
+  removed = store.check() if study.is_chief else 0
+  study.ledger.meet("features/checked")
+  for split in found:
+    study.pixels(split)
+  counts = ", ".join(f"{len(records):,} of {split}" for split, records in found.items())
+  sys.stdout.write(
+    f"{store.folder}: features of {counts} ({store.size() / 1e6:,.1f} MB); {removed} "
+    "damaged shards made anew\n"
+  )
 
 
 def _at_station(

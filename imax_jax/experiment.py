@@ -133,20 +133,14 @@ def train(study: Study) -> None:
   ]
   planned = {name: runs.plan(study, name) for name in names}  # all, before one begins
   for name, plan in planned.items():
-    records, pixels = _split(study, runs.split_of(name))
+    records, pixels = runs.examples_of(study, runs.split_of(name))
     runs.fit(study, name, records, pixels, **plan)
-
-
-def _split(
-  study: Study, split: str
-) -> tuple[Sequence[ImageRecord], Callable[[], np.ndarray]]:
-  return study.records(split), functools.partial(study.pixels, split)
 
 
 def pseudo(study: Study) -> None:
   """The three stages: label DMAX's missing tasks, pre-train on them, fine-tune."""
   choices.needs_thousandths(study.config.data, "pseudo")
-  records, pixels = _split(study, "dmax_train")
+  records, pixels = runs.examples_of(study, "dmax_train")
   for seed in study.config.seeds:
     primary = functools.partial(
       runs.weights_of, study, study.workdir / "runs" / f"dmax-s{seed}"
@@ -224,6 +218,7 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
     inputs = {
       "checkpoint": ledger.stamps(folder),
       "foundation": study.parameters.digest,
+      "features": study.keeps_features,
       "prompt": plain(study.config.prompt),
       "data": study.require_data(),
       "max_new_tokens": study.config.evaluate.max_new_tokens,
@@ -338,6 +333,7 @@ _STATIONS: dict[str, Callable[[Study], None]] = {
   "build": build_lib.build,
   "select": build_lib.select,
   "convert": convert,
+  "encode": build_lib.encode,
   "train": train,
   "pseudo": pseudo,
   "evaluate": evaluate,

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from imax_jax import encoder as encoder_lib
 from imax_jax import mesh as mesh_lib
 from imax_jax import progress
 from imax_jax import runs
@@ -31,11 +32,11 @@ from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.phantom import cohort
 from imax_jax.data.phantom import hospital
 from imax_jax.data.phantom import practice
+from imax_jax.encoder import AT_ONCE
 from imax_jax.ledger import plain
 from imax_jax.schema import TASKS
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
-from imax_jax.study import AT_ONCE
 from imax_jax.study import Study
 from imax_jax.train import dense
 from imax_jax.train import loop
@@ -231,7 +232,7 @@ def _train_decoder(config: ConfigDict, study: Study) -> None:
 
   def encode(folder: Path) -> None:
     pixels = np.load(study.workdir / "films" / "pixels.npy", mmap_mode="r")
-    encode = study.encoder()
+    encode = encoder_lib.make(study.own_parameters, np.float16)
     with progress.bar("encoding practice films") as tick:
       features = []
       for start in range(0, len(pixels), AT_ONCE):

@@ -214,7 +214,7 @@ class Ledger:
     work = folder.with_name(f".{folder.name}.new") if aside else folder
     mark = self._read(folder)
     # All read before any writes, or they would not agree on what there is to do.
-    self._meet(f"{name}/read")
+    self.meet(f"{name}/read")
     if mark.get("fingerprint") == digest and "finished" in mark:
       return folder
     before = mark.get("seconds", 0.0) if resumable else 0.0
@@ -223,7 +223,7 @@ class Ledger:
       same = mark.get("fingerprint") == digest
       why = "it was interrupted" if same else "inputs have changed"
       self._begin(work, name, record, "" if resumable and same else why)
-    self._meet(f"{name}/begun")
+    self.meet(f"{name}/begun")
     start = time.time()
     try:
       if self._chief or together:
@@ -244,7 +244,7 @@ class Ledger:
       if aside:
         self._replace(folder, work, name, why)
       logging.info("%s: done in %.1f s", name, seconds)
-    self._meet(f"{name}/done")
+    self.meet(f"{name}/done")
     return folder
 
   def _begin(self, work: Path, name: str, record: dict[str, Any], why: str) -> None:
@@ -276,7 +276,7 @@ class Ledger:
     finally:
       self._alone = outside
 
-  def _meet(self, name: str) -> None:
+  def meet(self, name: str) -> None:
     """Waits for all processes, unless they wait at the end of a station around this."""
     if not self._alone:
       self._barrier(name)

@@ -88,6 +88,9 @@ Without a verb the config's own list runs. What is done already is not done agai
   convert   published weights -> WORKDIR/foundation, which the config's model starts from
               … --config configs/imax_7b.py --config.published.encoder=eva_vit_g.pth \\
                 --config.published.decoder=Llama-2-7b-chat-hf convert
+  encode    the frozen encoder's features, which train keeps: checked, and made if missing
+              … encode
+              … encode --config.train.features_folder=FOLDER   shared by work directories
   train     DMAX, IMAX and the step-matched control, one run a seed
               … train --config.seeds=0,1
   pseudo    the three-stage strategy: label DMAX's missing tasks, pre-train, fine-tune

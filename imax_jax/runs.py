@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.costs import accelerators
 from imax_jax.costs import products
+from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
 from imax_jax.ledger import differing
 from imax_jax.ledger import plain
@@ -35,7 +37,8 @@ from imax_jax.train import validation
 FINAL = "final"
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
 _NOT_OF_A_RUN = (
-  "runs", "epochs", "save_steps", "keep", "watchdog_seconds", "trackers", "profile"
+  "runs", "epochs", "save_steps", "keep", "watchdog_seconds", "trackers", "profile",
+  "features", "features_folder",
 )  # fmt: skip
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
@@ -75,7 +78,7 @@ def fit(
   study: Study,
   name: str,
   found: Sequence[ImageRecord],
-  pixels: Callable[[], np.ndarray],
+  pixels: Callable[[], np.ndarray | Features],
   *,
   seed: int,
   num_steps: int,
@@ -171,6 +174,7 @@ def _facts(
     "train": plain({key: t[key] for key in t if key not in _NOT_OF_A_RUN}),
     "model": plain(study.config.model),
     "trainable": plain(study.config.trainable),
+    "features": study.keeps_features,  # rounded; refused now where there can be none
     "prompt": plain(study.config.prompt),
     "foundation": study.parameters.digest,
     **inputs,
@@ -191,6 +195,20 @@ def stages_of(study: Study) -> tuple[stages.Stage, ...]:
 def split_of(name: str) -> str:
   """The split that a run without pseudo labels trains on."""
   return "imax_train" if name.startswith("imax-") else "dmax_train"
+
+
+def examples_of(
+  study: Study, split: str
+) -> tuple[Sequence[ImageRecord], Callable[[], np.ndarray | Features]]:
+  """What `fit` is given of a split."""
+  return study.records(split), functools.partial(study.pixels, split)
+
+
+def splits_of(study: Study) -> list[str]:
+  """The splits whose images the config's verbs look at."""
+  found = {split_of(f"{run}-s") for run in study.config.train.runs}
+  asked = {"pseudo": "dmax_train", "evaluate": "imax_test"}
+  return sorted(found | {asked[verb] for verb in study.config.verbs if verb in asked})
 
 
 def plan(study: Study, name: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ what depends on the change.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -23,11 +25,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from imax_jax import encoder as encoder_lib
 from imax_jax import ledger as ledger_lib
 from imax_jax import mesh as mesh_lib
 from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.data import builder
+from imax_jax.data import features as features_lib
 from imax_jax.data import images
 from imax_jax.data import packing
 from imax_jax.data import pipeline
@@ -35,6 +39,7 @@ from imax_jax.data import records
 from imax_jax.data import sources
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
 from imax_jax.data.records import TokenizedImage
@@ -48,7 +53,6 @@ from imax_jax.train import validation
 
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
-AT_ONCE = 64  # images that are decoded, encoded and written together
 SPLITS = ("imax_train", "imax_test", "dmax_train")
 
 
@@ -56,8 +60,8 @@ class UsageError(ValueError):
   """The command line is at fault: exit code 2."""
 
 
-def _reader(pixels: np.ndarray) -> Callable[[int], np.ndarray]:
-  """Pixels as they are; features, kept in half precision, in the model's own."""
+def _reader(pixels: np.ndarray | Features) -> Callable[[int], np.ndarray]:
+  """Pixels as they are; features, kept in half precision, as the encoder gives them."""
   dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
   return lambda i: np.asarray(pixels[i], dtype)
 
@@ -159,74 +163,97 @@ class Study:
   def entries(self, split: str) -> list[Any]:
     return [entry for record in self.records(split) for entry in record.entries]
 
-  def pixels(self, split: str) -> np.ndarray:
-    """uint8[n, H, W, C] of a split's images, or float16[n, P, D] from a frozen encoder.
+  def pixels(self, split: str) -> np.ndarray | Features:
+    """uint8[n, H, W, C] of a split's images, or features of them, float32[n, P, D].
 
-    An encoder that never changes need not run at every step: its output is kept. They
-    are made and written a few at a time, and one that is stopped goes on.
+    Both are kept on disk, made and written a few at a time; what is stopped goes on.
+
+    Raises:
+      ValueError: kept features were damaged.
     """
-    encoder, frozen = self.config.model.encoder, self.parameters.encoder_is_frozen
-    inputs = {
-      "data": self.require_data(),
-      "encoder": plain(encoder),
-      "foundation": self.parameters.digest,
-      "features": frozen,
-    }
+    return self._features(split) if self.keeps_features else self._decoded(split)
+
+  @cached_property
+  def keeps_features(self) -> bool:
+    """Whether an encoder that never changes runs once an image, and not at every step.
+
+    Raises:
+      UsageError: it is trained, or `train.features` is neither "cache" nor "step".
+    """
+    said = self.config.train.features
+    if said not in ("cache", "step"):
+      raise UsageError(f"--config.train.features={said}: expected cache or step")
+    if said == "cache" and not self.parameters.encoder_is_frozen:
+      raise UsageError(
+        "--config.train.features=cache: the encoder is trained, so what it gives changes "
+        "with every step; give --config.train.features=step, or freeze encoder/.* in "
+        "trainable"
+      )
+    return bool(said == "cache")
+
+  def _decoded(self, split: str) -> np.ndarray:
+    encoder, found = self.config.model.encoder, self.records(split)
+    size = (encoder.image_px, encoder.image_px, encoder.channels)
 
     def make(folder: Path) -> None:
-      found = self.records(split)
-      size = (encoder.image_px, encoder.image_px, encoder.channels)
-      shape = self._feature_shape if frozen else size
       path, mark = folder / "pixels.npy", folder / "written.json"
       done = json.loads(mark.read_text("utf8"))["images"] if mark.is_file() else 0
       kept = np.lib.format.open_memmap(
-        path,
-        mode="r+" if done else "w+",
-        dtype=np.float16 if frozen else np.uint8,
-        shape=(len(found), *shape),
+        path, mode="r+" if done else "w+", dtype=np.uint8, shape=(len(found), *size)
       )
-      encode = self.encoder() if frozen else lambda pixels: pixels
-      title = f"{'encoding' if frozen else 'decoding'} {split}"
-      with progress.bar(title) as tick:
-        for start in range(done, len(found), AT_ONCE):
-          stop = min(start + AT_ONCE, len(found))
-          pixels = np.stack(
-            [images.to_pixels(found[i].image, *size[1:]) for i in range(start, stop)]
-          )
-          kept[start:stop] = encode(pixels)
+      with progress.bar(f"decoding {split}") as tick:
+        for start in range(done, len(found), encoder_lib.AT_ONCE):
+          stop = min(start + encoder_lib.AT_ONCE, len(found))
+          for i in range(start, stop):
+            kept[i] = images.to_pixels(found[i].image, *size[1:])
           kept.flush()
           ledger_lib.write_json(mark, {"images": stop})
           tick(stop, len(found))
 
+    inputs = {"data": self.require_data(), "size": size}
     folder = self.ledger.station(f"pixels/{split}", inputs, make, resumable=True)
     return np.load(folder / "pixels.npy", mmap_mode="r")
 
-  @property
-  def _feature_shape(self) -> tuple[int, int]:
-    """P, D of the encoder's output."""
-    encoder = self.config.model.encoder
-    return (encoder.image_px // encoder.patch_px) ** 2, encoder.width
+  @cached_property
+  def store(self) -> features_lib.Store:
+    """The features of the frozen encoder, of whatever images."""
+    encoder, t = self.config.model.encoder, self.config.train
+    inputs = {"encoder": plain(encoder), "foundation": self.parameters.digest}
 
-  def encoder(self) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8[n, H, W, C] -> float16[n, P, D] by the frozen encoder, on this process's devices.
+    def make(folder: Path) -> None:
+      key = encoder_lib.key_of(self.own_parameters, plain(encoder))
+      features_lib.save(folder / "key", key)
 
-    For n up to `AT_ONCE`; fewer are padded, so that it is compiled once.
-    """
-    parameters = self.own_parameters
-    where = mesh_lib.row_sharding(parameters.mesh)
-    shards = mesh_lib.num_row_shards(parameters.mesh)
-    rows = shards * math.ceil(AT_ONCE / shards)
-    params = {"encoder": parameters.init(0)["encoder"]}
-    model = parameters.model
-    apply = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode"))
+    folder = self.ledger.station("encoder_key", inputs, make)
+    key = features_lib.load(folder / "key", f"delete {folder} and run again")
+    around = Path(t.features_folder or self.workdir / "features")
+    patches = (encoder.image_px // encoder.patch_px) ** 2
+    return features_lib.Store(around / key[:16], key, (patches, encoder.width))
 
-    def encode(pixels: np.ndarray) -> np.ndarray:
-      padded = np.zeros((rows, *pixels.shape[1:]), pixels.dtype)
-      padded[: len(pixels)] = pixels
-      features: Any = apply(params, jax.device_put(padded, where))
-      return np.asarray(features)[: len(pixels)].astype(np.float16)
+  def _features(self, split: str) -> Features:
+    found, store, px = self.records(split), self.store, self.config.model.encoder
+    encoder = functools.cache(
+      lambda: encoder_lib.make(self.own_parameters, features_lib.DTYPE)
+    )
 
-    return encode
+    def make(folder: Path) -> None:
+      hashes = [hashlib.sha256(found[i].image).hexdigest() for i in range(len(found))]
+      features_lib.save(folder / "images", hashes)
+
+    def encode(numbers: Sequence[int]) -> np.ndarray:
+      pixels = [
+        images.to_pixels(found[i].image, px.image_px, px.channels) for i in numbers
+      ]
+      return encoder()(np.stack(pixels))
+
+    inputs = {"data": self.require_data()}
+    folder = self.ledger.station(f"images/{split}", inputs, make)
+    hashes = features_lib.load(folder / "images", f"delete {folder} and run again")
+    if self.is_chief:
+      with progress.bar(f"encoding {split}") as tick:
+        store.fill(hashes, encode, at_once=encoder_lib.AT_ONCE, progress=tick)
+    self.ledger.meet(f"features/{split}")
+    return Features(store, hashes)
 
   def release(self) -> None:
     """Lets go of all weights, for work that needs the room."""
@@ -236,7 +263,7 @@ class Study:
   def batches(
     self,
     found: Sequence[ImageRecord],
-    pixels: Callable[[], np.ndarray],
+    pixels: Callable[[], np.ndarray | Features],
     *,
     num_steps: int,
     seed: int,
@@ -330,7 +357,7 @@ class Study:
   def answer(
     self,
     trainable: Mapping[str, Any],
-    pixels: np.ndarray,
+    pixels: np.ndarray | Features,
     asked: Sequence[tuple[int, str]],
     title: str,
   ) -> list[str]:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch" / "local.sh"
 TINY = f"{ROOT}/configs/phantom.py:tiny"
 RUN = "imax-s0"
+MADE_BY_TRAINING = ("runs", "features", "encoder_key")
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
@@ -66,6 +67,7 @@ VALUES = tree_lib.unflatten({
 })
 
 class Rows:
+  examples_per_step = 8
   def __len__(self):
     return STEPS
   def __getitem__(self, step):
@@ -232,7 +234,7 @@ def weights(workdir: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("mesh", ["data", "fsdp"])
 def test_two_processes_train_as_one(alone, mesh):
   shutil.copytree(
-    alone / "alone", alone / mesh, ignore=shutil.ignore_patterns("runs", "pixels")
+    alone / "alone", alone / mesh, ignore=shutil.ignore_patterns(*MADE_BY_TRAINING)
   )
   launch(alone, mesh, mesh, "train", processes=2)
   one = metrics.read_metrics(alone / "alone" / "runs" / RUN / "metrics.jsonl")
@@ -257,7 +259,7 @@ def test_a_signal_to_one_process_ends_all_at_one_step(alone):
   """Each has saved the same step, and says so with 75 (R6)."""
   work = alone / "preempted"
   shutil.copytree(
-    alone / "alone", work, ignore=shutil.ignore_patterns("runs", "pixels")
+    alone / "alone", work, ignore=shutil.ignore_patterns(*MADE_BY_TRAINING)
   )
   command = [LAUNCH, "--processes", "2", f"{alone}/config.py:data", work]
   command += ["--config.train.epochs=2000", "train"]

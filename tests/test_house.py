@@ -29,6 +29,7 @@ FLOORS = (
   ("imax_jax.report", 3),
   ("imax_jax.study", 4),
   ("imax_jax.parameters", 4),
+  ("imax_jax.encoder", 4),
   ("imax_jax.choices", 4),
   ("imax_jax.selection", 4),
   ("imax_jax.build", 4),

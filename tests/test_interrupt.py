@@ -126,6 +126,7 @@ class Stuck:
   def __init__(self):
     self.clean = toy.make_batches()
     self.names = self.clean.names
+    self.examples_per_step = self.clean.examples_per_step
   def __len__(self):
     return len(self.clean)
   def __getitem__(self, step):

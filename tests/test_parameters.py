@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import phantom
+from imax_jax import encoder as encoder_lib
 from imax_jax import mesh as mesh_lib
-from imax_jax import study as study_lib
 from imax_jax import tree
+from imax_jax.data import features
 from imax_jax.data import images
 from imax_jax.models import storage
 from imax_jax.parameters import Foundation
@@ -145,7 +147,8 @@ def test_images_are_encoded_a_few_at_a_time_and_go_on(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   """Memory is that of a few, and what was encoded before a stop is not encoded again."""
-  monkeypatch.setattr(study_lib, "AT_ONCE", 4)
+  monkeypatch.setattr(encoder_lib, "AT_ONCE", 4)
+  monkeypatch.setattr(features, "IMAGES_PER_SHARD", 4)
   rng = np.random.default_rng(0)
   films = rng.integers(0, 256, (10, 64, 64), np.uint8)
   found = [
@@ -154,10 +157,10 @@ def test_images_are_encoded_a_few_at_a_time_and_go_on(
   ]
   monkeypatch.setattr(Study, "records", lambda self, split: found)
   monkeypatch.setattr(Study, "require_data", lambda self: "made")
-  encoder, sizes = Study.encoder, []
+  make, sizes = encoder_lib.make, []
 
-  def watched(self: Study, most: int = 10**9) -> Any:
-    encode = encoder(self)
+  def watched(parameters: Parameters, dtype: Any, most: int = 10**9) -> Any:
+    encode = make(parameters, dtype)
 
     def count(pixels: np.ndarray) -> np.ndarray:
       if len(sizes) == most:
@@ -168,19 +171,20 @@ def test_images_are_encoded_a_few_at_a_time_and_go_on(
     return count
 
   c = config()
-  monkeypatch.setattr(Study, "encoder", lambda self: watched(self, 2))
+  monkeypatch.setattr(encoder_lib, "make", partial(watched, most=2))
   with pytest.raises(KeyboardInterrupt):
     Study(c, tmp_path).pixels("imax_train")
   assert sizes == [4, 4]
-  monkeypatch.setattr(Study, "encoder", watched)
+  monkeypatch.setattr(encoder_lib, "make", watched)
   study = Study(c, tmp_path)
   got = study.pixels("imax_train")
-  assert sizes == [4, 4, 2] and got.dtype == np.float16
+  assert sizes == [4, 4, 2] and got.dtype == np.float32
   px, channels = c.model.encoder.image_px, c.model.encoder.channels
   pixels = np.stack([images.to_pixels(one.image, px, channels) for one in found])
   params = study.parameters.init(0)
   want = study.model.apply({"params": params}, pixels, method="encode")
-  np.testing.assert_allclose(got, want, atol=2e-3)  # half precision
+  # bfloat16 rounds by half of 2^-8 at most.
+  np.testing.assert_allclose(got[np.arange(10)], want, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", storage.QUANTIZED)

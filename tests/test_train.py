@@ -306,6 +306,7 @@ class Poisoned:
   def __init__(self, step: int) -> None:
     self.clean, self.step = make_batches(), step
     self.names = self.clean.names
+    self.examples_per_step = self.clean.examples_per_step
 
   def __len__(self) -> int:
     return len(self.clean)

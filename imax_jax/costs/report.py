@@ -164,7 +164,7 @@ def _batch(study: Study, rows: int) -> dict[str, Any]:
   side = encoder.image_px // encoder.patch_px
   pixels = (
     jax.ShapeDtypeStruct((images, side * side, encoder.width), jnp.float32)
-    if study.parameters.encoder_is_frozen
+    if study.keeps_features
     else jax.ShapeDtypeStruct(
       (images, encoder.image_px, encoder.image_px, encoder.channels), jnp.uint8
     )

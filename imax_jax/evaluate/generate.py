@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from imax_jax.data import records
 from imax_jax.data import templates
+from imax_jax.data.features import Features
 from imax_jax.models.decoder import Cache
 from imax_jax.models.vlm import Vlm
 
@@ -73,7 +74,7 @@ class Generator:
   def __call__(
     self,
     params: Any,
-    pixels: np.ndarray,
+    pixels: np.ndarray | Features,
     prompts: Sequence[tuple[int, str]],
     *,
     max_new_tokens: int | None = None,
@@ -143,7 +144,7 @@ class Generator:
         ]
       yield images, chunks
 
-  def _take(self, pixels: np.ndarray, images: Sequence[int]) -> np.ndarray:
+  def _take(self, pixels: np.ndarray | Features, images: Sequence[int]) -> np.ndarray:
     """These images, and the first again until there are `self.images`."""
     padded = [*images, *[images[0]] * (self.images - len(images))]
     return np.asarray(pixels[np.array(padded)])
