@@ -39,13 +39,13 @@ from ml_collections import ConfigDict
 
 from configs import imax_7b
 from imax_jax import mesh as mesh_lib
-from imax_jax import runs
 from imax_jax import tree as tree_lib
 from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
 from imax_jax.evaluate.generate import Generator
+from imax_jax.models import vlm
 from imax_jax.parameters import ASSETS
 from imax_jax.parameters import Parameters
 from imax_jax.train import optim
@@ -232,7 +232,7 @@ def start(options: argparse.Namespace, log: Log) -> None:
   rows, tokens = arrays["text"].shape
   log.say(f"batch: {rows} row of {tokens} tokens, {num_slots} of them the image's")
 
-  loss_of = jax.jit(runs.row_loss(parameters.model))
+  loss_of = jax.jit(vlm.row_loss(parameters.model))
   with log.phase("forward: compile"):
     forward = loss_of.lower(trainable, frozen, batch).compile()
   log.say(_needs(forward))
@@ -264,7 +264,7 @@ def train(
 ) -> Any:
   """The trainable weights after `_NUM_STEPS` updates on the same batch."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  loss = runs.batch_loss(parameters.model)
+  loss = vlm.batch_loss(parameters.model)
   step: Any = make_train_step(loss, optimizer, shardings=shardings)
   with log.phase("step: trace"):
     lowered = step.lower(state, frozen, batch)

@@ -42,7 +42,7 @@ from imax_jax import tree as tree_lib
 from imax_jax.data import records
 from imax_jax.data.pipeline import Batches
 from imax_jax.models.vlm import Vlm
-from imax_jax.runs import batch_loss
+from imax_jax.models.vlm import batch_loss
 from imax_jax.train.optim import Optimizer
 from imax_jax.train.optim import make_optimizer
 from imax_jax.train.state import init_state

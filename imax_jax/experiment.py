@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from imax_jax import build as build_lib
 from imax_jax import choices
 from imax_jax import deliver
+from imax_jax import feed
 from imax_jax import ledger
 from imax_jax import parameters
 from imax_jax import predict as predict_lib
@@ -37,6 +38,7 @@ from imax_jax.fisher import gram
 from imax_jax.fisher import measure
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.models import vlm
 from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
@@ -275,14 +277,14 @@ def fisher(study: Study) -> None:
   f = study.config.fisher
   seed = study.config.seeds[0]
   _, frozen = study.own_parameters.split(seed)
-  loss = runs.row_loss(study.model)
+  loss = vlm.row_loss(study.model)
   for name in f.runs:
     split = f"{name}_train"
     folder = study.workdir / "runs" / f"{name}-s{seed}"
     inputs = runs.fisher_inputs(study, f"{name}-s{seed}")
 
     def make(out: Path, split: str = split, run: Path = folder) -> None:
-      batches = study.samples(split, f.num_groups, f.group_size, f.seed)
+      batches = feed.samples(study, split, f.num_groups, f.group_size, f.seed)
       found = []
       for phase, _ in f.phases:
         trainable = runs.weights_of(study, run, phase)

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
+from imax_jax import feed
 from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.costs import accelerators
 from imax_jax.costs import products
 from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import EntryBatches
 from imax_jax.ledger import differing
 from imax_jax.ledger import plain
-from imax_jax.models.vlm import Vlm
+from imax_jax.models import vlm
 from imax_jax.pseudo import stages
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
@@ -42,36 +43,6 @@ _NOT_OF_A_RUN = (
 )  # fmt: skip
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
 _MATRICES = r".*(kernel|lora_[ab])"
-
-
-def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight.
-
-  To be made once and kept: jax compiles anew for each new function.
-  """
-
-  def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    params = tree_lib.merge(trainable, frozen)
-    found: Any = model.apply({"params": params}, batch, method="loss")
-    return found
-
-  return loss
-
-
-def batch_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """(trainable, frozen, batch, rng) -> the same summed over rows, with LoRA's dropout."""
-
-  def loss(
-    trainable: Any, frozen: Any, batch: Any, rng: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    params = tree_lib.merge(trainable, frozen)
-    found: Any = model.apply(
-      {"params": params}, batch, False, rngs={"dropout": rng}, method="loss"
-    )
-    total, weight = found
-    return total.sum(), weight.sum()
-
-  return loss
 
 
 def fit(
@@ -100,7 +71,6 @@ def fit(
   t = study.config.train
   trackers.check(t.trackers)
   facts = _facts(study, seed, num_steps, inputs, snapshots)
-  kept = facts["snapshots"]
 
   def make(folder: Path) -> None:
     initial, frozen = study.parameters.split(seed)
@@ -110,42 +80,64 @@ def fit(
       interrupt.Preemption().listening() as preempted,
       interrupt.Watchdog(t.watchdog_seconds).watching() as watchdog,
     ):
-      batches, held = study.batches(found, pixels, num_steps=num_steps, seed=seed)
-      sizes = ", ".join(f"{size.rows} x {size.row_tokens}" for size in batches.shapes)
-      logging.info("%s: batches of %s (rows x tokens)", name, sizes)
-      loss = row_loss(study.model)
-      evaluate = held and validation.evaluator(loss, frozen, held, study.mesh)
-      speed = _speed(study, batches)
-      loop.train(
-        model_loss=batch_loss(study.model),
-        trainable=trainable,
-        frozen=frozen,
-        optimizer=optimizer(study, trainable, num_steps),
-        batches=batches,
-        mesh=study.mesh,
-        workdir=folder,
-        seed=seed,
-        accumulate=t.accumulate,
-        save_steps=t.save_steps,
-        keep=t.keep,
-        snapshots=kept,
-        evaluators={"validation": evaluate} if evaluate else {},
-        evaluate_steps=t.validation.steps,
-        choose=(t.validation.metric, t.validation.patience),
-        max_skipped=t.max_skipped,
-        watchdog=watchdog,
-        preempted=preempted,
-        on_step=lambda step, total, loss: tick(
-          step, total, speed_lib.words(loss, speed(step))
-        ),
-        trackers=t.trackers,
-        profile=tuple(t.profile),
-      )
-      if evaluate:
-        best = snapshots_lib.restore(folder, validation.BEST, trainable)
-        snapshots_lib.save(folder, FINAL, best)
+      _train(
+        study, folder, trainable, frozen, facts,
+        feed.batches(study, found, pixels, num_steps=num_steps, seed=seed),
+        tick=tick, preempted=preempted, watchdog=watchdog,
+      )  # fmt: skip
 
   study.ledger.station(f"runs/{name}", facts, make, resumable=True, together=True)
+
+
+def _train(
+  study: Study,
+  folder: Path,
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  facts: Mapping[str, Any],
+  fed: tuple[Batches, EntryBatches | None],
+  *,
+  tick: progress.Tick,
+  preempted: Callable[[int], bool],
+  watchdog: interrupt.Watchdog,
+) -> None:
+  """The run in its folder, with what watches over it."""
+  t, (batches, held) = study.config.train, fed
+  sizes = ", ".join(f"{size.rows} x {size.row_tokens}" for size in batches.shapes)
+  logging.info("%s: batches of %s (rows x tokens)", folder.name, sizes)
+  speed = _speed(study, batches)
+  evaluators = {}
+  if held is not None:
+    loss = vlm.row_loss(study.model)
+    evaluators["validation"] = validation.evaluator(loss, frozen, held, study.mesh)
+  loop.train(
+    model_loss=vlm.batch_loss(study.model),
+    trainable=trainable,
+    frozen=frozen,
+    optimizer=optimizer(study, trainable, facts["num_steps"]),
+    batches=batches,
+    mesh=study.mesh,
+    workdir=folder,
+    seed=facts["seed"],
+    accumulate=t.accumulate,
+    save_steps=t.save_steps,
+    keep=t.keep,
+    snapshots=facts["snapshots"],
+    evaluators=evaluators,
+    evaluate_steps=t.validation.steps,
+    choose=(t.validation.metric, t.validation.patience),
+    max_skipped=t.max_skipped,
+    watchdog=watchdog,
+    preempted=preempted,
+    on_step=lambda step, total, loss: tick(
+      step, total, speed_lib.words(loss, speed(step))
+    ),
+    trackers=t.trackers,
+    profile=tuple(t.profile),
+  )
+  if held is not None:
+    best = snapshots_lib.restore(folder, validation.BEST, trainable)
+    snapshots_lib.save(folder, FINAL, best)
 
 
 def _speed(study: Study, batches: Batches) -> speed_lib.Speed:
@@ -223,9 +215,9 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   built = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
   entries = built["splits"]["dmax_train"]["entries"]
   steps = {
-    "primary": study.num_steps(entries, t.epochs),
-    "pretrain": study.num_steps(entries, p.pretrain_epochs),
-    "finetune": study.num_steps(entries, p.finetune_epochs),
+    "primary": feed.num_steps(study, entries, t.epochs),
+    "pretrain": feed.num_steps(study, entries, p.pretrain_epochs),
+    "finetune": feed.num_steps(study, entries, p.finetune_epochs),
   }
   snapshots, num_steps = {}, steps["primary"]
   inputs: dict[str, Any] = {"data": study.require_data(), "split": split_of(name)}

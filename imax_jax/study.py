@@ -7,12 +7,9 @@ what depends on the change.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
-import math
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import cached_property
@@ -33,23 +30,17 @@ from imax_jax import tree as tree_lib
 from imax_jax.data import builder
 from imax_jax.data import features as features_lib
 from imax_jax.data import images
-from imax_jax.data import packing
-from imax_jax.data import pipeline
 from imax_jax.data import records
 from imax_jax.data import sources
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.features import Features
-from imax_jax.data.pipeline import Batches
-from imax_jax.data.pipeline import EntryBatches
-from imax_jax.data.records import TokenizedImage
 from imax_jax.evaluate import generate
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
 from imax_jax.parameters import Parameters
 from imax_jax.schema import ImageRecord
-from imax_jax.train import validation
 
 # The keys of the config's `data` that do not decide what is built.
 _HOW_AND_WHERE = {"root", "roots", "hospital", "workers", "beam", "max_quarantined"}
@@ -58,12 +49,6 @@ SPLITS = ("imax_train", "imax_test", "dmax_train")
 
 class UsageError(ValueError):
   """The command line is at fault: exit code 2."""
-
-
-def _reader(pixels: np.ndarray | Features) -> Callable[[int], np.ndarray]:
-  """Pixels as they are; features, kept in half precision, as the encoder gives them."""
-  dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
-  return lambda i: np.asarray(pixels[i], dtype)
 
 
 class Study:
@@ -259,86 +244,6 @@ class Study:
     """Lets go of all weights, for work that needs the room."""
     for name in ("parameters", "own_parameters"):
       self.__dict__.pop(name, None)
-
-  def batches(
-    self,
-    found: Sequence[ImageRecord],
-    pixels: Callable[[], np.ndarray | Features],
-    *,
-    num_steps: int,
-    seed: int,
-  ) -> tuple[Batches, EntryBatches | None]:
-    """The batches of a run over these images, and those of the patients held out of it.
-
-    Each process has its own share of both.
-
-    Args:
-      pixels: gives the images' pixels; asked for after every entry was tokenised, since
-        encoding takes hours and an entry that does not fit is found in seconds.
-    """
-    t = self.config.train
-    tokenized = self._tokenized(found)
-    patients = [found[i].patient_id for i in range(len(found))]
-    held = validation.held_out(patients, t.validation.fraction)
-    read = _reader(pixels())
-    share = mesh_lib.row_share(self.mesh)
-    batches = Batches(
-      [
-        dataclasses.replace(image, entries=()) if place in held else image
-        for place, image in enumerate(tokenized)
-      ],
-      read,
-      num_steps=num_steps,
-      entries_per_step=t.entries_per_step,
-      row_tokens=t.row_tokens,
-      row_multiple=t.row_multiple,
-      max_shapes=t.max_shapes,
-      seed=seed,
-      shuffle=t.shuffle,
-      sample_ratios=t.sample_ratios,
-      weighting=t.weighting,
-      task_weights=t.task_weights,
-      share_prefix=t.share_prefix,
-      accumulate=t.accumulate,
-      **share._asdict(),
-    )
-    pairs = [(i, e) for i in sorted(held) for e in range(len(tokenized[i].entries))]
-    if not pairs:
-      return batches, None
-    rows = math.ceil(t.entries_per_step / share.num_shards) * share.num_shards
-    return batches, EntryBatches(
-      tokenized,
-      read,
-      pairs,
-      group_size=rows,
-      weight_of=packing.weigh(t.weighting, t.task_weights),
-      process_index=share.process_index,
-      process_count=share.process_count,
-    )
-
-  def samples(self, split: str, num_groups: int, size: int, seed: int) -> EntryBatches:
-    """Random entries of a split, for the Fisher information."""
-    tokenized = self._tokenized(self.records(split))
-    pairs = pipeline.draw(tokenized, num_groups, size, seed=seed)
-    read = _reader(self.pixels(split))
-    return EntryBatches(tokenized, read, pairs, group_size=size)
-
-  def _tokenized(self, found: Sequence[ImageRecord]) -> list[TokenizedImage]:
-    return [
-      records.tokenize_record(
-        found[i],
-        self.tokenizer,
-        num_slots=self.num_slots,
-        row_tokens=self.config.train.row_tokens,
-        style=self.style,
-      )
-      for i in range(len(found))
-    ]
-
-  def num_steps(self, num_entries: int, epochs: float) -> int:
-    """Optimiser steps of so many passes over the entries, rounded up."""
-    exact = num_entries * epochs / self.config.train.entries_per_step
-    return max(1, math.ceil(exact - 1e-9))  # 1.1 epochs of 50 are 55, not 56
 
   # ── Answers ─────────────────────────────────────────────────────────────────────
 

@@ -15,7 +15,7 @@ from test_train import pixels_of
 
 from imax_jax import tree as tree_lib
 from imax_jax.data.pipeline import Batches
-from imax_jax.runs import batch_loss
+from imax_jax.models.vlm import batch_loss
 from imax_jax.train.optim import Optimizer
 from imax_jax.train.state import init_state
 from imax_jax.train.step import make_train_step

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 from configs import phantom
 from imax_jax import encoder as encoder_lib
 from imax_jax import experiment
-from imax_jax import runs
+from imax_jax import feed
 from imax_jax.data import features
 from imax_jax.data.features import Features
 from imax_jax.data.features import Store
+from imax_jax.models import vlm
 from imax_jax.study import SPLITS
 from imax_jax.study import Study
 from imax_jax.study import UsageError
@@ -386,10 +387,10 @@ def losses(study: Study) -> tuple[np.ndarray, np.ndarray]:
   """Mean nll of the first steps, and their pixels."""
   trainable, frozen = study.parameters.split(0)
   found = study.records("dmax_train")
-  batches = study.batches(
-    found, lambda: study.pixels("dmax_train"), num_steps=4, seed=0
+  batches, _ = feed.batches(
+    study, found, lambda: study.pixels("dmax_train"), num_steps=4, seed=0
   )
-  loss = jax.jit(runs.row_loss(study.model))
+  loss = jax.jit(vlm.row_loss(study.model))
   values = []
   for step in range(4):
     total, weight = loss(trainable, frozen, batches[step])

@@ -35,6 +35,7 @@ from imax_jax.costs import hlo
 from imax_jax.costs import products
 from imax_jax.costs.page import Report
 from imax_jax.costs.page import page
+from imax_jax.models import vlm
 from imax_jax.study import Study
 from imax_jax.train.state import TrainState
 from imax_jax.train.state import init_state
@@ -123,7 +124,7 @@ def _step(study: Study, rows: int) -> tuple[TrainState, Any, dict[str, Any], Any
   optimizer = runs.optimizer(study, trainable, num_steps=1000)
   state = abstract_state(trainable, optimizer.update, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step = make_train_step(runs.batch_loss(study.model), optimizer, shardings=shardings)
+  step = make_train_step(vlm.batch_loss(study.model), optimizer, shardings=shardings)
   return state, frozen, _batch(study, rows), step
 
 

@@ -6,6 +6,7 @@ text ────────────embed───────────�
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from imax_jax import schema
+from imax_jax import tree as tree_lib
 from imax_jax.models import attention
 from imax_jax.models import loss as loss_lib
 from imax_jax.models.connector import Connector
@@ -154,3 +156,36 @@ class Vlm(nn.Module):
     text = self.llm.embed(batch["text"])
     picked = image_tokens[jnp.maximum(image, 0), jnp.maximum(slot, 0)]
     return jnp.where((slot >= 0)[..., None], picked.astype(text.dtype), text)
+
+
+# A model's loss as a function of its weights.
+
+
+def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight.
+
+  To be made once and kept: jax compiles anew for each new function.
+  """
+
+  def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    params = tree_lib.merge(trainable, frozen)
+    found: Any = model.apply({"params": params}, batch, method="loss")
+    return found
+
+  return loss
+
+
+def batch_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(trainable, frozen, batch, rng) -> the same summed over rows, with LoRA's dropout."""
+
+  def loss(
+    trainable: Any, frozen: Any, batch: Any, rng: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    params = tree_lib.merge(trainable, frozen)
+    found: Any = model.apply(
+      {"params": params}, batch, False, rngs={"dropout": rng}, method="loss"
+    )
+    total, weight = found
+    return total.sum(), weight.sum()
+
+  return loss

@@ -1,0 +1,111 @@
+"""What a run is fed with: images and their entries -> batches, as the config says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import numpy as np
+
+from imax_jax import mesh as mesh_lib
+from imax_jax.data import packing
+from imax_jax.data import pipeline
+from imax_jax.data import records
+from imax_jax.data.features import Features
+from imax_jax.data.pipeline import Batches
+from imax_jax.data.pipeline import EntryBatches
+from imax_jax.data.records import TokenizedImage
+from imax_jax.schema import ImageRecord
+from imax_jax.study import Study
+from imax_jax.train import validation
+
+
+def batches(
+  study: Study,
+  found: Sequence[ImageRecord],
+  pixels: Callable[[], np.ndarray | Features],
+  *,
+  num_steps: int,
+  seed: int,
+) -> tuple[Batches, EntryBatches | None]:
+  """The batches of a run over these images, and those of the patients held out of it.
+
+  Each process has its own share of both.
+
+  Args:
+    pixels: gives the images' pixels; asked for after every entry was tokenised, since
+      encoding takes hours and an entry that does not fit is found in seconds.
+  """
+  t = study.config.train
+  tokenized = _tokenized(study, found)
+  patients = [found[i].patient_id for i in range(len(found))]
+  held = validation.held_out(patients, t.validation.fraction)
+  read = _reader(pixels())
+  share = mesh_lib.row_share(study.mesh)
+  trained = Batches(
+    [
+      dataclasses.replace(image, entries=()) if place in held else image
+      for place, image in enumerate(tokenized)
+    ],
+    read,
+    num_steps=num_steps,
+    entries_per_step=t.entries_per_step,
+    row_tokens=t.row_tokens,
+    row_multiple=t.row_multiple,
+    max_shapes=t.max_shapes,
+    seed=seed,
+    shuffle=t.shuffle,
+    sample_ratios=t.sample_ratios,
+    weighting=t.weighting,
+    task_weights=t.task_weights,
+    share_prefix=t.share_prefix,
+    accumulate=t.accumulate,
+    **share._asdict(),
+  )
+  if not held:
+    return trained, None
+  return trained, EntryBatches(
+    tokenized,
+    read,
+    [(i, e) for i in sorted(held) for e in range(len(tokenized[i].entries))],
+    group_size=math.ceil(t.entries_per_step / share.num_shards) * share.num_shards,
+    weight_of=packing.weigh(t.weighting, t.task_weights),
+    process_index=share.process_index,
+    process_count=share.process_count,
+  )
+
+
+def samples(
+  study: Study, split: str, num_groups: int, size: int, seed: int
+) -> EntryBatches:
+  """Random entries of a split, for the Fisher information."""
+  tokenized = _tokenized(study, study.records(split))
+  pairs = pipeline.draw(tokenized, num_groups, size, seed=seed)
+  return EntryBatches(tokenized, _reader(study.pixels(split)), pairs, group_size=size)
+
+
+def num_steps(study: Study, num_entries: int, epochs: float) -> int:
+  """Optimiser steps of so many passes over the entries, rounded up."""
+  exact = num_entries * epochs / study.config.train.entries_per_step
+  return max(1, math.ceil(exact - 1e-9))  # 1.1 epochs of 50 are 55, not 56
+
+
+def _tokenized(study: Study, found: Sequence[ImageRecord]) -> list[TokenizedImage]:
+  return [
+    records.tokenize_record(
+      found[i],
+      study.tokenizer,
+      num_slots=study.num_slots,
+      row_tokens=study.config.train.row_tokens,
+      style=study.style,
+    )
+    for i in range(len(found))
+  ]
+
+
+def _reader(pixels: np.ndarray | Features) -> Callable[[int], np.ndarray]:
+  """Pixels as they are; features, kept in half precision, as the encoder gives them."""
+  dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
+  return lambda i: np.asarray(pixels[i], dtype)
