@@ -135,6 +135,7 @@ def train(
         for name in sorted(name for name, at in snapshots.items() if at == step):
           writer.flush(num_steps)  # raises if these weights come of a bad step
           with watchdog.paused():
+            checkpointer.wait()  # orbax takes two saves at once for one another
             snapshots_lib.save(workdir, name, state.trainable)
         if due:
           writer.flush(num_steps)
