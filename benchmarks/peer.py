@@ -25,7 +25,6 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ import peft
 import torch
 import transformers
 
+from benchmarks import mix
 from imax_jax import mesh as mesh_lib
 from imax_jax import tree as tree_lib
 from imax_jax.data import records
@@ -52,14 +52,6 @@ from imax_jax.weights import peft as adapters
 
 _LR, _DECAY = 1e-3, 0.05
 _MATRICES = r".*(kernel|lora_[ab])"
-# Entries of each task in IMAX (the paper's Figure 2), and about how many tokens a prompt
-# and an answer of it have with LLaMA's tokenizer.
-_TASKS = {
-  "calculation": (54_684, 30, 7), "report": (45_715, 20, 90), "multi_class": (6_019, 45, 5),
-  "multi_label": (45_186, 70, 20), "rec": (51_045, 25, 18), "reg": (51_045, 40, 4),
-  "vqa": (100_901, 25, 4),
-}  # fmt: skip
-_ENTRIES_PER_IMAGE = 7.46
 
 
 def fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,31 +68,6 @@ def fields(options: argparse.Namespace) -> dict[str, Any]:
       "fold": True, "unroll": options.depth,  # what pays on a CPU
     },
   }  # fmt: skip
-
-
-def images(options: argparse.Namespace) -> list[records.TokenizedImage]:
-  """Invented ones: what is said does not matter to time."""
-  rng = np.random.default_rng(0)
-  share = np.array([count for count, _, _ in _TASKS.values()], float)
-  lengths = [sizes for _, *sizes in _TASKS.values()]
-  slots = options.image_tokens
-  prefix = np.array([1, 5, 6, 7, *[0] * slots, 8, 9], np.int32)
-  slot = np.array([-1] * 4 + [*range(slots)] + [-1] * 2, np.int32)
-  entry: Any = types.SimpleNamespace(task="vqa")
-
-  def ids(length: float) -> np.ndarray:
-    size = max(2, round(rng.normal(length, length / 5)))
-    return rng.integers(3, options.vocab, size).astype(np.int32)
-
-  found = []
-  for number in range(options.images):
-    count = max(1, rng.poisson(_ENTRIES_PER_IMAGE))
-    tasks = rng.choice(len(share), count, p=share / share.sum())
-    entries = tuple(
-      records.TokenizedEntry(*map(ids, lengths[task]), entry) for task in tasks
-    )
-    found.append(records.TokenizedImage(str(number), prefix, slot, entries))
-  return found
 
 
 # ── Ours ────────────────────────────────────────────────────────────────────────────
@@ -228,11 +195,11 @@ def main() -> None:
   parser.add_argument("--images", type=int, default=100)
   options = parser.parse_args()
   torch.set_num_threads(2)
-  found = images(options)
+  found = mix.images(options.images, options.image_tokens, options.vocab)
   rng = np.random.default_rng(1)
   features = rng.normal(size=(len(found), options.image_tokens, 64)).astype(np.float32)
   prefix = len(found[0].prefix_ids)
-  longest = max(entry.length for image in found for entry in image.entries)
+  longest = mix.longest(found)
 
   def layout(**kwargs: Any) -> Batches:
     return Batches(

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,35 @@ def test_what_is_saved_is_of_its_step(tmp_path: Path) -> None:
   found = keeper.restore(state(7.0))
   keeper.close()
   toy.assert_same_bits(found.state.trainable, state(0.0).trainable)
+
+
+def test_the_loop_goes_on_and_orbax_saves_one_thing_at_a_time(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Two saves at once would take each other's folders for their own."""
+  under_way, threads, seen = [0], [], []
+  begin, finish, keep = Checkpointer._begin, Checkpointer._finish, snapshots.save
+
+  def slow(self: Checkpointer, *args: Any) -> int:
+    under_way[0] += 1
+    threads.append(threading.current_thread().name)
+    time.sleep(0.2)
+    return begin(self, *args)
+
+  def done(self: Checkpointer, step: int) -> None:
+    finish(self, step)
+    under_way[0] -= 1
+
+  def look(*args: Any) -> None:
+    seen.append(under_way[0])
+    keep(*args)
+
+  monkeypatch.setattr(Checkpointer, "_begin", slow)
+  monkeypatch.setattr(Checkpointer, "_finish", done)
+  monkeypatch.setattr(snapshots, "save", look)
+  toy.run(tmp_path, save_steps=3, snapshots={"a": 4, "b": 7, "c": 12})
+  assert threads == ["checkpoint"] * 4
+  assert seen == [0, 0, 0]
 
 
 def test_what_is_not_sealed_was_not_finished(

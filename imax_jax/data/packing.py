@@ -183,9 +183,12 @@ class Planner:
     """(entries that fit so many tokens together with a prefix, the rest), in order."""
     taken: list[int] = []
     rest: list[int] = []
+    free = tokens - self._prefix
     for entry in entries:
-      fits = self._piece(image, [*taken, entry]) <= tokens
+      length = self._lengths[image][entry]
+      fits = length <= free
       (taken if fits else rest).append(entry)
+      free -= length if fits else 0
     return taken, rest
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -75,14 +76,30 @@ class Checkpointer:
   def save(self, state: TrainState, iterator: Mapping[str, int]) -> None:
     """Saves the state as the latest one, while training goes on.
 
+    Call `wait` before anything else is saved by orbax: it numbers the saves of a process
+    by one counter, and two at once take each other's folders for their own.
+
     Raises:
       Exception: the save before this one failed; it is not in the directory.
     """
     self.wait()
-    # The next step donates the state. Orbax has its values on the host before it returns,
-    # or holds the buffers, which JAX then does not write to (a test holds that).
-    arrays = _to_arrays(state)
-    step = int(state.step)
+    arrays, facts = _to_arrays(state), dict(iterator)
+    if jax.process_count() == 1:
+      # Orbax takes tens of ms and a card's whole transfer before it returns, a copy where
+      # the arrays lie a few. The next step donates the state, not the copy.
+      copied = _copied(arrays)
+      self._saving = _in_background(lambda: self._finish(self._begin(copied, facts)))
+      return
+    # Orbax waits for the other processes by a sum over devices, which must come at the
+    # same place among the steps' own in all of them: not in a thread. It has the values on
+    # the host before it returns, or holds the buffers, which JAX then does not write to (a
+    # test holds that).
+    step = self._begin(arrays, facts)
+    self._saving = _in_background(lambda: self._finish(step))
+
+  def _begin(self, arrays: dict[str, Any], iterator: dict[str, int]) -> int:
+    """Orbax's own save, which goes on behind it; the step that it is of."""
+    step = int(arrays["step"])
     self._latest.save(
       step,
       force=True,  # when to save is the loop's to say, and a signal's
@@ -90,14 +107,14 @@ class Checkpointer:
         state=ocp.args.StandardSave(arrays),
         facts=ocp.args.JsonSave(
           {
-            "iterator": dict(iterator),
+            "iterator": iterator,
             "metadata": self.metadata,
             "shapes": snapshots.describe(arrays),
           }
         ),
       ),
     )
-    self._saving = _in_background(lambda: self._finish(step))
+    return step
 
   def _finish(self, step: int) -> None:
     self._latest.wait_until_finished()
@@ -192,6 +209,11 @@ class Checkpointer:
       self.wait()
     finally:
       self._latest.close()
+
+
+@jax.jit
+def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
+  return jax.tree.map(jnp.copy, arrays)
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:

@@ -149,6 +149,10 @@ def train(
     )
     tracer = Tracer(workdir / "profile", *profile)
 
+    def keep_as(name: str, trainable: Any) -> None:
+      checkpointer.wait()  # orbax takes two saves at once for one another
+      snapshots_lib.save(workdir, name, trainable)
+
     for step in range(start, num_steps + 1):
       last = step == num_steps or best.over
       fresh = not (resumed and step == start)  # else done before the kill
@@ -162,14 +166,14 @@ def train(
               line = {f"{name}/{key}": float(value) for key, value in values.items()}
               writer.add(step, line)
               if best.look(line):
-                snapshots_lib.save(workdir, BEST, state.trainable)
+                keep_as(BEST, state.trainable)
           last = last or best.over
         for name in sorted(snapshots):
           if snapshots[name] != step and not (last and snapshots[name] > step):
             continue
           writer.flush(num_steps)  # raises if these weights come of a bad step
           with watchdog.paused():
-            snapshots_lib.save(workdir, name, state.trainable)
+            keep_as(name, state.trainable)
         if leave or _due(step, save_steps, last):
           writer.flush(num_steps)
           with watchdog.paused():
