@@ -100,7 +100,7 @@ def test_damage_is_found_and_the_one_before_restored(
     damage(file, rng)
     caplog.clear()
     found = restore(workdir)
-    assert int(found.state.step) == 3 and found.iterator == {"step": 3}
+    assert int(found.state.step) == 3 and found.iterator == {"example": 18}
     toy.assert_same_bits(found.state.trainable, states[3])
     assert f"{file}: " in caplog.text
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["6-1"]
