@@ -33,12 +33,12 @@ from benchmarks import mix
 from benchmarks import paper_training as paper
 from configs import imax_7b
 from imax_jax import mesh as mesh_lib
-from imax_jax import runs
 from imax_jax import tree as tree_lib
 from imax_jax.costs import accelerators
 from imax_jax.costs import products
 from imax_jax.data.pipeline import Batches
 from imax_jax.models import attention
+from imax_jax.models import vlm
 from imax_jax.parameters import Parameters
 from imax_jax.train import optim
 from imax_jax.train.state import init_state
@@ -103,12 +103,11 @@ def steps(options: argparse.Namespace, peak: float) -> None:
 def layout(options: argparse.Namespace, config: Any, mode: str) -> Batches:
   slots, encoder = 256 // config.model.connector.merge, config.model.encoder
   found = mix.images(200, slots, config.model.decoder.vocab_size)
-  least = -(-(len(found[0].prefix_ids) + mix.longest(found)) // 128) * 128
   features = np.random.default_rng(0).normal(size=(256, encoder.width))
   return Batches(
     found, lambda _: features.astype(np.float16), num_steps=options.steps + 2,
-    entries_per_step=options.entries, row_tokens=least if mode == "entry" else 1024,
-    seed=0, share_prefix=mode == "image",
+    entries_per_step=options.entries, row_tokens=1024, row_multiple=128, seed=0,
+    share_prefix=mode == "image",
   )  # fmt: skip
 
 
@@ -122,7 +121,7 @@ def step_of(
   )
   optimizer = optim.make_optimizer(trainable, schedule)
   state = mesh_lib.replicate(init_state(trainable, optimizer.update, seed=0), mesh)
-  step: Any = make_train_step(runs.batch_loss(parameters.model), optimizer)
+  step: Any = make_train_step(vlm.batch_loss(parameters.model), optimizer)
   held, times, flops, known = [state], [], [], {}
   for number in range(len(batches)):
     batch: Any = mesh_lib.put_batch(dict(batches[number]), mesh)

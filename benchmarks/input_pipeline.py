@@ -35,7 +35,7 @@ from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import make_iterator
 from imax_jax.models import zoo
 from imax_jax.models.vlm import Vlm
-from imax_jax.runs import batch_loss
+from imax_jax.models.vlm import batch_loss
 from imax_jax.train import optim
 from imax_jax.train.state import init_state
 from imax_jax.train.step import make_train_step
@@ -106,7 +106,7 @@ def lay_out() -> None:
   began = time.perf_counter()
   Batches(
     found, lambda _: np.zeros((256, 1408), np.float16), num_steps=steps,
-    entries_per_step=8, row_tokens=1024, seed=0,
+    entries_per_step=8, row_tokens=1024, row_multiple=128, max_shapes=3, seed=0,
   )  # fmt: skip
   sys.stdout.write(
     f"  {steps:,} steps of 8 entries (the paper's run) are laid out in "
@@ -167,7 +167,7 @@ def main() -> None:
       read: Callable[[int], np.ndarray] = kept.__getitem__
       batches = Batches(
         found, read, num_steps=steps, entries_per_step=options.entries,
-        row_tokens=1024, seed=0,
+        row_tokens=1024, row_multiple=128, max_shapes=3, seed=0,
       )  # fmt: skip
       sys.stdout.write(f"  {name:<10}")
       sys.stdout.flush()

@@ -31,6 +31,7 @@ from imax_jax.costs import hlo
 from imax_jax.costs import products
 from imax_jax.costs.report import abstract_state
 from imax_jax.data.pipeline import Batches
+from imax_jax.models import vlm
 from imax_jax.study import Study
 from imax_jax.train.step import make_train_step
 
@@ -91,7 +92,7 @@ class Model:
     study = self._study
     optimizer = runs.optimizer(study, self.trainable, num_steps=1000)
     state = abstract_state(self.trainable, optimizer.update, study.mesh)
-    step: Any = make_train_step(runs.batch_loss(study.model), optimizer)
+    step: Any = make_train_step(vlm.batch_loss(study.model), optimizer)
     return counted(step.lower(state, self.frozen, batch))
 
   def work(self, batches: Batches) -> Work:
@@ -125,22 +126,14 @@ def _shape(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def layout(slots: int, share_prefix: bool, entries: int, steps: int) -> Batches:
-  """Of the row lengths that are multiples of 128, the one that wastes least."""
-  found = mix.images(_IMAGES_DRAWN, slots, VOCAB)
+  """As configs/imax_7b.py lays a run out."""
+  found, t = mix.images(_IMAGES_DRAWN, slots, VOCAB), imax_7b.get_config("imax").train
   features = np.broadcast_to(np.float16(0), (256, 1408))
-  least = len(found[0].prefix_ids) + mix.longest(found)
-  rows = range(-(-least // 128) * 128, 1024 + 1, 128)
-
-  def of(row_tokens: int) -> Batches:
-    return Batches(
-      found, lambda _: features, num_steps=steps, entries_per_step=entries,
-      row_tokens=row_tokens, seed=0, share_prefix=share_prefix, num_shards=CARDS,
-    )  # fmt: skip
-
-  def places(batches: Batches) -> int:
-    return sum(batches.load(n).places for n in range(steps))
-
-  return min(map(of, rows if share_prefix else rows[:1]), key=places)
+  return Batches(
+    found, lambda _: features, num_steps=steps, entries_per_step=entries, seed=0,
+    row_tokens=t.row_tokens, row_multiple=t.row_multiple, max_shapes=t.max_shapes,
+    share_prefix=share_prefix, num_shards=CARDS,
+  )  # fmt: skip
 
 
 def seconds(flops: float, share: float) -> float:
