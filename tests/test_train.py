@@ -103,13 +103,14 @@ def make_toy_optimizer(trainable, num_steps: int = STEPS, **kwargs):
 
 def run(workdir, *, batches=None, loss=bigram_loss, **kwargs):
   trainable, frozen = bigram_params()
+  batches = batches or make_batches()
   settings = {"save_steps": 3, "snapshots": {"initial": 0, "late": 12}}
   return train(
     model_loss=loss,
     trainable=trainable,
     frozen=frozen,
-    optimizer=make_toy_optimizer(trainable),
-    batches=batches or make_batches(),
+    optimizer=make_toy_optimizer(trainable, len(batches)),
+    batches=batches,
     mesh=mesh_lib.make_mesh({"data": -1}),
     workdir=workdir,
     seed=7,
