@@ -35,6 +35,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "distributed: which of them this is, from 0.", lower_bound=0
 )
+_HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat_seconds",
+  100,
+  "distributed: a process that was silent for so long is dead, and ends the others.",
+  lower_bound=1,
+)
 _IMAGE = flags.DEFINE_string(
   "image", None, "predict: the radiograph, a JPEG or PNG file."
 )
@@ -157,7 +163,11 @@ def _join() -> None:
   method = "deactivate" if all(told) else None
   try:
     jax.distributed.initialize(
-      coordinator, count, index, cluster_detection_method=method
+      coordinator,
+      count,
+      index,
+      cluster_detection_method=method,
+      heartbeat_timeout_seconds=_HEARTBEAT.value,
     )
   except ValueError as error:
     hint = " Give --coordinator HOST:PORT, --num_processes and --process_id."
