@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -268,9 +269,12 @@ def _parse(argv: list[str]) -> list[str]:
     ) from error
 
 
-def _has_joined() -> bool:
+def _would_wait() -> bool:
+  """Whether JAX or orbax would keep a program that has failed from its end."""
   jax = sys.modules.get("jax")
-  return jax is not None and jax.distributed.is_initialized()
+  if jax is not None and jax.distributed.is_initialized():
+    return True
+  return any(type(t).__module__.startswith("orbax.") for t in threading.enumerate())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -279,15 +283,17 @@ def main(argv: list[str] | None = None) -> int:
 
   A process of several that fails ends here and at once. At its exit JAX would wait five
   minutes for the others, who wait for it; the launcher or JAX's heartbeat ends those.
+  So does one whose checkpoint could not be written: threads of orbax would wait as long
+  for a folder that nobody makes.
   """
   try:
     code = _run(list(sys.argv if argv is None else argv))
   except Exception:
-    if not _has_joined():
+    if not _would_wait():
       raise
     traceback.print_exc()
     code = 1
-  if code and _has_joined():
+  if code and _would_wait():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

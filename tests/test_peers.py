@@ -77,11 +77,11 @@ def test_the_other_process_ends_and_says_why(
   began, other = time.monotonic(), 1 - fault.process
   code = started[other].wait(timeout=120)
   seconds = time.monotonic() - began
-  log = (tmp_path / f"log-{other}").read_text()
+  log = hosts.log_of(tmp_path, other).read_text()
   said = re.search(fault.says, log)
   if not fault.signal:  # the one that stands still finds it out as well, and where
     assert started[fault.process].wait(timeout=60) == EXIT_AGAIN
-    assert "toy_hosts.py" in (tmp_path / f"log-{fault.process}").read_text()
+    assert "toy_hosts.py" in hosts.log_of(tmp_path, fault.process).read_text()
   record(
     "R7", f"{name} (heartbeat {HEARTBEAT} s, watchdog {WATCHDOG} s)",
     f"the other ends with {code} after {seconds:.1f} s",

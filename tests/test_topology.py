@@ -35,7 +35,7 @@ def go(workdir: Path, topology: tuple[int, int], **asked: int) -> None:
   processes, devices = topology
   for process in hosts.start(workdir, toy, processes=processes, devices=devices):
     code = process.wait(timeout=200)
-    log = (workdir / "log-0").read_text()
+    log = hosts.log_of(workdir, 0).read_text()
     assert code == ("stop_after" in asked), log
     assert not code or "killed, for the test" in log, log
 

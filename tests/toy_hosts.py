@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -153,15 +154,21 @@ def train(study: Study) -> None:
 
 
 def start(
-  workdir: Path, toy: Toy, *, processes: int = 1, devices: int = 1, heartbeat: int = 100
+  workdir: Path,
+  toy: Toy,
+  *,
+  processes: int = 1,
+  devices: int = 1,
+  heartbeat: int = 100,
+  through: Sequence[str] = (),
 ) -> list[subprocess.Popen[bytes]]:
-  """The processes of a run; each writes WORKDIR/log-NUMBER anew."""
+  """The processes of a run; each writes its `log_of` anew."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   workdir.mkdir(exist_ok=True, mode=0o700)
   command = [
-    sys.executable, __file__, f"--config={ROOT}/configs/phantom.py:tiny",
+    *through, sys.executable, __file__, f"--config={ROOT}/configs/phantom.py:tiny",
     f"--workdir={workdir}", "train",
   ]  # fmt: skip
   env = os.environ | {
@@ -178,7 +185,7 @@ def start(
       "--distributed", f"--coordinator={address}", f"--num_processes={processes}",
       f"--process_id={number}", f"--heartbeat_seconds={heartbeat}",
     ]  # fmt: skip
-    with (workdir / f"log-{number}").open("w") as log:
+    with log_of(workdir, number).open("w") as log:
       started.append(
         subprocess.Popen(
           command + (joined if processes > 1 else []), cwd=ROOT, env=env, stdout=log,
@@ -186,6 +193,11 @@ def start(
         )
       )  # fmt: skip
   return started
+
+
+def log_of(workdir: Path, number: int) -> Path:
+  """Beside the work directory, which a test may make unwritable."""
+  return workdir.with_name(f"{workdir.name}-log-{number}")
 
 
 def folder_of(workdir: Path) -> Path:
