@@ -348,7 +348,7 @@ def test_not_finite_stops_and_names_the_entries(tmp_path, quantity, step):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.trainable))
   keeper.close()
   words = "loss or gradient not finite: stopped, entries named, no checkpoint holds it"
-  record("R11", words, "1 of 1", "all", True)
+  record("R11", words, "1 of 1", "6 of 6", True)
 
 
 @pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
@@ -377,7 +377,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, quantity, caplog):
   with pytest.raises(FloatingPointError, match=f"step 10: {quantity}"):
     run(tmp_path / "b", max_skipped=1, **kwargs)
   words = "a step that may be skipped changes nothing; one more stops"
-  record("R11", words, "1 of 1", "all", True)
+  record("R11", words, "1 of 1", "2 of 2", True)
 
 
 def test_a_batch_that_teaches_nothing_stops(tmp_path):
