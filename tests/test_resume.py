@@ -131,7 +131,7 @@ def test_a_run_cut_anywhere_ends_with_the_same_bits(
     ends = [(life(folder, mode, **rare), losses(folder)) for folder in (asked, killed)]
     same += all(end == (weights, lines) for end in ends)
   record(
-    "R3", f"stopped at step {', '.join(map(str, CUTS))} of 60, mode {mode}",
+    "R3", f"asked to leave, and killed, at step {', '.join(map(str, CUTS))} of 60, mode {mode}",
     f"{same} of {len(CUTS)}", "bits of all losses and weights equal", same == len(CUTS),
   )  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_a_resume_of_a_resume_ends_with_the_same_bits(
       life(workdir, mode, stop_after=cut, save_steps=4)
     same += (life(workdir, mode), losses(workdir)) == straight(mode)
   record(
-    "R3", f"stopped three times, mode {mode}", f"{same} of {len(thrice)}",
+    "R3", f"a resume of a resume of a resume, mode {mode}", f"{same} of {len(thrice)}",
     "bits of all losses and weights equal", same == len(thrice),
   )  # fmt: skip
 

@@ -91,7 +91,7 @@ def test_the_same_records_and_losses_on_other_processes(
   assert lines[0]["loss"] - lines[-1]["loss"] > 0.5
   (p, d), (q, e) = saved, resumed
   record(
-    "R4", f"saved on {p} processes x {d} devices, gone on with on {q} x {e}",
+    "R4", f"{p} x {d} processes x devices, then {q} x {e}",
     f"{lost} lost, {again} twice, losses within {far:.1e}",
     "0 lost, 0 twice, the same order, losses within 1e-6",
     lost == again == 0 and far < 1e-6,
