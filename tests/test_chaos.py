@@ -56,7 +56,7 @@ def test_two_hundred_saves_leave_nothing_behind(tmp_path: Path) -> None:
 
 MINUTES = float(os.environ.get("IMAX_CHAOS_MINUTES", "30"))
 BETWEEN = 20.0  # mean seconds from a start to the next kill
-STEP_SECONDS, SAVE_STEPS = 0.1, 20
+STEP_SECONDS, SAVE_STEPS, HEARTBEAT = 0.1, 20, 10
 
 
 class Loss(NamedTuple):
@@ -76,10 +76,18 @@ def _last(workdir: Path) -> int:
   return int(rows[-1]["step"]) if rows else 0
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-  """The others end by themselves: within the heartbeat, as a launcher would have it."""
+def _end(processes: list[subprocess.Popen[bytes]]) -> int:
+  """Waits for the others, and ends those that do not see it, as launch/local.sh does:
+  one that waits for a peer to join would wait five minutes. How many were ended."""
+  ended, until = 0, time.monotonic() + HEARTBEAT + 5
   for process in processes:
-    assert process.wait(timeout=60) != 0
+    try:
+      assert process.wait(timeout=max(0.0, until - time.monotonic())) != 0
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+      ended += 1
+  return ended
 
 
 def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> None:
@@ -91,10 +99,10 @@ def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> Non
   quiet, killed = tmp_path / "quiet", tmp_path / "killed"
   for process in hosts.start(quiet, asked._replace(step_seconds=0.0), processes=2):
     assert process.wait(timeout=600) == 0, hosts.log_of(quiet, 0).read_text()
-  chance, began, losses = random.Random(0), time.monotonic(), []
+  chance, began, losses, ended = random.Random(0), time.monotonic(), [], 0
   while True:
     kills = time.monotonic() - began < MINUTES * 60
-    processes = hosts.start(killed, asked, processes=2, heartbeat=10)
+    processes = hosts.start(killed, asked, processes=2, heartbeat=HEARTBEAT)
     due = time.monotonic() + (chance.expovariate(1 / BETWEEN) if kills else 1e9)
     while time.monotonic() < due and any(p.poll() is None for p in processes):
       time.sleep(0.05)
@@ -102,7 +110,7 @@ def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> Non
       break
     for victim in chance.choice([[0], [1], [0, 1]]):
       processes[victim].send_signal(signal.SIGKILL)
-    _end(processes)
+    ended += _end(processes)
     folder = hosts.folder_of(killed)
     losses.append(Loss(_last(killed), checkpoints._sealed(folder)))
   seconds = time.monotonic() - began
@@ -118,7 +126,7 @@ def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> Non
   ]
   assert float(np.abs(got["kernel"]).max()) > 0.1  # it has learnt
   same = same and lines[0] == lines[1] and len(lines[0]) == asked.steps
-  most = max(loss.steps for loss in losses)
+  most = max((loss.steps for loss in losses), default=0)
   late = sum(loss.steps > SAVE_STEPS for loss in losses)
   again = sum(loss.steps for loss in losses)
   good = asked.steps * STEP_SECONDS / seconds
@@ -127,7 +135,8 @@ def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> Non
     f"weights and losses {'' if same else 'not '}those of an undisturbed run; at most "
     f"{most} steps lost at once, more than {SAVE_STEPS} at {late} kills; "
     f"{again / (asked.steps + again):.1%} of all steps done twice, goodput {good:.0%} "
-    f"at a kill every {BETWEEN:.0f} s, the start included",
+    f"at a kill every {BETWEEN:.0f} s, the start included; "
+    f"{ended} survivors ended by the launcher",
     f"the same; at most {SAVE_STEPS} steps, the save interval, and what was done while "
     "a save was under way",
     same and len(losses) > 0 and most < 2 * SAVE_STEPS,
