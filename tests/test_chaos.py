@@ -93,7 +93,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> int:
 def test_killed_for_half_an_hour_it_ends_as_if_nobody_had(tmp_path: Path) -> None:
   """Two processes, of which one or both are killed again and again (R29)."""
   asked = hosts.Toy(
-    steps=int(MINUTES * 60 / STEP_SECONDS * 0.4), save_steps=SAVE_STEPS,
+    steps=int(MINUTES * 60 / STEP_SECONDS * 0.5), save_steps=SAVE_STEPS,
     step_seconds=STEP_SECONDS,
   )  # fmt: skip
   quiet, killed = tmp_path / "quiet", tmp_path / "killed"
