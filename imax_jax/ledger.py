@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -171,22 +172,28 @@ class Ledger:
     What is written meanwhile is the user's alone, whoever may look into the directory.
 
     Raises:
-      ValueError: another process holds it.
+      ValueError: another process holds it; names the process and its host.
     """
     before = os.umask(0o077)
     try:
-      with (self.workdir / ".lock").open("w") as file:
-        try:
-          if self._chief:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-          raise ValueError(
-            f"{self.workdir} is in use by another imax_jax: wait for it, or give another "
-            "--workdir"
-          ) from error
+      with (self.workdir / ".lock").open("a+") as file:
+        if self._chief:
+          self._take(file)
         yield
     finally:
       os.umask(before)
+
+  def _take(self, file: Any) -> None:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ValueError(
+        f"{self.workdir} is in use by another imax_jax ({file.read().strip()}): wait "
+        "for it, or give another --workdir"
+      ) from error
+    file.truncate(0)
+    print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
 
   def station(
     self,
@@ -242,7 +249,9 @@ class Ledger:
       seconds = before + time.time() - start
       write_json(work / _MARK, record | {"seconds": seconds, "finished": True})
       if aside:
-        self._replace(folder, work, name, why)
+        if folder.exists():
+          self._clear(folder, name, why)
+        work.rename(folder)
       logging.info("%s: done in %.1f s", name, seconds)
     self.meet(f"{name}/done")
     return folder
@@ -262,11 +271,6 @@ class Ledger:
         shutil.rmtree(work)
       else:
         write_json(work / _MARK, mark)
-
-  def _replace(self, folder: Path, work: Path, name: str, why: str) -> None:
-    if folder.exists():
-      self._clear(folder, name, why)
-    work.rename(folder)
 
   @contextlib.contextmanager
   def _inside(self, together: bool) -> Iterator[None]:

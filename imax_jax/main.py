@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -34,6 +35,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "distributed: which of them this is, from 0.", lower_bound=0
+)
+_HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat_seconds",
+  100,
+  "distributed: a process that was silent for so long is dead, and ends the others.",
+  lower_bound=1,
 )
 _IMAGE = flags.DEFINE_string(
   "image", None, "predict: the radiograph, a JPEG or PNG file."
@@ -160,7 +167,11 @@ def _join() -> None:
   method = "deactivate" if all(told) else None
   try:
     jax.distributed.initialize(
-      coordinator, count, index, cluster_detection_method=method
+      coordinator,
+      count,
+      index,
+      cluster_detection_method=method,
+      heartbeat_timeout_seconds=_HEARTBEAT.value,
     )
   except ValueError as error:
     hint = " Give --coordinator HOST:PORT, --num_processes and --process_id."
@@ -261,9 +272,12 @@ def _parse(argv: list[str]) -> list[str]:
     ) from error
 
 
-def _has_joined() -> bool:
+def _would_wait() -> bool:
+  """Whether JAX or orbax would keep a program that has failed from its end."""
   jax = sys.modules.get("jax")
-  return jax is not None and jax.distributed.is_initialized()
+  if jax is not None and jax.distributed.is_initialized():
+    return True
+  return any(type(t).__module__.startswith("orbax.") for t in threading.enumerate())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -272,15 +286,17 @@ def main(argv: list[str] | None = None) -> int:
 
   A process of several that fails ends here and at once. At its exit JAX would wait five
   minutes for the others, who wait for it; the launcher or JAX's heartbeat ends those.
+  So does one whose checkpoint could not be written: threads of orbax would wait as long
+  for a folder that nobody makes.
   """
   try:
     code = _run(list(sys.argv if argv is None else argv))
   except Exception:
-    if not _has_joined():
+    if not _would_wait():
       raise
     traceback.print_exc()
     code = 1
-  if code and _has_joined():
+  if code and _would_wait():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

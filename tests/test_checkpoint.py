@@ -21,6 +21,8 @@ import numpy as np
 import optax
 import pytest
 import test_train as toy
+from reliability import CHAOS
+from reliability import record
 
 from imax_jax.train import checkpoint as checkpoint_lib
 from imax_jax.train import snapshots
@@ -30,7 +32,8 @@ from imax_jax.train.state import TrainState
 from imax_jax.train.state import init_state
 from imax_jax.weights import digests
 
-KILLS, STEPS = 20, 400
+KILLS, STEPS = (50, 1000) if CHAOS else (20, 400)
+DAMAGES = (100, 20, 20) if CHAOS else (24, 8, 8)
 
 
 def fresh() -> TrainState:
@@ -84,7 +87,9 @@ def any_file(folder: Path, rng: np.random.Generator) -> Path:
   return files[rng.choice(len(files), p=sizes / sizes.sum())]
 
 
-@pytest.mark.parametrize(("damage", "times"), [(flip, 24), (truncate, 8), (delete, 8)])
+@pytest.mark.parametrize(
+  ("damage", "times"), zip((flip, truncate, delete), DAMAGES, strict=True)
+)
 def test_damage_is_found_and_the_one_before_restored(
   saved: tuple[Path, dict[int, Any]],
   tmp_path: Path,
@@ -107,6 +112,8 @@ def test_damage_is_found_and_the_one_before_restored(
   # A resume from there ends as if nothing had been.
   whole = toy.run(tmp_path / "whole")
   toy.assert_same_bits(toy.run(tmp_path / "0"), whole)
+  words = "damage found, the file named, the checkpoint before it restored bit for bit"
+  record("R8", words, f"{times} of {times}", f"{sum(DAMAGES)} of {sum(DAMAGES)}", True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"_METADATA": 3}', "\x00\x01"])
@@ -325,7 +332,11 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_sealed_step(
   ]
   losses = [{row["step"]: row["loss"] for row in of if "loss" in row} for of in lines]
   assert losses[0] == losses[1] and len(losses[0]) == STEPS
-  print(f"{KILLS} kills, restored at steps {json.dumps(restored)}")
+  print(f"restored at steps {json.dumps(restored)}")
+  record(
+    "R1", "killed in saves, the last sealed step restored bit for bit, the same end",
+    f"{KILLS} of {KILLS}", f"{KILLS} of {KILLS}", True,
+  )  # fmt: skip
 
 
 def _sealed(workdir: Path) -> int:

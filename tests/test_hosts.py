@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reliability import record
 
 from imax_jax import tree as tree_lib
 from imax_jax.train import metrics
@@ -279,6 +280,8 @@ def test_a_signal_to_one_process_ends_all_at_one_step(alone):
     said = (work / "logs" / f"process-{number}.log").read_text()
     assert f"saved at step {sealed} of" in said, said
   assert sealed > 0
+  words = "SIGTERM to one of two processes: both leave with 75 at one saved step"
+  record("R6", words, "1 of 1", "1 of 1", True)
 
 
 def process_of(workdir: Path, number: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_train as toy
+from reliability import record
 
 from imax_jax.train.interrupt import EXIT_AGAIN
 from imax_jax.train.interrupt import Preempted
@@ -53,6 +54,13 @@ def test_sigterm_saves_and_the_next_start_goes_on(
   sealed = [path.parent.name for path in (tmp_path / "latest").glob("*/sha256.json")]
   assert sealed == [str(step + 1)]
   toy.assert_same_bits(toy.run(tmp_path, save_steps=100), straight)
+  record(
+    "R6",
+    "SIGTERM twice at a step: saved there, the same end",
+    "1 of 1",
+    "10 of 10",
+    True,
+  )
 
 
 def test_a_signal_that_comes_too_late_comes_again(tmp_path: Path) -> None:
@@ -112,6 +120,9 @@ def test_the_program_says_so_with_its_exit_code(tmp_path: Path) -> None:
     steps.append(max(int(path.parent.name) for path in sealed))
     assert f"saved at step {steps[-1]} of" in words
   assert 0 < steps[0] < steps[1]
+  record(
+    "R6", "SIGTERM to the program: exit code 75, goes on", "2 of 2", "2 of 2", True
+  )
 
 
 # ── Watchdog ──────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from reliability import record
 
 from imax_jax.data import records
 from imax_jax.data.pipeline import Batches
@@ -96,6 +97,58 @@ def test_a_bad_entry_is_named_and_not_quoted(change, message):
     records.tokenize_record(record, TOKENIZER, num_slots=NUM_SLOTS, row_tokens=64)
   assert bad.id in str(error.value)
   assert "secret" not in str(error.value)
+
+
+# Records that would teach nothing, or something else (R12): texts of one of an image's
+# entries, and what a damaged file or another template would make of its tokens.
+MASKED_TEXTS = [
+  *({"answer": text} for text in ("", "</s>", "<s>", "yes </s>", "</s> yes", "<s>yes")),
+  *({"prompt": text} for text in ("</s>", "is <s> there?", "long " * 90)),
+  {"answer": "long " * 90},
+]
+MASKED_TOKENS = [
+  {"answer_ids": lambda ids: []},  # all masked
+  {"answer_ids": lambda ids: [2]},  # the end token alone
+  {"answer_ids": lambda ids: ids[:-1]},  # cut off: no end token
+  {"answer_ids": lambda ids: [*ids[:-2], 2]},  # truncated
+  {"answer_ids": lambda ids: [*ids, 2]},  # two ends
+  {"answer_ids": lambda ids: [3, *ids]},  # a word of the template before it
+  {"answer_ids": lambda ids: [1, 2]},
+  {"prefix_slot": lambda slot: [-1] * len(slot)},  # no image
+  {"prefix_slot": lambda slot: slot[::-1]},
+  {"prefix_ids": lambda ids: [*ids, *[3] * 64], "prefix_slot": lambda s: [-1] * 64 + s},
+]
+
+
+def test_masked_labels_are_refused_before_they_are_trained_on():
+  """And of those that are not refused every step has something to learn."""
+  refused, id_ = 0, RECORDS[3].entries[1].id
+  kwargs = {"num_slots": NUM_SLOTS, "row_tokens": 64}
+  for change in MASKED_TEXTS:
+    first, bad, *_ = RECORDS[3].entries
+    entries = (first, dataclasses.replace(bad, **change))
+    with pytest.raises(ValueError, match=id_):
+      records.tokenize_record(
+        dataclasses.replace(RECORDS[3], entries=entries), TOKENIZER, **kwargs
+      )
+    refused += 1
+  for change in MASKED_TOKENS:
+    of_image = "prefix_slot" in change
+    good = IMAGES[3] if of_image else IMAGES[3].entries[1]
+    made = {
+      name: np.array(make(getattr(good, name).tolist()), np.int32)
+      for name, make in change.items()
+    }
+    bad = dataclasses.replace(good, **made)
+    if not of_image:
+      bad = dataclasses.replace(IMAGES[3], entries=(IMAGES[3].entries[0], bad))
+    with pytest.raises(ValueError, match="image3" if of_image else id_):
+      records.check_image(bad, TOKENIZER, **kwargs)
+    refused += 1
+  batches = make_batches()
+  assert all((batches[step]["loss_weight"] > 0).sum() > 7 for step in range(9))
+  words = "crafted records refused before training, each by its id"
+  record("R12", words, f"{refused} of 20", "20 of 20", refused == 20)
 
 
 def test_random_access_is_pure_and_shapes_are_fixed():

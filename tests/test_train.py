@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reliability import record
 
 from imax_jax import mesh as mesh_lib
 from imax_jax import tree as tree_lib
@@ -103,13 +104,14 @@ def make_toy_optimizer(trainable, num_steps: int = STEPS, **kwargs):
 
 def run(workdir, *, batches=None, loss=bigram_loss, **kwargs):
   trainable, frozen = bigram_params()
+  batches = batches or make_batches()
   settings = {"save_steps": 3, "snapshots": {"initial": 0, "late": 12}}
   return train(
     model_loss=loss,
     trainable=trainable,
     frozen=frozen,
-    optimizer=make_toy_optimizer(trainable),
-    batches=batches or make_batches(),
+    optimizer=make_toy_optimizer(trainable, len(batches)),
+    batches=batches,
     mesh=mesh_lib.make_mesh({"data": -1}),
     workdir=workdir,
     seed=7,
@@ -346,6 +348,8 @@ def test_not_finite_stops_and_names_the_entries(tmp_path, quantity, step):
   )
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.trainable))
   keeper.close()
+  words = "loss or gradient not finite: stopped, entries named, no checkpoint holds it"
+  record("R11", words, "1 of 1", "6 of 6", True)
 
 
 @pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
@@ -373,6 +377,8 @@ def test_a_skipped_step_changes_nothing(tmp_path, quantity, caplog):
   kwargs["batches"] = Poisoned(9)
   with pytest.raises(FloatingPointError, match=f"step 10: {quantity}"):
     run(tmp_path / "b", max_skipped=1, **kwargs)
+  words = "a step that may be skipped changes nothing; one more stops"
+  record("R11", words, "1 of 1", "2 of 2", True)
 
 
 def test_a_batch_that_teaches_nothing_stops(tmp_path):

@@ -27,8 +27,16 @@ class MetricsWriter:
     self._file = self.path.open("a")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    self._file.write(_line({"step": step, **values}))
-    self._file.flush()
+    """Appends a line.
+
+    Raises:
+      OSError: it could not be written; names the file, which an open one's error lacks.
+    """
+    try:
+      self._file.write(_line({"step": step, **values}))
+      self._file.flush()
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, str(self.path)) from error
 
   def close(self) -> None:
     self._file.close()
