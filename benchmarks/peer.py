@@ -65,7 +65,7 @@ def fields(options: argparse.Namespace) -> dict[str, Any]:
     "decoder": {
       "width": options.width, "depth": options.depth, "num_heads": 8, "num_kv_heads": 8,
       "mlp_width": options.width * 11 // 4, "vocab_size": options.vocab, "rope_base": 1e4, "norm_eps": 1e-5, "lora_rank": 8,
-      "fold": True, "unroll": options.depth,  # what pays on a CPU
+      "fold": options.fold, "unroll": options.depth,  # what pays on a CPU
     },
   }  # fmt: skip
 
@@ -188,6 +188,7 @@ def main() -> None:
   parser.add_argument("--vocab", type=int, default=32_000)
   parser.add_argument("--width", type=int, default=256)
   parser.add_argument("--depth", type=int, default=4)
+  parser.add_argument("--fold", action="store_true")
   parser.add_argument("--steps", type=int, default=12)
   parser.add_argument("--row_tokens", type=int, default=1536, help="of image, at most")
   parser.add_argument("--shapes", type=int, default=6, help="of batches, at most")

@@ -121,7 +121,7 @@ _ROWS: tuple[packing.Row, ...] = (((0, (0, 1)), (1, (0,))), ((2, (0, 1)),))
 
 def _batch() -> dict[str, np.ndarray]:
   shapes = packing.Shapes(1, len(_ROWS), len(_HELD), 80, 40)
-  batch, index = packing.assemble(packing.StepPlan(_ROWS), _HELD, shapes)
+  batch, index = packing.assemble(packing.StepPlan(_ROWS, 80), _HELD, shapes)
   assert index.tolist() == [0, 1, 2]
   return batch | {"pixels": models.pixels(len(_HELD), _SIDE)}
 

@@ -502,3 +502,75 @@ def test_lora_stands_where_its_targets_say() -> None:
   assert pairs == {f"decoder/layers/attn/{name}/lora_a" for name in "qv"}
   with pytest.raises(ValueError, match="matches none of"):
     jax.eval_shape(Vlm(**small(lora_targets="q_proj")).init, jax.random.key(0), PACKED)
+
+
+# ── What is computed otherwise than it is written ─────────────────────────────────
+
+
+@pytest.mark.parametrize(
+  ("tokens", "num_kv_heads"), [(300, 4), (256, 2), (700, 1), (9, 4)]
+)
+def test_blocks_of_queries_leave_out_only_what_is_hidden(
+  tokens: int, num_kv_heads: int
+) -> None:
+  rng = np.random.default_rng(0)
+  image = np.sort(rng.integers(-1, 3, (2, tokens)), axis=1)[:, ::-1].copy()
+  segment = rng.integers(0, 3, (2, tokens))
+  bias = attention.mask_bias(attention.batch_mask(jnp.array(image), jnp.array(segment)))
+  q, *kv = (
+    jnp.array(rng.standard_normal((2, heads, tokens, 8)), jnp.float32)
+    for heads in (4, num_kv_heads, num_kv_heads)
+  )
+  weight = jnp.array(rng.standard_normal((2, 4, tokens, 8)), jnp.float32)
+  # A row of padding sees nothing: what it gives goes nowhere, in training as here.
+  weight *= (image >= 0)[:, None, :, None]
+
+  def mixed(attend: Any, *heads: jax.Array) -> tuple[jax.Array, Any]:
+    return jax.value_and_grad(
+      lambda heads: (attend(*heads, bias) * weight).sum()  # type: ignore[no-any-return]
+    )(heads)
+
+  want, got = (
+    mixed(attend, q, *kv) for attend in (attention.attend, attention.attend_causal)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, want
+  )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_low_rank_pairs_gradients_are_autodiffs(dtype: str) -> None:
+  rng = np.random.default_rng(0)
+  x, a, b, weight = (
+    jnp.array(rng.standard_normal(shape), jnp.float32)
+    for shape in ((40, 12), (12, 3), (3, 20), (40, 20))
+  )
+
+  def plain(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+
+  def grads(pair: Any) -> Any:
+    def loss(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+      return (pair(x.astype(dtype), a, b) * weight).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2))(x, a, b)
+
+  limit = 1e-5 if dtype == "float32" else 3e-2
+  for got, want in zip(grads(lora._pair), grads(plain), strict=True):
+    assert got.dtype == want.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=limit * float(jnp.abs(want).max()))
+  # One example's own, as the Fisher information asks for.
+  each = jax.vmap(
+    lambda x, w: jax.grad(lambda a: (lora._pair(x[None], a, b) * w).sum())(a)
+  )
+  whole = jax.grad(lambda a: (lora._pair(x, a, b) * weight).sum())(a)
+  np.testing.assert_allclose(each(x, weight).sum(0), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pairs_gradients_are_summed_in_float32() -> None:
+  """In bfloat16, over tokens and then over devices, small ones would be lost."""
+  x, a = jnp.ones((4096, 1), jnp.bfloat16), jnp.ones((1, 1))
+  step = jax.jit(jax.grad(lambda b: lora._pair(x, a, b).astype(jnp.float32).sum()))
+  text = step.lower(jnp.ones((1, 1))).as_text()
+  dots = [line for line in text.splitlines() if "dot_general" in line]
+  assert dots and any("tensor<1x1xf32>" in line.split("->")[-1] for line in dots)

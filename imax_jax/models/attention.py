@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 # Far below any score, and finite: a row of padding attends evenly instead of to NaN.
 _HIDDEN = -1e30
+_BLOCK = 256  # queries that are attended with together
 
 
 def batch_mask(image: jax.Array, segment: jax.Array) -> jax.Array:
@@ -53,6 +54,23 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = (first * cos - second * sin, second * cos + first * sin)
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def attend_causal(
+  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+) -> jax.Array:
+  """`attend` where no token sees a later one: J = T, and `bias` hides those.
+
+  A block of queries leaves out the keys behind it, half of all products and of what is
+  kept of them for the way back.
+  """
+  tokens = q.shape[2]
+  parts = []
+  for start in range(0, tokens, _BLOCK):
+    end = min(start + _BLOCK, tokens)
+    hides = bias[:, :, start:end, :end]
+    parts.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], hides))
+  return jnp.concatenate(parts, axis=2)
 
 
 def attend(

@@ -93,7 +93,8 @@ class Attention(nn.Module):
         jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
       )
       k, v = cache.k[layer], cache.v[layer]
-    mixed = attention.attend(q, k, v, bias)
+    attend = attention.attend_causal if cache is None else attention.attend
+    mixed = attend(q, k, v, bias)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(rows, tokens, -1)
     return self.linear("attn/o", width)(mixed, deterministic), cache
 
