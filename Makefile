@@ -20,7 +20,7 @@ check: $(VENV)/.installed-test
 # What the reliability tests measure, printed into BUILD_NOTES.md by the run itself; the
 # page is written though a test fails, and says which number has no figure.
 FIGURES := $(abspath $(VENV))/reliability.jsonl
-RELIABILITY := $(addprefix tests/test_,accounting.py checkpoint.py disk.py hosts.py \
+RELIABILITY := $(addprefix tests/test_,accounting.py accumulation.py checkpoint.py disk.py hosts.py \
   interrupt.py ledger.py peers.py pipeline.py resume.py topology.py train.py)
 
 reliability chaos: $(VENV)/.installed-test

@@ -34,7 +34,7 @@ def test_two_hundred_saves_leave_nothing_behind(tmp_path: Path) -> None:
   memory, files = [], []
   for number in range(1, SAVES + 1):
     state = step(state)
-    keeper.save(state, {"step": number})
+    keeper.save(state, {"example": number})
     keeper.wait()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)

@@ -36,6 +36,8 @@ CUTS = (1, 7, 19, 20, 21, 39, 40, 59)
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
   "image": ({"share_prefix": True}, {}),
   "entry": ({"share_prefix": False}, {}),
+  "image, accumulated": ({"share_prefix": True, "accumulate": 2}, {"accumulate": 2}),
+  "entry, accumulated": ({"share_prefix": False, "accumulate": 3}, {"accumulate": 3}),
 }
 
 
@@ -254,7 +256,7 @@ def test_killed_at_a_named_place_all_that_is_restored_is_of_one_step(
   assert step in PLACES[name].restored
   arrays, iterator = kept[step]
   toy.assert_same_bits(jax.device_get(checkpoint_lib._to_arrays(found.state)), arrays)
-  assert found.iterator == iterator == {"step": step}
+  assert found.iterator == iterator == {"example": step * ENTRIES}
   toy.assert_same_bits(toy.run(tmp_path), weights)
   assert (tmp_path / "metrics.jsonl").read_text() == lines
   record(

@@ -59,6 +59,7 @@ class Stuck:
 
   def __init__(self, batches: Batches, step: int) -> None:
     self._batches, self._step, self.names = batches, step, batches.names
+    self.examples_per_step = batches.examples_per_step
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -89,7 +90,7 @@ def what_is_held(path: Path) -> Iterator[None]:
   real = BatchIterator.__next__
 
   def taken(self: BatchIterator) -> Any:
-    step, batch = self.get_state()["step"], real(self)
+    step, batch = self.get_state()["example"] // PER_STEP, real(self)
     found = sorted(held(batch).elements())
     with path.open("a") as file:
       file.write(json.dumps({"step": step, "held": found}) + "\n")

@@ -7,16 +7,23 @@ offline unless WANDB_MODE says otherwise.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
+import io
 import os
+import struct
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from typing import Protocol
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
 NAMES = ("wandb", "trackio")
 _PROJECT = "imax_jax"
@@ -29,18 +36,42 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-  """Event files in a folder. Those of steps that will come again are taken back."""
+  """Event files in a folder, one a start. What will be written again is taken back.
+
+  Records are appended unbuffered: nothing is left to be written where a disk is full.
+  """
 
   def __init__(self, folder: Path, *, step: int) -> None:
-    again = {"purge_step": step + 1} if folder.is_dir() else {}
-    self._writer = SummaryWriter(str(folder), **again)
+    again = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    # TensorBoard reads them in the order of their names.
+    path = folder / f"events.out.tfevents.{time.time_ns()}"
+    self._file: io.FileIO = path.open("xb", buffering=0)
+    self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    if again:
+      start = SessionLog(status=SessionLog.START)
+      self._append(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
+    """Raises an OSError that names the file."""
+    found = [Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]
+    summary = Summary(value=found)
+    self._append(Event(wall_time=time.time(), step=step, summary=summary))
+
+  def _append(self, event: Any) -> None:
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    record = length + next(sums) + data + next(sums)
+    try:
+      short = len(record) - (self._file.write(record) or 0)
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, self._file.name) from error
+    if short:  # a full disk takes what it can
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
   def close(self) -> None:
-    self._writer.close()
+    self._file.close()
 
 
 class _Remote:
