@@ -18,10 +18,14 @@ from test_train import make_images
 from test_train import pixels_of
 from test_train import run
 
+from configs import phantom
+from imax_jax import experiment
+from imax_jax import feed
 from imax_jax import mesh as mesh_lib
 from imax_jax.data.pipeline import EntryBatches
 from imax_jax.models.loss import example_loss
 from imax_jax.models.loss import token_nll
+from imax_jax.study import Study
 from imax_jax.train import snapshots
 from imax_jax.train import trackers
 from imax_jax.train import validation
@@ -204,3 +208,34 @@ def test_a_trace_of_some_updates(tmp_path):
   assert trace.stat().st_size > 1000
   run(tmp_path / "none")
   assert not (tmp_path / "none" / "profile").exists()
+
+
+# ── In a study ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_does_not_see_whom_it_is_validated_on_and_ends_as_its_best(tmp_path):
+  config = phantom.get_config("tiny")
+  config.train.runs = ("imax",)
+  config.train.epochs = 3.0
+  config.train.validation.update({"fraction": 0.3, "steps": 3, "patience": 2})
+  experiment.run(config, tmp_path, ["build", "train"], {})
+  study = Study(config, tmp_path)
+  records = study.records("imax_train")
+  batches, held = feed.batches(
+    study, records, lambda: study.pixels("imax_train"), num_steps=9, seed=0
+  )
+  patients = {r.patient_id: {e.id for e in r.entries} for r in records}
+  trained = {name for step in range(9) for name in batches.names(step)}
+  seen = [entry.id for group in range(len(held)) for entry in held.entries(group)]
+  assert len(seen) == len(set(seen))
+  kinds = {
+    (bool(ids & trained), bool(ids & set(seen)), ids <= trained | set(seen))
+    for ids in patients.values()
+  }
+  assert kinds == {(True, False, True), (False, True, True)}
+  run_folder = tmp_path / "runs" / "imax-s0"
+  losses = [x["validation/loss"] for x in _lines(run_folder) if "validation/loss" in x]
+  assert len(losses) > 1
+  like = study.parameters.trainable
+  final, best = (snapshots.restore(run_folder, n, like) for n in ("final", "best"))
+  assert_same_bits(jax.device_get(final), jax.device_get(best))
