@@ -182,6 +182,8 @@ def test_iterator_resumes_where_it_was(num_threads):
     next(iterator)
   state = iterator.get_state()
   assert state == {"example": 28}  # of the run's, whoever made them
+  with pytest.raises(ValueError, match="example 27 is not the first of a step of 7"):
+    iterator.set_state({"example": 27})
   other = make_iterator(batches, num_threads=num_threads)
   other.set_state(state)
   rest = list(other)

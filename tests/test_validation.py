@@ -174,6 +174,16 @@ def test_tensorboard_has_the_lines_of_metrics_and_a_resume_takes_back_its_own(tm
   assert set(found["loss"]) == set(range(1, 13))
 
 
+def test_what_a_killed_run_wrote_too_much_is_taken_back(tmp_path):
+  for start, stop in ((0, 8), (6, 7)):
+    board = trackers.TensorBoard(tmp_path / "board", step=start)
+    for step in range(start + 1, stop + 1):
+      board.write(step, {"loss": float(start)})
+    board.close()
+  steps = {**dict.fromkeys(range(1, 7), 0.0), 7: 6.0}
+  assert scalars_in(tmp_path / "board") == {"loss": steps}
+
+
 @pytest.mark.parametrize("name", trackers.NAMES)
 def test_others_are_told_the_same_and_stay_here(tmp_path, monkeypatch, name):
   calls: list = []
