@@ -227,6 +227,7 @@ def test_a_run_does_not_see_whom_it_is_validated_on_and_ends_as_its_best(tmp_pat
   config = phantom.get_config("tiny")
   config.train.runs = ("imax",)
   config.train.epochs = 3.0
+  config.train.peak_lr = config.train.final_lr = 3.0  # it gets worse
   config.train.validation.update({"fraction": 0.3, "steps": 3, "patience": 2})
   experiment.run(config, tmp_path, ["build", "train"], {})
   study = Study(config, tmp_path)
@@ -247,5 +248,10 @@ def test_a_run_does_not_see_whom_it_is_validated_on_and_ends_as_its_best(tmp_pat
   losses = [x["validation/loss"] for x in _lines(run_folder) if "validation/loss" in x]
   assert len(losses) > 1
   like = study.parameters.trainable
-  final, best = (snapshots.restore(run_folder, n, like) for n in ("final", "best"))
-  assert_same_bits(jax.device_get(final), jax.device_get(best))
+  final, best, last = (
+    jax.device_get(snapshots.restore(run_folder, name, like))
+    for name in ("final", "best", "late")
+  )
+  assert_same_bits(final, best)
+  assert losses[-1] > min(losses)
+  assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, final, last))))
