@@ -15,7 +15,7 @@ expect films to be read: the encoder is the phantom's, and it is frozen. Expect 
 the multi-class answers right (a constant answer has 36.5), choices at 65.7 (the best blind
 answer has 61.8), and every report the one word "no": there are 19 among 551. 4 of the 16
 metrics are better than any answer without the image.
---config.train.runs=dmax,imax --config.train.epochs=3.0 is the comparison of
+--config.train.runs="('dmax','imax')" --config.train.epochs=3.0 is the comparison of
 configs/open_cxr.py, in two hours.
 
 `:tiny` is the same page at the size of a test: its numbers mean nothing.

@@ -143,10 +143,17 @@ def train() -> ConfigDict:
   t.max_skipped = (
     0  # steps of a run whose gradient may be no number; 0: the first ends it
   )
-  # Patients held out of training, and every how many steps the loss on them is taken.
+  # Patients held out of training (`epochs` counts their entries too), and every how many
+  # steps the loss on so many of their entries (0: all) is taken, weighed as in training.
   # The run's weights are then those with the least `metric`: "loss", or "loss_rec" and so
   # on; without a better one for `patience` times it ends early (0: never).
-  t.validation = {"fraction": 0.0, "steps": 250, "metric": "loss", "patience": 0}
+  t.validation = {
+    "fraction": 0.0,
+    "steps": 250,
+    "entries": 512,
+    "metric": "loss",
+    "patience": 0,
+  }
   t.save_steps = 250
   t.keep = 2  # of the latest checkpoints, to go on from
   t.watchdog_seconds = 60.0  # a step that takes longer, and ten times the median: hangs

@@ -5,18 +5,24 @@ All that can be told without reading a source's file.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from imax_jax.data import construct
+from imax_jax.data import order
+from imax_jax.data import packing
 from imax_jax.data import recipe
 from imax_jax.data import sources
 from imax_jax.data.geometry import Geometry
 from imax_jax.data.sources import intake as intake_lib
 from imax_jax.ledger import plain
+from imax_jax.schema import TASKS
 from imax_jax.study import UsageError
+from imax_jax.train import optim
+from imax_jax.train import trackers
 
 _BOX_ORDERS = ("xy", "yx")
 
@@ -111,3 +117,61 @@ def needs_thousandths(d: ConfigDict, verb: str) -> None:
       f"{verb} asks about boxes in thousandths, x before y; this config writes them "
       f"otherwise (data.boxes: order {d.boxes.order}, scale {d.boxes.scale})"
     )
+
+
+# Keys of the config's `train`, and the least that each may be.
+_LEAST = {
+  "entries_per_step": 1, "accumulate": 1, "row_tokens": 1, "row_multiple": 0,
+  "max_shapes": 1, "save_steps": 0, "keep": 2, "max_skipped": 0, "watchdog_seconds": 0,
+  "clip_norm": 0, "weight_decay": 0, "peak_lr": 0, "final_lr": 0, "warmup_start_lr": 0,
+  "beta2": 0, "epochs": 0,
+}  # fmt: skip
+_LEAST_OF_VALIDATION = {"fraction": 0, "steps": 1, "patience": 0, "entries": 0}
+
+
+def check_training(t: ConfigDict) -> None:
+  """The config's `train`: what can be refused before an image is encoded.
+
+  Raises:
+    UsageError: with the flag at fault.
+  """
+
+  def refuse(key: str, value: Any, expected: str) -> None:
+    raise UsageError(f"--config.train.{key}={value}: expected {expected}")
+
+  for keys, at in ((_LEAST, ""), (_LEAST_OF_VALIDATION, "validation.")):
+    for key, least in keys.items():
+      value = t.validation[key] if at else t[key]
+      if not least <= value < math.inf:
+        refuse(at + key, value, f"{least} or more")
+  for key in ("epochs", "beta2"):
+    if (key == "epochs" and not t.epochs) or (key == "beta2" and t.beta2 >= 1):
+      refuse(key, t[key], "more than 0" if key == "epochs" else "less than 1")
+  if len(t.profile) != 2 or not 0 <= t.profile[0] <= t.profile[1]:
+    refuse("profile", t.profile, "the first update and the one behind the last, 10,15")
+  if any(t.sample_ratios.values()) and t.shuffle != "task":
+    refuse("shuffle", t.shuffle, "task: sample_ratios say how often each is drawn")
+  v = t.validation
+  if v.metric.removeprefix("loss_") not in ("loss", *TASKS):
+    refuse("validation.metric", v.metric, "loss, or loss_ and a task: loss_rec")
+  if v.patience and not v.fraction:
+    refuse("validation.patience", v.patience, "0, or patients in validation.fraction")
+  if v.patience and "dmax_long" in t.runs:
+    refuse(
+      "validation.patience", v.patience,
+      "0, or train.runs without dmax_long, which is to have as many steps as pseudo's",
+    )  # fmt: skip
+  try:
+    optim.make_schedule(
+      num_steps=1, peak_lr=t.peak_lr, final_lr=t.final_lr,
+      warmup_fraction=t.warmup_fraction, warmup_start_lr=t.warmup_start_lr,
+      clock=t.clock,
+    )  # fmt: skip
+    packing.weigh(t.weighting, t.task_weights)
+    order.Stream(
+      [TASKS], entries_per_step=1, seed=0, shuffle=t.shuffle,
+      sample_ratios=t.sample_ratios,
+    )  # fmt: skip
+    trackers.check(t.trackers)
+  except ValueError as error:
+    raise UsageError(f"--config.train: {error}") from None

@@ -67,6 +67,8 @@ def run(
   stations = _STATIONS | {"evaluate": chosen}
   if "convert" in verbs and "published" in config:
     published(study)  # a wrong path is told now, and not when the data are built
+  if {"train", "pseudo", "foundation"} & {*verbs}:
+    choices.check_training(config.train)
   for verb in verbs:
     if "films" in config and verb != "foundation":
       raise UsageError(f"this config has the verb foundation only, not {verb}")

@@ -17,6 +17,7 @@ from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
 from imax_jax.data.records import TokenizedImage
+from imax_jax.pseudo import label
 from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 from imax_jax.train import validation
@@ -39,15 +40,46 @@ def batches(
       encoding takes hours and an entry that does not fit is found in seconds.
   """
   t = study.config.train
-  tokenized = _tokenized(study, found)
-  patients = [found[i].patient_id for i in range(len(found))]
+  patients: list[str] = []
+  tokenized = _tokenized(study, found, patients)
   held = validation.held_out(patients, t.validation.fraction)
-  read = _reader(pixels())
+  reader: list[
+    Callable[[int], np.ndarray]
+  ] = []  # once all that is quickly told is told
+
+  def read(index: int) -> np.ndarray:
+    return reader[0](index)
+
   share = mesh_lib.row_share(study.mesh)
-  trained = Batches(
+  trained = _trained(study, tokenized, held, read, num_steps, seed)
+  chosen = _validated(tokenized, held, t.validation.entries)
+  reader.append(_reader(pixels()))
+  if not held:
+    return trained, None
+  return trained, EntryBatches(
+    tokenized,
+    read,
+    chosen,
+    group_size=math.ceil(t.entries_per_step / share.num_shards) * share.num_shards,
+    weight_of=packing.weigh(t.weighting, t.task_weights),
+    process_index=share.process_index,
+    process_count=share.process_count,
+  )
+
+
+def _trained(
+  study: Study,
+  images: Sequence[TokenizedImage],
+  held: set[int],
+  read: Callable[[int], np.ndarray],
+  num_steps: int,
+  seed: int,
+) -> Batches:
+  t = study.config.train
+  return Batches(
     [
       dataclasses.replace(image, entries=()) if place in held else image
-      for place, image in enumerate(tokenized)
+      for place, image in enumerate(images)
     ],
     read,
     num_steps=num_steps,
@@ -62,26 +94,36 @@ def batches(
     task_weights=t.task_weights,
     share_prefix=t.share_prefix,
     accumulate=t.accumulate,
-    **share._asdict(),
+    **mesh_lib.row_share(study.mesh)._asdict(),
   )
-  if not held:
-    return trained, None
-  return trained, EntryBatches(
-    tokenized,
-    read,
-    [(i, e) for i in sorted(held) for e in range(len(tokenized[i].entries))],
-    group_size=math.ceil(t.entries_per_step / share.num_shards) * share.num_shards,
-    weight_of=packing.weigh(t.weighting, t.task_weights),
-    process_index=share.process_index,
-    process_count=share.process_count,
-  )
+
+
+def _validated(
+  images: Sequence[TokenizedImage], held: set[int], most: int
+) -> list[tuple[int, int]]:
+  """(image, entry) of those held out, at most so many: the same ones at every start.
+
+  Pseudo labels are left out: a model is not measured by what it said itself.
+  """
+  pairs = [
+    (i, e)
+    for i in sorted(held)
+    for e, entry in enumerate(images[i].entries)
+    if entry.entry.origin.source != label.ORIGIN
+  ]
+  if held and not pairs:
+    raise ValueError(
+      "validation: the patients held out have no entry but pseudo labels"
+    )
+  order = np.random.default_rng(0).permutation(len(pairs))
+  return sorted(pairs[place] for place in order[: most or None])
 
 
 def samples(
   study: Study, split: str, num_groups: int, size: int, seed: int
 ) -> EntryBatches:
   """Random entries of a split, for the Fisher information."""
-  tokenized = _tokenized(study, study.records(split))
+  tokenized = _tokenized(study, study.records(split), [])
   pairs = pipeline.draw(tokenized, num_groups, size, seed=seed)
   return EntryBatches(tokenized, _reader(study.pixels(split)), pairs, group_size=size)
 
@@ -92,17 +134,23 @@ def num_steps(study: Study, num_entries: int, epochs: float) -> int:
   return max(1, math.ceil(exact - 1e-9))  # 1.1 epochs of 50 are 55, not 56
 
 
-def _tokenized(study: Study, found: Sequence[ImageRecord]) -> list[TokenizedImage]:
-  return [
-    records.tokenize_record(
-      found[i],
+def _tokenized(
+  study: Study, found: Sequence[ImageRecord], patients: list[str]
+) -> list[TokenizedImage]:
+  """Each record is read once; the ids of their patients are appended to `patients`."""
+  images = []
+  for i in range(len(found)):
+    record = found[i]
+    patients.append(record.patient_id)
+    tokenized = records.tokenize_record(
+      record,
       study.tokenizer,
       num_slots=study.num_slots,
       row_tokens=study.config.train.row_tokens,
       style=study.style,
     )
-    for i in range(len(found))
-  ]
+    images.append(tokenized)
+  return images
 
 
 def _reader(pixels: np.ndarray | Features) -> Callable[[int], np.ndarray]:

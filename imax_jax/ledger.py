@@ -227,9 +227,9 @@ class Ledger:
     before = mark.get("seconds", 0.0) if resumable else 0.0
     record = {"fingerprint": digest, "inputs": dict(inputs)}
     if self._chief:
-      same = mark.get("fingerprint") == digest
-      why = "it was interrupted" if same else "inputs have changed"
-      self._begin(work, name, record, "" if resumable and same else why)
+      differ = ", ".join(differing(mark.get("inputs", {}), inputs)[:4])
+      why = f"inputs have changed ({differ})" if differ else "it was interrupted"
+      self._begin(work, name, record, "" if resumable and not differ else why)
     self.meet(f"{name}/begun")
     start = time.time()
     try:

@@ -32,7 +32,6 @@ from imax_jax.train import loop
 from imax_jax.train import optim
 from imax_jax.train import snapshots as snapshots_lib
 from imax_jax.train import speed as speed_lib
-from imax_jax.train import trackers
 from imax_jax.train import validation
 
 FINAL = "final"
@@ -69,20 +68,19 @@ def fit(
       weights, or the best where patients are held out for validation.
   """
   t = study.config.train
-  trackers.check(t.trackers)
   facts = _facts(study, seed, num_steps, inputs, snapshots)
 
   def make(folder: Path) -> None:
     initial, frozen = study.parameters.split(seed)
     trainable = initial if start is None else start()
+    fed = feed.batches(study, found, pixels, num_steps=num_steps, seed=seed)
     with (
       progress.bar(f"training {name}") as tick,
       interrupt.Preemption().listening() as preempted,
       interrupt.Watchdog(t.watchdog_seconds).watching() as watchdog,
     ):
       _train(
-        study, folder, trainable, frozen, facts,
-        feed.batches(study, found, pixels, num_steps=num_steps, seed=seed),
+        study, folder, trainable, frozen, facts, fed,
         tick=tick, preempted=preempted, watchdog=watchdog,
       )  # fmt: skip
 

@@ -187,3 +187,19 @@ def test_it_waits_for_the_first_step_and_not_without_a_limit() -> None:
         watchdog.beat()
       time.sleep(0.5)
   assert not left and np.isfinite(watchdog.limit())
+
+
+def test_a_size_that_is_compiled_is_waited_for_once() -> None:
+  """A second size of batch comes late in a run: its compilation is no hanging step."""
+  left: list[int] = []
+  small, large = {"text": np.zeros((1, 2))}, {"text": np.zeros((1, 3))}
+  with Watchdog(0.3, leave=left.append, tick=0.05).watching() as watchdog:
+    watchdog.beat()
+    for batch in (small, large):
+      with watchdog.compiling(batch):
+        time.sleep(1)
+      watchdog.beat()
+    assert not left
+    with watchdog.compiling(large):
+      time.sleep(1)
+  assert left == [EXIT_AGAIN]

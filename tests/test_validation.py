@@ -25,7 +25,9 @@ from imax_jax import mesh as mesh_lib
 from imax_jax.data.pipeline import EntryBatches
 from imax_jax.models.loss import example_loss
 from imax_jax.models.loss import token_nll
+from imax_jax.pseudo import label
 from imax_jax.study import Study
+from imax_jax.study import UsageError
 from imax_jax.train import snapshots
 from imax_jax.train import trackers
 from imax_jax.train import validation
@@ -255,3 +257,65 @@ def test_a_run_does_not_see_whom_it_is_validated_on_and_ends_as_its_best(tmp_pat
   assert_same_bits(final, best)
   assert losses[-1] > min(losses)
   assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, final, last))))
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("clip_norm", -1.0, "clip_norm=-1.0: expected 0 or more"),
+    ("beta2", 2.0, "beta2=2.0: expected less than 1"),
+    ("entries_per_step", 0, "entries_per_step=0: expected 1 or more"),
+    ("epochs", 0.0, "epochs=0.0: expected more than 0"),
+    ("weight_decay", float("nan"), "weight_decay=nan: expected 0 or more"),
+    ("keep", 1, "keep=1: expected 2 or more"),
+    ("profile", (3, 1), "profile=.*expected the first update"),
+    ("clock", "x", "clock 'x'"),
+    ("weighting", "x", "weighting 'x'"),
+    ("shuffle", "x", "shuffle 'x'"),
+    ("trackers", ("mlflow",), "no 'mlflow'"),
+    ("sample_ratios.rec", 2.0, "shuffle=image: expected task"),
+    ("task_weights.rec", float("nan"), "task_weights"),
+    ("validation.patience", -1, "validation.patience=-1: expected 0 or more"),
+    ("validation.patience", 2, "validation.patience=2: expected 0, or patients"),
+    ("validation.metric", "accuracy", "validation.metric=accuracy: expected loss"),
+  ],
+)
+def test_training_is_refused_before_anything_is_made(tmp_path, key, value, message):
+  config = phantom.get_config("tiny")
+  *above, name = key.split(".")
+  part = config.train[above[0]] if above else config.train
+  part[name] = value
+  with pytest.raises(UsageError, match=message):
+    experiment.run(config, tmp_path, ["train"], {})
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_control_of_as_many_steps_may_not_end_early(tmp_path):
+  config = phantom.get_config("tiny")
+  config.train.validation.update({"fraction": 0.3, "patience": 2})
+  assert "dmax_long" in config.train.runs
+  with pytest.raises(UsageError, match="without dmax_long"):
+    experiment.run(config, tmp_path, ["train"], {})
+
+
+def test_pseudo_labels_do_not_validate_and_most_entries_are_the_same_at_every_start():
+  def image(origins):
+    entries = [
+      types.SimpleNamespace(
+        entry=types.SimpleNamespace(origin=types.SimpleNamespace(source=source))
+      )
+      for source in origins
+    ]
+    return types.SimpleNamespace(entries=entries)
+
+  images = [image(["made", label.ORIGIN, "made"]), image(["made"] * 9), image(["made"])]
+  assert feed._validated(images, {0, 2}, 0) == [(0, 0), (0, 2), (2, 0)]
+  some = feed._validated(images, {0, 1}, 4)
+  assert len(some) == 4 and some == feed._validated(images, {0, 1}, 4)
+  with pytest.raises(ValueError, match="no entry but pseudo labels"):
+    feed._validated([image([label.ORIGIN])], {0}, 0)
+
+
+def test_fewer_than_two_checkpoints_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="keep 1: expected two"):
+    run(tmp_path, keep=1)

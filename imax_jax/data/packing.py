@@ -7,6 +7,7 @@ and an image is cut where that saves a row.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -206,7 +207,7 @@ def weigh(
   if weighting not in ("token", "entry"):
     raise ValueError(f"weighting {weighting!r}: expected 'token' or 'entry'")
   weights = {task: value for task, value in (task_weights or {}).items() if value != 1}
-  if any(value <= 0 for value in weights.values()):
+  if any(not 0 < value < math.inf for value in weights.values()):
     raise ValueError(
       f"task_weights {weights}: expected more than 0; a task that shall not be trained on "
       "is left out when the data are built"

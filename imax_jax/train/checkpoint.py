@@ -47,7 +47,10 @@ class Checkpointer:
     directory: made if it is missing; what killed saves left in it is removed.
     metadata: JSON-able facts that a resume must share, e.g. the config's fingerprint.
     keep: how many of the latest checkpoints stay. Two at least: where the last is
-      damaged, the one before is restored.
+      damaged or not sealed, the one before is restored.
+
+  Raises:
+    ValueError: fewer than two.
   """
 
   def __init__(
@@ -57,6 +60,8 @@ class Checkpointer:
     metadata: Mapping[str, Any] | None = None,
     keep: int = 2,
   ) -> None:
+    if keep < 2:
+      raise ValueError(f"keep {keep}: expected two checkpoints or more")
     self.directory = Path(directory).absolute()
     self.metadata = dict(metadata or {})
     if jax.process_index() == 0:

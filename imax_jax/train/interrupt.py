@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -91,6 +92,7 @@ class Watchdog:
     self._steps: deque[float] = deque(maxlen=_RECENT)
     self._last: float | None = None
     self._silent, self._paused = 0.0, True  # until there was a step
+    self._met: set[tuple[tuple[int, ...], ...]] = set()
     self._over = threading.Event()
 
   @contextlib.contextmanager
@@ -121,6 +123,17 @@ class Watchdog:
       if self._last is not None:
         self._last = time.monotonic()
 
+  @contextlib.contextmanager
+  def compiling(self, batch: Mapping[str, Any]) -> Iterator[None]:
+    """For a step: of a size of batch that was not met before it is compiled first."""
+    size = tuple(array.shape for array in batch.values())
+    if size in self._met:
+      yield
+      return
+    with self.paused():
+      yield
+    self._met.add(size)
+
   def limit(self) -> float:
     """Seconds that a step may take."""
     median = statistics.median(self._steps) if self._steps else 0.0
@@ -130,9 +143,10 @@ class Watchdog:
     while not self._over.wait(self._tick):
       self._silent = 0.0 if self._paused else self._silent + self._tick
       if self._silent > self.limit():
+        other = " another process may hang." if jax.process_count() > 1 else ""
         sys.stderr.write(
           f"imax_jax: process {jax.process_index()}: no step for {self._silent:.0f} s, "
-          f"expected one within {self.limit():.0f}; another process may hang. Leaving "
+          f"expected one within {self.limit():.0f};{other} Leaving "
           f"with code {EXIT_AGAIN}: the same command goes on from the last checkpoint\n"
         )
         faulthandler.dump_traceback(file=sys.stderr)

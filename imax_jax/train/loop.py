@@ -94,8 +94,8 @@ def train(
     evaluators: {name: trainable -> numbers}; at each multiple of `evaluate_steps`, step
       0 left out, and at the end. The weights at which "validation" has its least value
       are the snapshot "best".
-    choose: (metric, patience) of that, see `Best`. Where it says so the run ends early,
-      and later snapshots are of its last weights.
+    choose: (metric, patience) of that, see `Best`. Where it says so the run ends early:
+      snapshots of its last step are kept then, those between are not.
     metadata: what a resume must share with the run it goes on from.
     on_step: called with (step, steps in all, loss), e.g. to draw progress.
     trackers: see `trackers`.
@@ -167,10 +167,10 @@ def train(
               writer.add(step, line)
               if best.look(line):
                 keep_as(BEST, state.trainable)
+              logging.info("step %d: %s", step, best.words)
           last = last or best.over
-        for name in sorted(snapshots):
-          if snapshots[name] != step and not (last and snapshots[name] > step):
-            continue
+        due = num_steps if last else step  # the last weights are those of the end
+        for name in sorted(name for name, at in snapshots.items() if at in (step, due)):
           writer.flush(num_steps)  # raises if these weights come of a bad step
           with watchdog.paused():
             keep_as(name, state.trainable)
@@ -187,11 +187,14 @@ def train(
       arrays = cast(Mapping[str, np.ndarray], next(iterator))
       batch = mesh_lib.put_batch(arrays, mesh)
       tracer.before(step)
-      state, metrics = step_fn(state, frozen, batch)
+      with watchdog.compiling(batch):
+        state, metrics = step_fn(state, frozen, batch)
       writer.flush(num_steps)
       watchdog.beat()
       writer.hold(step + 1, metrics)
 
+    if step < num_steps and best.over:
+      logging.info("ended at step %d of %d: %s", step, num_steps, best.words)
     writer.flush(num_steps)
     writer.close()
     tracer.close()

@@ -54,7 +54,7 @@ def evaluator(
   batches: EntryBatches,
   mesh: Mesh,
 ) -> Callable[[Any], dict[str, float]]:
-  """trainable -> {"loss": the mean over all entries, "loss_rec": …, for each task}."""
+  """trainable -> {"loss": as training weighs it, "loss_rec": …, of each task}."""
   whole = NamedSharding(mesh, PartitionSpec())
   apply = jax.jit(row_loss, out_shardings=whole)  # all processes see all rows
 
@@ -84,7 +84,7 @@ class Best:
     self, metric: str, patience: int, past: Iterable[Mapping[str, float]] = ()
   ) -> None:
     self._name, self._patience = f"{_ROOM}/{metric}", patience
-    self._least, self._since = float("inf"), 0
+    self._least, self._since, self._last = float("inf"), 0, float("nan")
     for line in past:
       self.look(line)
 
@@ -100,11 +100,19 @@ class Best:
         f"validation.metric {self._name.removeprefix(f'{_ROOM}/')!r}: there are "
         f"{', '.join(there)}"
       )
-    better = line[self._name] < self._least
-    self._least = min(self._least, line[self._name])
+    self._last = line[self._name]
+    better = self._last < self._least
+    self._least = min(self._least, self._last)
     self._since = 0 if better else self._since + 1
     return better
 
   @property
   def over(self) -> bool:
-    return bool(self._patience) and self._since >= self._patience
+    return 0 < self._patience <= self._since
+
+  @property
+  def words(self) -> str:
+    """The last value beside the least, for a person."""
+    if not self._since:
+      return f"{self._name} {self._last:.4g}, the least so far"
+    return f"{self._name} {self._last:.4g}; the least is {self._least:.4g}, {self._since} times ago"
