@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ def make_batch(config: ConfigDict, tokenizer: Any, num_slots: int) -> dict[str, 
   prefix, slot = records.prefix_of(tokenizer, num_slots, style.training)
   rng = np.random.default_rng(0)
   ids = rng.integers(3, len(tokenizer), row_tokens - len(prefix), np.int32)
-  entry: Any = None
+  entry: Any = types.SimpleNamespace(task="report")
   entries = tuple(
     records.TokenizedEntry(piece[: len(piece) // 2], piece[len(piece) // 2 :], entry)
     for piece in np.array_split(ids, max(1, len(ids) // 64))
