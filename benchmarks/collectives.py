@@ -85,13 +85,12 @@ def of_rows() -> Iterator[Expected]:
   reduce = "all-reduce"
   yield Expected("sum of losses, sum of weights", reduce, "f32", (), 2)
   yield Expected("tokens in the metrics", reduce, "s32", ())
-  # XLA multiplies what makes a gradient so that it comes out turned.
   for name, width in _COLUMNS:
-    yield Expected(f"gradient of {name}'s A", reduce, "bf16", (_R, _D), _L)
-    yield Expected(f"of {name}'s B", reduce, "bf16", (width, _R), _L)
+    yield Expected(f"gradient of {name}'s A", reduce, "f32", (_R, _D), _L)
+    yield Expected(f"of {name}'s B", reduce, "f32", (_R, width), _L)
   for name, width in _ROWS:
-    yield Expected(f"gradient of {name}'s A", reduce, "bf16", (_R, width), _L)
-    yield Expected(f"of {name}'s B", reduce, "bf16", (_D, _R), _L)
+    yield Expected(f"gradient of {name}'s A", reduce, "f32", (_R, width), _L)
+    yield Expected(f"of {name}'s B", reduce, "f32", (_R, _D), _L)
   # A row's image is on its own device, which XLA cannot know.
   image_tokens = (_IMAGES, _SLOTS, _D)
   yield Expected("image tokens", "all-gather", "bf16", image_tokens)
