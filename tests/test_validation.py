@@ -215,7 +215,7 @@ def test_an_unknown_tracker_or_one_that_is_missing(monkeypatch):
 
 
 def test_a_trace_of_some_updates(tmp_path):
-  run(tmp_path, batches=make_batches(), profile=(3, 5))
+  run(tmp_path, batches=make_batches(), profile=(3, 5), save_steps=0)
   [trace] = (tmp_path / "profile").rglob("*.xplane.pb")
   assert trace.stat().st_size > 1000
   run(tmp_path / "none")

@@ -186,6 +186,8 @@ def train(
         )
       arrays = cast(Mapping[str, np.ndarray], next(iterator))
       batch = mesh_lib.put_batch(arrays, mesh)
+      if step in profile:
+        checkpointer.wait()  # the profiler crashes beside orbax's threads
       tracer.before(step)
       with watchdog.compiling(batch):
         state, metrics = step_fn(state, frozen, batch)
