@@ -15,7 +15,7 @@ from imax_jax import choices
 from imax_jax import deliver
 from imax_jax.data import images
 from imax_jax.data import prompts
-from imax_jax.evaluate import run as evaluate_run
+from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.ledger import whole
 from imax_jax.report import examples
 from imax_jax.schema import FINDINGS
@@ -68,7 +68,7 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   ]
   trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
   [text] = study.answer(trained, pixels, [(0, entry.prompt)], "")
-  [prediction] = evaluate_run.predict_values([entry], [text])
+  [prediction] = predictions_lib.predict_values([entry], [text])
   shown = {
     "task": task,
     "prompt": entry.prompt,

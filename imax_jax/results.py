@@ -19,7 +19,8 @@ from absl import logging
 from imax_jax import runs
 from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
-from imax_jax.evaluate import run as evaluate_run
+from imax_jax.evaluate import predictions as predictions_lib
+from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.report import examples
@@ -229,7 +230,7 @@ def _examples(study: Study) -> list[examples.Example]:
   records = study.records("imax_test")
   place = {records[i].image_id: i for i in range(len(records))}
   asked = {entry.id: entry for entry in study.entries("imax_test")}
-  predictions = evaluate_run.read_predictions(
+  predictions = predictions_lib.read_predictions(
     Path(study.workdir) / name / "predictions.jsonl", asked
   )
   shown = []
@@ -237,7 +238,7 @@ def _examples(study: Study) -> list[examples.Example]:
     predictions, per_task=study.config.report.examples_per_task
   ):
     image = records[place[prediction.entry.image_id]].image
-    verdict = evaluate_run.judge(prediction)
+    verdict = scoring.judge(prediction)
     shown.append(
       examples.make_example(
         image, prediction, correct=verdict.correct, note=verdict.note

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from imax_jax.evaluate import gains
-from imax_jax.evaluate.run import METRICS
+from imax_jax.evaluate.metrics import METRICS
 from imax_jax.report import tables
 
 PAPER = tables.PAPER_TABLE2

@@ -42,6 +42,10 @@ FLOORS = (
   ("imax_jax.model_card", 4),
   ("imax_jax.deliver", 4),
   ("imax_jax.foundation", 4),
+  ("imax_jax.conversion", 4),
+  ("imax_jax.strategy", 4),
+  ("imax_jax.answers", 4),
+  ("imax_jax.spectra", 4),
   ("imax_jax.experiment", 4),
   ("imax_jax.main", 5),
 )

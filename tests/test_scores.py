@@ -17,7 +17,9 @@ from nltk.translate import meteor_score
 
 from imax_jax.data import prompts
 from imax_jax.evaluate import constants
-from imax_jax.evaluate import run
+from imax_jax.evaluate import metrics
+from imax_jax.evaluate import predictions as predictions_lib
+from imax_jax.evaluate import scoring
 from imax_jax.evaluate.scores import boxes
 from imax_jax.evaluate.scores import labels
 from imax_jax.evaluate.scores import ratios
@@ -29,6 +31,7 @@ from imax_jax.schema import Bits
 from imax_jax.schema import Entry
 from imax_jax.schema import Grade
 from imax_jax.schema import Origin
+from imax_jax.schema import Prediction
 from imax_jax.schema import Ratio
 from imax_jax.schema import Region
 from imax_jax.schema import Report
@@ -47,8 +50,8 @@ def entry(task: str, subtask: str, target: Target, number: int = 0) -> Entry:
   return prompts.make_entry(Annotation(f"i{number}", task, subtask, target, origin), 0)
 
 
-def predict(*pairs: tuple[Entry, str]) -> list[run.Prediction]:
-  return run.predict_values([e for e, _ in pairs], [t for _, t in pairs])
+def predict(*pairs: tuple[Entry, str]) -> list[Prediction]:
+  return predictions_lib.predict_values([e for e, _ in pairs], [t for _, t in pairs])
 
 
 # ── The published implementations ─────────────────────────────────────────────────
@@ -204,10 +207,10 @@ EVERY_ENTRY = (
 
 
 def test_right_answers_score_full_marks_in_the_papers_order():
-  scores = run.score(predict(*((e, e.answer) for e in EVERY_ENTRY)))
-  assert list(scores) == [metric.name for metric in run.METRICS]
+  scores = scoring.score(predict(*((e, e.answer) for e in EVERY_ENTRY)))
+  assert list(scores) == [metric.name for metric in metrics.METRICS]
   assert len(scores) == 16
-  for metric in run.METRICS:
+  for metric in metrics.METRICS:
     want = 0.0 if metric.lower_is_better else 100.0
     # METEOR counts even one chunk as a little fragmentation.
     tolerance = 0.5 if metric.name == "report_meteor" else 1e-9
@@ -216,13 +219,13 @@ def test_right_answers_score_full_marks_in_the_papers_order():
 
 def test_unreadable_answers_count_and_are_counted():
   predictions = predict(*((e, "") for e in EVERY_ENTRY))
-  scores = run.score(predictions)
+  scores = scoring.score(predictions)
   assert scores["ctr_mae"] == pytest.approx(50.0)  # as if it had said 0
   assert scores["cpar_rmse"] == pytest.approx(40.0)
-  for metric in run.METRICS:
+  for metric in metrics.METRICS:
     if not metric.lower_is_better:
       assert scores[metric.name] == 0.0, metric.name
-  counts = run.count_unparsed(predictions)
+  counts = predictions_lib.count_unparsed(predictions)
   assert sum(counts["vqa"].values()) == 3
   assert set(counts) == {e.task for e in EVERY_ENTRY}
 
@@ -230,20 +233,20 @@ def test_unreadable_answers_count_and_are_counted():
 def test_wrong_answers_are_halved_not_hidden():
   good = entry("rec", "heart", HEART, 0)
   bad = entry("rec", "heart", HEART, 1)
-  scores = run.score(predict((good, good.answer), (bad, "somewhere")))
+  scores = scoring.score(predict((good, good.answer), (bad, "somewhere")))
   assert scores == {"rec_iou": pytest.approx(50.0), "rec_r50": pytest.approx(50.0)}
 
 
 def test_a_task_without_entries_is_absent():
-  scores = run.score(predict((EVERY_ENTRY[0], "0.4")))
+  scores = scoring.score(predict((EVERY_ENTRY[0], "0.4")))
   assert scores == {"ctr_mae": pytest.approx(10.0), "ctr_rmse": pytest.approx(10.0)}
-  assert run.score([]) == {}
+  assert scoring.score([]) == {}
 
 
 def test_labels_of_several_sources_are_counted_by_name():
   first = entry("multi_label", "", Bits((1, 0), ("Nodule", "Edema")), 0)
   second = entry("multi_label", "", Bits((1, 1), ("Edema", "Mass")), 1)
-  scores = run.score(predict((first, "1,1"), (second, "1,0")))
+  scores = scoring.score(predict((first, "1,1"), (second, "1,0")))
   # Nodule 1 0 0, Edema 1 1 0, Mass 0 0 1.
   assert scores["multi_label_micro_f1"] == pytest.approx(100 * 4 / 6)
   assert scores["multi_label_macro_f1"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
@@ -252,9 +255,9 @@ def test_labels_of_several_sources_are_counted_by_name():
 def test_a_target_of_another_kind_is_named():
   wrong = dataclasses.replace(EVERY_ENTRY[0], target=HEART)
   with pytest.raises(ValueError, match=r"i0/calculation.*Ratio.*Region"):
-    run.score([run.Prediction(wrong, "", None, "empty")])
+    scoring.score([Prediction(wrong, "", None, "empty")])
   with pytest.raises(ValueError, match="10 entries but 1 texts"):
-    run.predict_values(EVERY_ENTRY, [""])
+    predictions_lib.predict_values(EVERY_ENTRY, [""])
 
 
 @pytest.mark.parametrize(
@@ -272,14 +275,14 @@ def test_a_target_of_another_kind_is_named():
 )
 def test_verdict_of_one_prediction(number, answer, correct, note):
   (prediction,) = predict((EVERY_ENTRY[number], answer))
-  assert run.judge(prediction) == run.Verdict(correct, note)
+  assert scoring.judge(prediction) == scoring.Verdict(correct, note)
 
 
 def test_predictions_file_round_trip(tmp_path):
   texts = [e.answer if i % 2 else "?" for i, e in enumerate(EVERY_ENTRY)]
-  predictions = run.predict_values(EVERY_ENTRY, texts)
+  predictions = predictions_lib.predict_values(EVERY_ENTRY, texts)
   path = tmp_path / "runs" / "imax.jsonl"
-  run.write_predictions(path, predictions)
+  predictions_lib.write_predictions(path, predictions)
   rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
   assert list(rows[0]) == [
     "id", "task", "subtask", "prompt", "answer", "text", "value", "reason"
@@ -287,9 +290,12 @@ def test_predictions_file_round_trip(tmp_path):
   assert rows[0]["value"] is None
   assert rows[0]["reason"]
   assert rows[5]["value"]["box"] == [0.3, 0.4, 0.7, 0.8]
-  assert run.read_predictions(path, {e.id: e for e in EVERY_ENTRY}) == predictions
+  assert (
+    predictions_lib.read_predictions(path, {e.id: e for e in EVERY_ENTRY})
+    == predictions
+  )
   with pytest.raises(ValueError, match=r"imax\.jsonl:1"):
-    run.read_predictions(path, {})
+    predictions_lib.read_predictions(path, {})
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -297,9 +303,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     yield predict((EVERY_ENTRY[0], "0.5"))[0]
     raise OSError("disk full")
 
-  run.write_predictions(tmp_path / "imax.jsonl", [])
+  predictions_lib.write_predictions(tmp_path / "imax.jsonl", [])
   with pytest.raises(OSError, match="disk full"):
-    run.write_predictions(tmp_path / "imax.jsonl", broken())
+    predictions_lib.write_predictions(tmp_path / "imax.jsonl", broken())
   assert [p.name for p in tmp_path.iterdir()] == ["imax.jsonl"]
   assert (tmp_path / "imax.jsonl").read_text() == ""
 
@@ -310,7 +316,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 def constant_texts(train, test):
   """Each test entry's constant by the first metric that concerns it."""
   answer = constants.constant_answers(train)
-  return [answer(next(m for m in run.METRICS if m.concerns(e)), e) for e in test]
+  return [answer(next(m for m in metrics.METRICS if m.concerns(e)), e) for e in test]
 
 
 def test_constants_are_best_by_each_metrics_own_criterion():

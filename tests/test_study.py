@@ -22,7 +22,7 @@ from imax_jax import experiment
 from imax_jax import main
 from imax_jax import runs
 from imax_jax.data import shards
-from imax_jax.evaluate.run import METRICS
+from imax_jax.evaluate.metrics import METRICS
 from imax_jax.study import Study
 from imax_jax.train import loop
 from imax_jax.tree import flatten

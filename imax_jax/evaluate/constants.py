@@ -24,11 +24,11 @@ from typing import TypeVar
 import numpy as np
 
 from imax_jax.data import prompts
-from imax_jax.evaluate.run import METRICS
-from imax_jax.evaluate.run import Metric
-from imax_jax.evaluate.run import predict_values
-from imax_jax.evaluate.run import score
+from imax_jax.evaluate.metrics import METRICS
+from imax_jax.evaluate.metrics import Metric
+from imax_jax.evaluate.predictions import predict_values
 from imax_jax.evaluate.scores import text as text_scores
+from imax_jax.evaluate.scoring import score
 from imax_jax.schema import Bits
 from imax_jax.schema import Box
 from imax_jax.schema import Entry

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from imax_jax.evaluate.run import METRICS
-from imax_jax.evaluate.run import Metric
+from imax_jax.evaluate.metrics import METRICS
+from imax_jax.evaluate.metrics import Metric
 
 Scores = Mapping[str, float | None]
 

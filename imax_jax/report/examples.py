@@ -84,7 +84,7 @@ def choose(
 def make_example(
   image: bytes, prediction: Prediction, *, correct: bool | None = None, note: str = ""
 ) -> Example:
-  """`correct` and `note` are what `evaluate.run.judge` says of the prediction."""
+  """`correct` and `note` are what `evaluate.scoring.judge` says of the prediction."""
   entry, target = prediction.entry, prediction.entry.target
   boxes: tuple[Mark, ...] = ()
   truth, text = entry.answer, prediction.text.strip()

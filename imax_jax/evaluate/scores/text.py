@@ -1,6 +1,6 @@
 """Scores of generated words: normalisation, accuracy, BLEU-1, ROUGE-1 and METEOR.
 
-All return fractions in [0, 1]; `evaluate/run.py` multiplies by 100.
+All return fractions in [0, 1]; `evaluate/metrics.py` multiplies by 100.
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""The verb `evaluate`: answers on the test split, and their scores."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imax_jax import deliver
+from imax_jax import ledger
+from imax_jax import results
+from imax_jax import runs
+from imax_jax.evaluate import predictions as predictions_lib
+from imax_jax.evaluate import scoring
+from imax_jax.ledger import plain
+from imax_jax.ledger import write_json
+from imax_jax.study import Study
+
+
+def evaluate(study: Study, checkpoint: str | None = None) -> None:
+  """Greedy answers on the IMAX test split, and their scores.
+
+  Args:
+    checkpoint: the folder of a run or of a bundle, whose scores are printed; without it
+      every finished run of the work directory is evaluated.
+  """
+  if checkpoint:
+    folder = Path(checkpoint)
+    name = f"{folder.resolve().parent.name}-{folder.name}"
+    inputs = {
+      "checkpoint": ledger.stamps(folder),
+      "foundation": study.parameters.digest,
+      "features": study.keeps_features,
+      "prompt": plain(study.config.prompt),
+      "data": study.require_data(),
+      "max_new_tokens": study.config.evaluate.max_new_tokens,
+    }
+    weights = functools.partial(deliver.weights_from, study, folder)
+    out = _evaluate(study, name, inputs, weights)
+    sys.stdout.write((out / "scores.json").read_text("utf8"))
+    return
+  names = [f"{name}-s{seed}" for name in results.RUNS for seed in study.config.seeds]
+  done = [name for name in names if study.ledger.is_done(f"runs/{name}")]
+  if not done:
+    raise ValueError(f"no run to evaluate in {study.workdir / 'runs'}: train first")
+  # All are looked at before any is answered.
+  wanted = {name: runs.evaluation_inputs(study, name) for name in done}
+  for name, inputs in wanted.items():
+    weights = functools.partial(runs.weights_of, study, study.workdir / "runs" / name)
+    folder = _evaluate(study, name, inputs, weights)
+    kept = study.workdir / "predictions" / f"{name}.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    if study.is_chief:
+      shutil.copyfile(folder / "predictions.jsonl", kept)
+
+
+def _evaluate(
+  study: Study,
+  name: str,
+  inputs: Mapping[str, Any],
+  weights: Callable[[], Mapping[str, Any]],
+) -> Path:
+  """The station of one set of weights: its predictions and its scores."""
+
+  def make(folder: Path) -> None:
+    records = study.records("imax_test")
+    asked = [
+      (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
+    ]
+    texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
+    predictions = predictions_lib.predict_values(study.entries("imax_test"), texts)
+    predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
+    scores = scoring.score(predictions)
+    unparsed = predictions_lib.count_unparsed(predictions)
+    write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
+
+  return study.ledger.station(f"evaluations/{name}", inputs, make)

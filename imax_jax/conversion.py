@@ -1,0 +1,59 @@
+"""The verb `convert`: published weights -> the study's foundation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imax_jax import ledger
+from imax_jax import parameters
+from imax_jax import progress
+from imax_jax.ledger import plain
+from imax_jax.study import Study
+from imax_jax.study import UsageError
+from imax_jax.weights import bundle as bundle_lib
+from imax_jax.weights import convert as convert_lib
+
+
+def convert(study: Study) -> None:
+  """The config's published weights -> WORKDIR/foundation, its foundation "converted"."""
+  if "published" not in study.config:
+    raise UsageError(
+      "convert: this config's model is not made of published weights; configs/imax_7b.py "
+      "is an example of one that is"
+    )
+  sources = published(study)
+  model = plain(study.config.model)
+  inputs = {
+    "sources": {part: ledger.stamps(path) for part, path in sources.items()},
+    "model": bundle_lib.model_facts(model),
+  }
+
+  def make(folder: Path) -> None:
+    with progress.bar("converting weights") as tick:
+      convert_lib.convert(sources, model, study.parameters.abstract, folder, tick=tick)
+
+  study.ledger.station(parameters.CONVERTED, inputs, make, aside=True)
+
+
+def published(study: Study) -> dict[str, Path]:
+  """{part: path} that the config's `published` names; "package" is what ships.
+
+  Raises:
+    FileNotFoundError: a path that is not there, or an encoder or decoder without one.
+  """
+  named = study.config.published
+  flags = {part: f"--config.published.{part}" for part in named}
+  for part in ("encoder", "decoder"):
+    if not named[part]:
+      raise FileNotFoundError(
+        f"convert: no published {part}: give its file or folder by {flags[part]}=PATH"
+      )
+  found = {
+    part: parameters.ASSETS if path == "package" else Path(path)
+    for part, path in named.items()
+    if path
+  }
+  lost = [f"{flags[part]}={path}" for part, path in found.items() if not path.exists()]
+  if lost:
+    raise FileNotFoundError(f"convert: no such file or folder: {', '.join(lost)}")
+  return found
