@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import imax_7b
 from configs import phantom
+from imax_jax import answers
 from imax_jax import build
 from imax_jax import experiment
 from imax_jax import main
@@ -180,7 +181,7 @@ def test_killed_and_resumed_is_the_same_run(
   monkeypatch.undo()
   assert not study.ledger.is_done("runs/dmax-s0")
   with pytest.raises(ValueError, match="train first"):
-    experiment.evaluate(study)
+    answers.evaluate(study)
   experiment.train(Study(config(), tmp_path))
   for name in ("dmax-s0", "imax-s0"):
     straight = runs.weights_of(Study(config(), done), done / "runs" / name)
