@@ -84,7 +84,9 @@ def data() -> ConfigDict:
   """Every choice between the raw files and the datasets, but for `construct`'s own."""
   d = ConfigDict()
   d.source = "phantom"  # physionet, open, opencxr, own
-  d.root = ""  # the folder of the files
+  # The folder of the files; of a phantom hospital: where it is drawn, if not in the work
+  # directory, for several studies to share.
+  d.root = ""
   d.roots = ConfigDict()  # a source's own folder: --config.data.roots.chexmask=FOLDER
   d.without = ()  # sources of PhysioNet to do without; any other absent one is an error
   d.options = ConfigDict()  # arguments of a source's reader
@@ -99,6 +101,10 @@ def data() -> ConfigDict:
   )
   d.geometry = "stretch"  # pad, crop
   d.draft = False  # large JPEGs read at half or a quarter of their size where they may
+  # What a study of the phantom may spoil on purpose: the share of training entries that
+  # get another image's answer; datasets whose films are stored as negatives.
+  d.noise = 0.0
+  d.negative = ()
   d.recipe = ""  # a published recipe: its very entries instead of `construct`'s
   d.workers = 0  # processes; 0: one a core
   d.beam = ""  # options of Apache Beam, which then writes: "--runner=DirectRunner"

@@ -83,6 +83,7 @@ def _write(study: Study, selected: Selection, folder: Path) -> None:
       image_px=d.image_px or None,
       geometry=choices.geometry_of(d),
       draft=d.draft,
+      negative=d.negative,
       workers=choices.workers_of(d),
       beam_args=shlex.split(d.beam) if d.beam else None,
       progress=count,

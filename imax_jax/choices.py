@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imax_jax.data import construct
+from imax_jax.data import controls
 from imax_jax.data import order
 from imax_jax.data import packing
 from imax_jax.data import recipe
@@ -49,6 +50,7 @@ def check(d: ConfigDict) -> None:
     raise UsageError(
       f"--config.data.boxes.scale={d.boxes.scale}: expected 1000, or 0 for pixels"
     )
+  _check_study_of_films(d)
   try:
     intake_lib.check_share(d.max_quarantined)
   except ValueError as error:
@@ -66,6 +68,21 @@ def check(d: ConfigDict) -> None:
     ) from None
   except ValueError as error:
     raise UsageError(f"--config.data: {error}") from None
+
+
+def _check_study_of_films(d: ConfigDict) -> None:
+  """What spoils the data on purpose is for films that are drawn for it."""
+  if not 0 <= d.noise <= 1:
+    raise UsageError(f"--config.data.noise={d.noise}: expected a share from 0 to 1")
+  unknown = sorted(set(d.negative) - {"imax", "dmax", *controls.ALL})
+  if unknown:
+    raise UsageError(f"--config.data.negative: no dataset {unknown[0]!r}")
+  for key in ("noise", "negative"):
+    if d[key] and d.source != "phantom":
+      raise UsageError(
+        f"--config.data.{key} spoils training data to study what that does; it is for "
+        f"source phantom, not for {d.source}"
+      )
 
 
 def geometry_of(d: ConfigDict) -> Geometry:

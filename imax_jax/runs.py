@@ -18,6 +18,7 @@ from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.costs import accelerators
 from imax_jax.costs import products
+from imax_jax.data import controls
 from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
@@ -184,7 +185,8 @@ def stages_of(study: Study) -> tuple[stages.Stage, ...]:
 
 def split_of(name: str) -> str:
   """The split that a run without pseudo labels trains on."""
-  return "imax_train" if name.startswith("imax-") else "dmax_train"
+  run = name.rsplit("-s", 1)[0]
+  return f"{run}_train" if run in ("imax", *controls.ALL) else "dmax_train"
 
 
 def examples_of(
@@ -219,7 +221,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   }
   snapshots, num_steps = {}, steps["primary"]
   inputs: dict[str, Any] = {"data": study.require_data(), "split": split_of(name)}
-  if run in ("dmax", "imax"):
+  if run in ("dmax", "imax", *controls.ALL):
     phases = study.config.fisher.phases
     snapshots = {phase: round(at * num_steps) for phase, at in phases}
   elif run == "dmax_long":

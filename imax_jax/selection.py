@@ -26,6 +26,7 @@ from imax_jax import progress
 from imax_jax.data import builder
 from imax_jax.data import construct
 from imax_jax.data import manifest
+from imax_jax.data import noise
 from imax_jax.data import recipe
 from imax_jax.data import sources
 from imax_jax.data.construct import Datasets
@@ -118,6 +119,9 @@ def select(study: Study, unreadable: Mapping[str, str] | None = None) -> Selecti
   else:
     made = construct.construct(radiographs, entries, **plain(d.construct))
   builder.check_splits(made)
+  if d.noise:
+    noisy = noise.exchange_answers(made.splits, d.noise, d.construct.seed)
+    made = dataclasses.replace(made, splits=noisy)
   return Selection(made, intake, written.cut, checks)
 
 
@@ -235,7 +239,10 @@ def _all_of_physionet(d: ConfigDict, roots: dict[str, Path]) -> dict[str, Path]:
 
 
 def _hospital(study: Study) -> Path:
-  settings = plain(study.config.data.hospital)
+  settings, drawn_in = plain(study.config.data.hospital), study.hospital
+  if drawn_in is not study.ledger and drawn_in.is_done("hospital"):
+    drawn_in.digest("hospital", settings)  # never redrawn under those who share it
+    return drawn_in.workdir / "hospital"
 
   def make(folder: Path) -> None:
     with progress.bar("rendering the phantom hospital") as tick:
@@ -243,7 +250,9 @@ def _hospital(study: Study) -> Path:
         folder / "files", **settings, workers=os.cpu_count() or 1, progress=tick
       )
 
-  return study.ledger.station("hospital", settings, make)
+  shared = drawn_in is not study.ledger
+  with drawn_in.lock() if shared else contextlib.nullcontext():
+    return drawn_in.station("hospital", settings, make)
 
 
 def _options(d: ConfigDict, roots: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -58,12 +58,17 @@ class Study:
     self.config = config
     several = jax.process_count() > 1
     self.is_chief = jax.process_index() == 0
-    self.ledger = Ledger(
-      workdir,
-      chief=self.is_chief,
-      barrier=multihost_utils.sync_global_devices if several else None,
-    )
+    self._barrier = multihost_utils.sync_global_devices if several else None
+    self.ledger = Ledger(workdir, chief=self.is_chief, barrier=self._barrier)
     self.workdir = self.ledger.workdir
+
+  @cached_property
+  def hospital(self) -> Ledger:
+    """Where the phantom hospital is drawn: here, or in `data.root`, for several studies."""
+    root = self.config.data.root
+    if not root:
+      return self.ledger
+    return Ledger(root, chief=self.is_chief, barrier=self._barrier)
 
   # ── What everything stands on ───────────────────────────────────────────────────
 
@@ -131,7 +136,7 @@ class Study:
     d = self.config.data
     files: Any = sources.stamps({"": d.root, **d.roots})
     if d.source == "phantom":
-      files = self.ledger.digest("hospital", plain(d.hospital))
+      files = self.hospital.digest("hospital", plain(d.hospital))
     asked = {k: plain(d[k]) for k in d if k not in _HOW_AND_WHERE}
     return {"files": files, "recipe file": sources.stamps({"": d.recipe}), **asked}
 

@@ -253,7 +253,7 @@ def _plan_to_json(shard: Shard) -> str:
     }
     for selected in shard.images
   ]
-  place = {"number": shard.number, "count": shard.count}
+  place = {"number": shard.number, "count": shard.count, "negative": shard.negative}
   return json.dumps(
     {"dataset": shard.dataset, "split": shard.split, **place, "images": images}
   )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -118,6 +119,7 @@ def build(
   image_px: int | None = None,
   geometry: Geometry = STRETCH,
   draft: bool = False,
+  negative: Collection[str] = (),
   workers: int = 1,
   beam_args: Sequence[str] | None = None,
   progress: Callable[[int], object] | None = None,
@@ -134,26 +136,26 @@ def build(
     image_px: None keeps the images' own files (grey 8-bit PNG or JPEG; others become
       PNG); a number fits them to that many pixels squared, as grey PNG.
     geometry: how they are fitted; the entries' boxes must be the square's already.
-    draft: large JPEGs are read smaller, which is faster and changes pixels a little.
+    draft: large JPEGs are read smaller: faster, and pixels change a little.
+    negative: datasets whose pictures are stored with black and white exchanged.
     workers: processes that write, a file each at a time.
     beam_args: have Apache Beam write instead, told this (`data.beam`).
-    progress: called with the number of images just written, as tqdm's `update` is: once
-      for each finished file; for those of an earlier go at once.
-    finish: called with what was written, in its place; stopped there, the next build
-      still goes on.
+    progress: called with the number of images just written, once for each finished
+      file; for those of an earlier go at once.
+    finish: called with what was written, in its place; stopped there, it can go on.
 
   Raises:
     DamagedImages: all images that cannot be read, after all others were.
     ValueError: an unknown or empty split, or a dataset that is already there.
     OSError: `data_dir` cannot be written to, or is full.
   """
-  work = Work(Path(data_dir), repr((image_px, geometry, draft)))
+  work = Work(Path(data_dir), repr((image_px, geometry, draft, sorted(negative))))
   work.take_back()
   _check(datasets, work.data_dir)
   store = functools.partial(
     images.to_stored, image_px=image_px, geometry=geometry, draft=draft
   )
-  plan = shards.plan(datasets.splits)
+  plan = shards.plan(datasets.splits, negative)
   names = dict.fromkeys(shard.dataset for shard in plan)
   work.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
   try:

@@ -33,6 +33,9 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 }
 
 
+ALL = tuple(name for names in CONTROLS.values() for name in names)
+
+
 def make(
   names: Sequence[str],
   train: Mapping[str, Tasks],

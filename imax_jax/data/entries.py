@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from imax_jax.schema import TARGET_OF_TASK
 from imax_jax.schema import Entry
@@ -40,6 +41,22 @@ def target_from_json(text: str | bytes) -> Target:
       f"target of {len(text)} characters: expected an object with 'kind' among "
       f"{sorted(_TARGETS)} and its fields ({type(error).__name__}); build the data anew"
     ) from None
+
+
+def entry_values(entry: Entry) -> dict[str, Any]:
+  """The entry as `shards.features` has it; its target is JSON."""
+  return {
+    "id": entry.id,
+    "task": entry.task,
+    "subtask": entry.subtask,
+    "prompt": entry.prompt,
+    "answer": entry.answer,
+    "target": target_to_json(entry.target),
+    "origin_source": entry.origin.source,
+    "origin_file": entry.origin.file,
+    "origin_row": entry.origin.row,
+    "origin_rule": entry.origin.rule,
+  }
 
 
 def entry_to_json(entry: Entry) -> str:

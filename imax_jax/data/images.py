@@ -128,6 +128,11 @@ def to_stored(
   return encode_png(np.asarray(square))
 
 
+def to_negative(stored: bytes) -> bytes:
+  """A stored picture with black and white exchanged: MONOCHROME1 read as MONOCHROME2."""
+  return encode_png(255 - decode(stored))
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
   """uint8[H, W] or uint8[H, W, 3] -> the bytes of a PNG file, without loss."""
   buffer = io.BytesIO()

@@ -19,13 +19,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Generator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 from typing import TypeVar
 
 import numpy as np
@@ -33,14 +33,14 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from imax_jax.data import images as images_lib
 from imax_jax.data.construct import Selected
-from imax_jax.data.entries import target_to_json
+from imax_jax.data.entries import entry_values
 from imax_jax.data.manifest import ShardInfo
 from imax_jax.data.manifest import sha256_of
 from imax_jax.data.sources.jsrt import RAW_SUFFIX
 from imax_jax.data.sources.jsrt import raw_to_png
 from imax_jax.ledger import whole
-from imax_jax.schema import Entry
 
 # 1.1.0 added origin_source and origin_rule to the entries.
 VERSION = "1.1.0"
@@ -102,6 +102,7 @@ class Shard:
   number: int
   count: int
   images: tuple[Selected, ...]
+  negative: bool = False  # whether black and white are exchanged when they are stored
 
   @property
   def name(self) -> str:
@@ -111,15 +112,21 @@ class Shard:
     return f"{self.dataset}/{VERSION}/{file}"
 
 
-def plan(splits: Mapping[str, Sequence[Selected]]) -> list[Shard]:
-  """The shards of all splits: {"imax_train": […]} is split "train" of dataset "imax"."""
+def plan(
+  splits: Mapping[str, Sequence[Selected]], negative: Collection[str] = ()
+) -> list[Shard]:
+  """The shards of all splits: {"imax_train": […]} is split "train" of dataset "imax".
+
+  `negative` names datasets.
+  """
   made = []
   for name, group in splits.items():
     dataset, _, split = name.rpartition("_")
     count = -(-len(group) // IMAGES_PER_SHARD)
     for number in range(count):
       part = group[number * IMAGES_PER_SHARD : (number + 1) * IMAGES_PER_SHARD]
-      made.append(Shard(dataset, split, number, count, tuple(part)))
+      images, dark = tuple(part), dataset in negative
+      made.append(Shard(dataset, split, number, count, images, dark))
   return made
 
 
@@ -203,7 +210,7 @@ def _examples(
   spec = features()
   make = functools.partial(
     _example,
-    store=store,
+    store=functools.partial(_in_negative, store) if shard.negative else store,
     read=read,
     spec=spec,
     serializer=ExampleSerializer(spec.get_serialized_info()),
@@ -236,7 +243,7 @@ def _example(
     "patient_id": radiograph.patient_id,
     "view": radiograph.view,
     "image": io.BytesIO(stored),
-    "entries": [_values_of(entry) for entry in selected.entries],
+    "entries": [entry_values(entry) for entry in selected.entries],
   }
   try:
     example = serializer.get_tf_example(spec.encode_example(values))
@@ -248,6 +255,10 @@ def _example(
     ) from None
   # Else the order of the fields is that of a hash table seeded by chance.
   return hashlib.sha256(data).hexdigest(), example.SerializeToString(deterministic=True)
+
+
+def _in_negative(store: Store, data: bytes, *, name: str) -> bytes:
+  return images_lib.to_negative(store(data, name=name))
 
 
 def _stored(
@@ -271,21 +282,6 @@ def _stored(
       raise  # for want of what reads DICOM
     reason = str(error).removeprefix(f"{path}: ")
   raise DamagedImages({image_id: reason}, {image_id: path})
-
-
-def _values_of(entry: Entry) -> dict[str, Any]:
-  return {
-    "id": entry.id,
-    "task": entry.task,
-    "subtask": entry.subtask,
-    "prompt": entry.prompt,
-    "answer": entry.answer,
-    "target": target_to_json(entry.target),
-    "origin_source": entry.origin.source,
-    "origin_file": entry.origin.file,
-    "origin_row": entry.origin.row,
-    "origin_rule": entry.origin.rule,
-  }
 
 
 # ── In several processes ──────────────────────────────────────────────────────────
