@@ -65,6 +65,7 @@ def _study(c: ConfigDict, draw: int) -> None:
     {"seed": draw, "num_images": 820, "train_fraction": 320 / 820}
   )
   # Chosen before any comparison: toys of three epochs learn formats and little else.
-  c.train.epochs = 10.0
-  c.pseudo.update({"num_images": 0, "pretrain_epochs": 5.0, "finetune_epochs": 5.0})
+  c.train.epochs = 6.0
+  c.train.max_shapes = 1  # a run of a minute is not worth compiling three
+  c.pseudo.update({"num_images": 0, "pretrain_epochs": 3.0, "finetune_epochs": 3.0})
   c.fisher.num_groups = 50
