@@ -74,8 +74,11 @@ def _evaluate(
     texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
     predictions = predictions_lib.predict_values(study.entries("imax_test"), texts)
     predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
-    scores = scoring.score(predictions)
-    unparsed = predictions_lib.count_unparsed(predictions)
-    write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
+    said = scoring.summary(
+      predictions,
+      study.entries("imax_test"),
+      meteor_jar=study.config.evaluate.meteor_jar,
+    )
+    write_json(folder / "scores.json", said)
 
   return study.ledger.station(f"evaluations/{name}", inputs, make)
