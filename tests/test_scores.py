@@ -243,7 +243,94 @@ def test_errors_by_hand():
 def test_a_task_without_entries_is_absent():
   scores = scoring.score(predict((EVERY_ENTRY[0], "0.4")))
   assert scores == {"ctr_mae": pytest.approx(10.0), "ctr_rmse": pytest.approx(10.0)}
-  assert scoring.score([]) == {}
+
+
+def test_no_prediction_or_none_at_all_is_refused():
+  for scored in (scoring.score, scoring.summary):
+    with pytest.raises(ValueError, match="expected at least one, got none"):
+      scored([])
+    with pytest.raises(
+      ValueError, match="prediction 0: expected a Prediction, got str"
+    ):
+      scored(["no effusion"])
+  wrong = dataclasses.replace(EVERY_ENTRY[2], task="reprot")
+  with pytest.raises(ValueError, match=r"i2/report.*expected a task.*'reprot'"):
+    scoring.score([Prediction(wrong, "", None, "empty")])
+
+
+def test_a_summary_says_all_of_an_evaluation():
+  texts = ["?" if e.task == "rec" else e.answer for e in EVERY_ENTRY]
+  said = scoring.summary(
+    predictions_lib.predict_values(EVERY_ENTRY, texts), EVERY_ENTRY
+  )
+  assert json.loads(json.dumps(said, allow_nan=False)) == said
+  names = [metric.name for metric in metrics.STRICT]
+  assert list(said["scores"]) == names
+  assert said["scores"]["rec_iou"] == said["legacy"]["rec_iou"] == 0
+  assert sorted([*said["legacy"], *said["not_legacy"]]) == sorted(names)
+  assert "meteor_jar" in said["not_legacy"]["report_meteor"]
+  for kind, scores in (("strict", "scores"), ("legacy", "legacy")):
+    assert list(said["definitions"][kind]) == list(said[scores])
+    for words in said["definitions"][kind].values():
+      assert list(words) == ["definition", "version", "unparsed"] and all(
+        words.values()
+      )
+  assert said["asked"]["vqa"] == 3 and said["unparsed"] == {"rec": {"no box": 1}}
+  assert (said["reports"]["distinct"], said["reports"]["of"]) == (1, 1)
+  assert said["reports"]["findings_f1"]["each"]["Pleural Effusion"] is None
+  one = scoring.summary(predict((EVERY_ENTRY[0], "0.4")))
+  assert one["reports"] == {} and one["legacy"] == {}
+
+
+def test_a_legacy_score_of_nothing_is_named_and_no_number():
+  said = scoring.summary(predict((EVERY_ENTRY[2], "")))
+  assert said["scores"]["report_rouge1"] == 0
+  assert "report_rouge1" not in said["legacy"]
+  assert "drops those" in said["not_legacy"]["report_rouge1"]
+
+
+def test_predictions_of_other_entries_are_refused():
+  predictions = predict(*((e, e.answer) for e in EVERY_ENTRY))
+  for handed, asked, words in (
+    (predictions, EVERY_ENTRY[1:], r"1 of entries that are not.*i0/calculation"),
+    (predictions[1:], EVERY_ENTRY, r"1 missing of entries.*i0/calculation"),
+    ([*predictions, predictions[3]], None, r"2 of 'i3/multi_class//0'.*each once"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      scoring.summary(handed, asked)
+
+
+def test_unread_answers_cost_what_the_metric_says():
+  """Half of every metric's answers cannot be read; each costs what `unparsed` says."""
+  pairs = [(e, "") for e in EVERY_ENTRY] + [(e, e.answer) for e in EVERY_ENTRY]
+  scores = scoring.score(predict(*pairs))
+  brevity = math.exp(1 - 12 / 6)
+  want = {
+    "cpar_mae": 20, "cpar_rmse": 100 * math.sqrt(0.4**2 / 2), "ctr_mae": 25,
+    "ctr_rmse": 100 * math.sqrt(0.5**2 / 2), "report_bleu1": 100 * brevity,
+    "report_meteor": scoring.score(predict((EVERY_ENTRY[2], EVERY_ENTRY[2].answer)))[
+      "report_meteor"] / 2,
+    # Two labels missed, none invented.
+    "multi_label_micro_f1": 100 * 4 / 6, "multi_label_macro_f1": 100 * 2 / 3,
+  }  # fmt: skip
+  for name, value in scores.items():
+    assert value == pytest.approx(want.get(name, 50)), name
+
+
+def test_sums_over_patients_combine_to_the_same_values():
+  texts = [e.answer if i % 3 else "no heart" for i, e in enumerate(EVERY_ENTRY * 4)]
+  predictions = predictions_lib.predict_values(EVERY_ENTRY * 4, texts)
+  rng = np.random.default_rng(0)
+  for metric in (*metrics.STRICT, *metrics.LEGACY):
+    concerned = [p for p in predictions if metric.concerns(p.entry)]
+    rows = metric.statistics(concerned)
+    assert rows.dtype == np.float64 and len(rows) == len(concerned)
+    weights = rng.integers(1, 4, (5, len(concerned)))
+    drawn = metric.combine(weights @ rows)
+    assert drawn.shape == (5,)
+    for w, value in zip(weights, drawn, strict=True):
+      again = [p for p, n in zip(concerned, w, strict=True) for _ in range(n)]
+      assert metric.value(again) == pytest.approx(value, abs=1e-9), metric.name
 
 
 def test_labels_of_several_sources_are_counted_by_name():

@@ -49,7 +49,7 @@ def summary(
     ValueError: no prediction, two of one entry, one of an entry that was not asked or
       none of one that was, or an entry whose target is not of its task's type.
   """
-  predictions = list(predictions)
+  predictions = _checked(predictions)
   _check_ids(predictions, entries)
   published = metrics.legacy(meteor_jar)
   legacy = score(predictions, published)
@@ -82,6 +82,16 @@ def score(
   Raises:
     ValueError: no prediction, or an entry whose target is not of its task's type.
   """
+  predictions = _checked(predictions)
+  values = {}
+  for metric in by:
+    concerned = [p for p in predictions if metric.concerns(p.entry)]
+    if concerned:
+      values[metric.name] = metric.value(concerned)
+  return values
+
+
+def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
   predictions = list(predictions)
   if not predictions:
     raise ValueError(
@@ -89,12 +99,7 @@ def score(
     )
   for number, prediction in enumerate(predictions):
     _check(number, prediction)
-  values = {}
-  for metric in by:
-    concerned = [p for p in predictions if metric.concerns(p.entry)]
-    if concerned:
-      values[metric.name] = metric.value(concerned)
-  return values
+  return predictions
 
 
 def _check(number: int, prediction: Prediction) -> None:

@@ -124,7 +124,7 @@ def _mentions_of(clause: str) -> list[Mention]:
     last = spans[number - 1][1] if number else 0
     after = spans[number + 1][0] if number + 1 < len(spans) else len(clause)
     # The side named on the way to the finding; else behind it; else the last one's.
-    sides = _sides(clause[last:start]) or _sides(clause[end:after])
+    sides = _sides(clause[last:end]) or _sides(clause[end:after])
     if not sides and found:
       sides = found[-1].sides
     found.append(Mention(name, _status(clause[:start], clause[end:]), sides))
