@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nltk.translate import bleu_score
+from rouge_score import rouge_scorer
 
 from benchmarks import invented
 from imax_jax.evaluate import metrics
@@ -104,6 +106,21 @@ def test_legacy_rouge_is_the_installed_packages_on_both_normalisations():
   assert 300 < len(want) < len(short)
   metric = LEGACY["report_rouge1"]
   assert metric.value(reports(short)) == pytest.approx(100 * np.mean(want), **EXACT)
+
+
+def test_strict_rouge1_is_rouge_scores():
+  scorer = rouge_scorer.RougeScorer(["rouge1"], use_stemmer=False)
+  for truth, said in PAIRS:
+    want = scorer.score(truth, said)["rouge1"].fmeasure
+    assert text.rouge1(truth, said) == pytest.approx(want, **EXACT)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of higher orders that count 0
+def test_bleu1_of_one_answer_is_nltks():
+  for truth, said in PAIRS:
+    want, got = (text.normalise(t, legacy=True).split() for t in (truth, said))
+    value = bleu_score.sentence_bleu([want], got, weights=(1, 0, 0, 0))
+    assert text.answer_bleu1(truth, said, legacy=True) == pytest.approx(value, **EXACT)
 
 
 def test_meteor_is_nltks_with_wordnet():

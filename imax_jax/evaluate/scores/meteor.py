@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import defaultdict
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 
 from nltk.stem import porter
@@ -46,30 +43,33 @@ def _align(truth: Sequence[str], text: Sequence[str]) -> list[tuple[int, int]]:
   """(place in the text, place in the truth) of every match, in the text's order."""
   got = [(i, word.lower()) for i, word in enumerate(text)]
   want = [(j, word.lower()) for j, word in enumerate(truth)]
-  pairs, got, want = _round(got, want, lambda word: (word,))
+  pairs, got, want = _round(got, want)
   if got and want:
     got = [(i, stem(word)) for i, word in got]
     want = [(j, stem(word)) for j, word in want]
-    more, got, want = _round(got, want, lambda word: (word,))
+    more, got, want = _round(got, want)
     pairs += more
   if got and want:
-    more, _, _ = _round(got, want, _alike)
+    more, _, _ = _round(got, want, synonyms=True)
     pairs += more
   return sorted(pairs)
 
 
 def _round(
-  got: Words, want: Words, alike: Callable[[str], Iterable[str]]
+  got: Words, want: Words, *, synonyms: bool = False
 ) -> tuple[list[tuple[int, int]], Words, Words]:
   """Pairs of places, and the words of both sides that no pair holds."""
-  places: dict[str, list[int]] = defaultdict(list)
+  places: dict[str, list[int]] = {}
   for j, word in want:
-    places[word].append(j)
+    places.setdefault(word, []).append(j)
   pairs, left = [], []
   for i, word in reversed(got):
-    left_of = [places[other] for other in alike(word) if places.get(other)]
-    if left_of:
-      pairs.append((i, max(left_of, key=lambda found: found[-1]).pop()))
+    found = places.get(word)
+    if synonyms:
+      alike = (places[other] for other in places.keys() & _alike(word))
+      found = max((p for p in alike if p), key=lambda p: p[-1], default=None)
+    if found:
+      pairs.append((i, found.pop()))
     else:
       left.append((i, word))
   taken = {j for _, j in pairs}
