@@ -6,8 +6,9 @@ Invented reports of about 50 words (`benchmarks/invented.py`) are scored by the 
 themselves, one process, nothing kept from one metric to the next but what they keep on
 their own. Prints seconds for each metric, their sum, and over a part of the reports how
 many times as long the package takes whose number it is, in the same run; packages that
-are not installed (pycocoevalcap with its Java, rouge) are named. Then how well the rules
-that read findings agree with the truth of the phantom's reports.
+are not installed (pycocoevalcap with its Java, rouge) are named. Then what the two scorers
+make of the same invented answers, and how well the rules that read findings agree with
+the truth of the phantom's reports.
 """
 
 from __future__ import annotations
@@ -28,19 +29,28 @@ from nltk.translate import meteor_score
 from rouge_score import rouge_scorer
 
 from benchmarks import invented
+from imax_jax.data import prompts
 from imax_jax.data.phantom import reports as phantom_reports
 from imax_jax.data.phantom import roster
 from imax_jax.evaluate import metrics
+from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import published
+from imax_jax.evaluate import scoring
 from imax_jax.evaluate.scores import findings
 from imax_jax.evaluate.scores import labels
 from imax_jax.evaluate.scores import text
 from imax_jax.evaluate.scores import wordnet
+from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import FINDINGS
+from imax_jax.schema import Annotation
+from imax_jax.schema import Answer
 from imax_jax.schema import Entry
+from imax_jax.schema import Grade
 from imax_jax.schema import Origin
 from imax_jax.schema import Prediction
+from imax_jax.schema import Region
 from imax_jax.schema import Report
+from imax_jax.schema import Target
 
 Pairs = Sequence[tuple[str, str]]
 _ORIGIN = Origin("made", "invented.txt", 0, "made")
@@ -154,6 +164,68 @@ def labeller(patients: int) -> str:
   )
 
 
+def invented_answers(count: int) -> list[Prediction]:
+  """Right, loose, wrong and unreadable answers of every task but reports and ratios."""
+  rng = random.Random(1)
+  asked: list[tuple[str, str, Target, tuple[str, ...]]] = [
+    (
+      "vqa",
+      "verify",
+      Answer("Seen?", ("no",)),
+      ("no", "No.", "normal", "not seen", "yes"),
+    ),
+    ("vqa", "verify", Answer("Seen?", ("yes",)), ("yes", "yes, it is", "no", "")),
+    (
+      "vqa",
+      "choose",
+      Answer("Which?", ("left lung",)),
+      ("left lung", "left", "right lung"),
+    ),
+    (
+      "vqa",
+      "query",
+      Answer("What?", ("one nodule",)),
+      ("1 nodule", "a nodule", "none"),
+    ),
+    ("vqa", "query", Answer("What?", ()), ("none", "0", "nothing")),
+    (
+      "multi_class",
+      "",
+      Grade(EDEMA_GRADES[0]),
+      ("none", "None.", "0", "alveolar edema"),
+    ),
+    (
+      "reg",
+      "heart",
+      Region("heart", (0.3, 0.4, 0.7, 0.8)),
+      ("heart", "the heart", "lung"),
+    ),
+  ]
+  made = []
+  for number in range(count):
+    task, subtask, target, texts = rng.choice(asked)
+    made.append((number, task, subtask, target, rng.choice(texts)))
+    x, y, size = rng.randint(0, 500), rng.randint(0, 500), rng.randint(5, 400)
+    box = Region("heart", (x / 1000, y / 1000, (x + size) / 1000, (y + size) / 1000))
+    a, b = x + rng.randint(-9, 60), y + rng.randint(-9, 60)
+    said = f"<{max(a, 0)}><{max(b, 0)}><{a + size}><{b + size}>"
+    loose = rng.choice((said, said, said, f"{said} is the heart", "the heart", ""))
+    made.append((number, "rec", "heart", box, loose))
+  entries = [
+    prompts.make_entry(Annotation(f"i{n}", task, subtask, target, _ORIGIN), 0)
+    for n, task, subtask, target, _ in made
+  ]
+  return predictions_lib.predict_values(entries, [text for *_, text in made])
+
+
+def both_scorers(count: int) -> str:
+  predictions = invented_answers(count)
+  strict = scoring.score(predictions)
+  legacy = scoring.score(predictions, metrics.LEGACY)
+  rows = [f"{name:17} {strict[name]:6.2f} {legacy[name]:6.2f}" for name in legacy]
+  return f"{'invented answers':17} strict legacy\n" + "\n".join(rows)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--reports", type=int, default=45_715)
@@ -186,6 +258,7 @@ def main() -> None:
       line += f"  {package} is not installed"
     print(line, flush=True)
   print(f"all five {total:6.1f} s")
+  print(both_scorers(2000))
   print(labeller(1000))
 
 
