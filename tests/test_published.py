@@ -283,3 +283,10 @@ def test_a_box_that_names_y_first_is_turned():
   asked = asked_of("rec", "heart", "", region)
   said = [Prediction(asked, "<200><100><500><300>", None, "")]
   assert LEGACY["rec_iou"].value(said) == pytest.approx(100, **EXACT)
+
+
+def test_the_documentation_has_every_definition():
+  page = (FOLDER.parents[1] / "docs" / "metrics.md").read_text("utf-8")
+  for metric in (*metrics.STRICT, *metrics.legacy("meteor-1.5.jar")):
+    assert f"`{metric.name}`" in page
+    assert metric.definition in page and metric.unparsed in page, metric.name

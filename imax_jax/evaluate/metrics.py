@@ -82,22 +82,22 @@ _NO_BOX = "It counts as a box of no area, IoU 0, and stays in the mean."
 STRICT: tuple[Metric, ...] = (
   Metric(
     "cpar_mae", "calculation", "cpar", "CPAR MAE", True,
-    "Mean of |predicted - true ratio|, × 100.",
+    "Mean absolute error of the ratio, × 100.",
     _OURS, _AS_ZERO, additive.errors, additive.mean,
   ),
   Metric(
     "cpar_rmse", "calculation", "cpar", "CPAR RMSE", True,
-    "Root of the mean of (predicted - true ratio)², × 100.",
+    "Root of the mean squared error of the ratio, × 100.",
     _OURS, _AS_ZERO, additive.squared_errors, additive.root_mean,
   ),
   Metric(
     "ctr_mae", "calculation", "ctr", "CTR MAE", True,
-    "Mean of |predicted - true ratio|, × 100.",
+    "Mean absolute error of the ratio, × 100.",
     _OURS, _AS_ZERO, additive.errors, additive.mean,
   ),
   Metric(
     "ctr_rmse", "calculation", "ctr", "CTR RMSE", True,
-    "Root of the mean of (predicted - true ratio)², × 100.",
+    "Root of the mean squared error of the ratio, × 100.",
     _OURS, _AS_ZERO, additive.squared_errors, additive.root_mean,
   ),
   Metric(
@@ -170,7 +170,7 @@ _READ_AS_TEXT = (
   "Nothing is parsed: the text is compared as it is, and none is left out."
 )
 _AT_THE_START = (
-  "IoU 0 unless four <numbers> open the text; words after them do no harm."
+  "IoU 0 unless the text opens with four numbers in brackets; words behind do no harm."
 )
 _DROPPED = "An empty text is LEFT OUT with its reference: silence costs nothing."
 _CONTAINED = (

@@ -27,10 +27,12 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from rouge import Rouge
 
 from benchmarks import invented
+from imax_jax.evaluate.scores import ptb
 from imax_jax.evaluate.scores import text
 from imax_jax.evaluate.scores import wordnet
 
 PAIRS, SYNONYM_PAIRS = 600, 150
+MARKS = ".,;:-/()'\"[]%*+=<>_&#?! 0123456789abcABC’–"
 GOLDEN = Path(__file__).parent / "text_scores.json.gz"
 
 
@@ -112,6 +114,19 @@ def synonym_pairs() -> list[tuple[str, str]]:
   return made
 
 
+def mangled(count: int) -> list[str]:
+  """Reports' first 80 characters with a few of them replaced by any of `MARKS`."""
+  rng, lines = random.Random(1), []
+  for truth, _ in invented.pairs(count, seed=5):
+    letters = list(truth[:80])
+    for _ in range(rng.randint(1, 6) if letters else 0):
+      place = rng.randrange(len(letters))
+      letters[place : place + rng.randint(0, 1)] = rng.choice(MARKS)
+      letters = letters or [" "]
+    lines.append("".join(letters).replace("\n", " "))
+  return lines
+
+
 def main() -> None:
   pairs = [(a, b) for a, b in invented.pairs(PAIRS)]
   truths, said = (list(side) for side in zip(*pairs, strict=True))
@@ -155,6 +170,12 @@ def main() -> None:
   }
   packed = json.dumps(golden, ensure_ascii=False, separators=(",", ":")).encode()
   GOLDEN.write_bytes(gzip.compress(packed, compresslevel=9, mtime=0))
+  odd = mangled(4000)
+  differ = sum(
+    " ".join(ptb.report_tokens(line)) != want
+    for line, want in zip(odd, tokens(odd), strict=True)
+  )
+  print(f"of {len(odd)} reports with random characters {differ} have other tokens")
   print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes, {golden['versions']}")
 
 
