@@ -14,6 +14,7 @@ from imax_jax import deliver
 from imax_jax import ledger
 from imax_jax import results
 from imax_jax import runs
+from imax_jax.evaluate import intervals
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
@@ -76,6 +77,9 @@ def _evaluate(
     predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
     scores = scoring.score(predictions)
     unparsed = predictions_lib.count_unparsed(predictions)
-    write_json(folder / "scores.json", {"scores": scores, "unparsed": unparsed})
+    tally = intervals.tally(intervals.by_metric(predictions), study.patients("imax_test"))
+    intervals.write_tally(folder / results.TALLY, tally)
+    found = {"scores": scores, "unparsed": unparsed, "intervals": intervals.of(tally)}
+    write_json(folder / "scores.json", found)
 
   return study.ledger.station(f"evaluations/{name}", inputs, make)

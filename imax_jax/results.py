@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -17,26 +18,25 @@ import numpy as np
 from absl import logging
 
 from imax_jax import runs
+from imax_jax.data import shards
 from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
+from imax_jax.evaluate import intervals
+from imax_jax.evaluate import metrics
+from imax_jax.evaluate import pooling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.report import arms
 from imax_jax.report import examples
 from imax_jax.report import page
 from imax_jax.report import tables
 from imax_jax.study import Study
 
-# dmax_long: DMAX trained for as many steps as the three stages take together.
-RUNS = ("dmax", "imax", "pseudo", "dmax_long")
-# Gain of the first over the second, seed by seed.
-GAINS = {
-  "imax": ("imax", "dmax"),
-  "pseudo": ("pseudo", "dmax"),
-  "dmax_long": ("dmax_long", "dmax"),
-  "pseudo_vs_dmax_long": ("pseudo", "dmax_long"),
-}
+RUNS = arms.TRAINED
+# What an evaluation keeps for intervals and tests, beside its scores.
+TALLY = "patients.npz"
 _PACKAGES = (
   "imax_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
   "tensorflow-datasets", "transformers", "tokenizers",
@@ -59,46 +59,89 @@ def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
   study.require_data()
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  scores, unparsed = _evaluations(study)
-  seeds = study.config.seeds
-  per_seed: dict[str, list[dict[str, float]]] = {}
-  for (run, _), found in scores.items():
-    per_seed.setdefault(run, []).append(found)
-  means = {run: gains.mean_scores(rows) for run, rows in per_seed.items()}
-  known, asked = study.entries("imax_train"), study.entries("imax_test")
-  without_image = {
-    "constant": constants.constant_scores(known, asked),
-    "blind": constants.blind_scores(known, asked),
-  }
+  found = _evaluations(study)
+  pooled = pooling.pool(
+    _seeds(study, found),
+    {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
+    blind=arms.BLIND,
+  )
   config = study.config
-  gained = {
-    name: gains.paired_gains(
-      [scores[new, s] for s in both], [scores[base, s] for s in both]
-    )
-    for name, (new, base) in GAINS.items()
-    if (both := [s for s in seeds if (new, s) in scores and (base, s) in scores])
-  }
   return {
-    "about": {
-      "title": config.title,
-      "data": _kind(config.data.source),
-      "examples": f"IMAX, seed {config.seeds[0]}",
+    "about": _about(study),
+    "scorer": "strict",
+    "metrics": {
+      m.name: {key: getattr(m, key) for key in ("definition", "version", "unparsed")}
+      for m in metrics.STRICT
     },
-    "tables": without_image | {run: mean for run, (mean, _) in means.items()},
-    "spread": {run: deviation for run, (_, deviation) in means.items()},
-    "per_seed": per_seed,
-    "gains": gained,
+    **pooled,
+    **_told(found),
     "fisher": _fisher(study),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),
-    "unparsed": unparsed,
     "versions": _versions(),
     "timings": study.ledger.seconds(),
     "config": plain(config),
-    "caveats": _caveats(study, gained),
-    "notes": _notes(study, described, sorted({seed for _, seed in scores})),
+    "caveats": _caveats(study, pooled["gains"]),
+    "notes": _notes(study, described, sorted({seed for _, seed in found})),
   }
+
+
+def _about(study: Study) -> dict[str, Any]:
+  config = study.config
+  return {
+    "title": config.title,
+    "row": config.row or config.title,
+    "data": _kind(config.data.source),
+    "dataset": {"version": shards.VERSION, "built": study.require_data()},
+    "examples": f"IMAX, seed {config.seeds[0]}",
+  }
+
+
+def _seeds(
+  study: Study, found: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> list[dict[str, pooling.Measured]]:
+  """What each seed's runs measured, and both baselines beside them."""
+  known, asked = study.entries("imax_train"), study.entries("imax_test")
+  patients, without_image = study.patients("imax_test"), {}
+  for name, answered in (
+    ("constant", constants.constant_predictions(known, asked)),
+    ("blind", constants.blind_predictions(known, asked)),
+  ):
+    tally = intervals.tally(answered, patients)
+    without_image[name] = pooling.Measured(intervals.totals(tally), tally)
+  seeds = []
+  for seed in sorted({seed for _, seed in found}, key=list(study.config.seeds).index):
+    here = {run: scores for (run, other), scores in found.items() if other == seed}
+    seeds.append(without_image | {
+      run: measured(study.workdir, f"{run}-s{seed}", scores["scores"])
+      for run, scores in here.items()
+    })  # fmt: skip
+  return seeds or [without_image]
+
+
+def measured(
+  workdir: Path, name: str, scores: Mapping[str, float]
+) -> pooling.Measured:
+  """A run's scores with its sums by patient, of which they must be.
+
+  Raises:
+    ValueError: the sums are missing, damaged or say something else than the scores.
+  """
+  path = workdir / "evaluations" / name / TALLY
+  tally = intervals.read_tally(path)
+  said = intervals.totals(tally)
+  differ = [
+    metric
+    for metric in said.keys() | scores.keys()
+    if not math.isclose(said.get(metric, -1), scores.get(metric, -1), rel_tol=1e-6)
+  ]
+  if differ:
+    raise ValueError(
+      f"{path}: its {', '.join(sorted(differ))} are not those of the scores beside it: "
+      "other predictions or another scorer; delete the folder and evaluate again"
+    )
+  return pooling.Measured(scores, tally)
 
 
 def _kind(source: str) -> str:
@@ -119,24 +162,38 @@ def _is_current(
   return True
 
 
-def _evaluations(
-  study: Study,
-) -> tuple[dict[tuple[str, int], dict[str, float]], dict[str, Any]]:
-  """({(run, seed): scores}, {run: {task: {reason: count}}} of all seeds)."""
-  scores: dict[tuple[str, int], dict[str, float]] = {}
-  unparsed: dict[str, dict[str, dict[str, int]]] = {}
+def _evaluations(study: Study) -> dict[tuple[str, int], dict[str, Any]]:
+  """{(run, seed): the content of its scores.json}."""
+  found: dict[tuple[str, int], dict[str, Any]] = {}
   for run in RUNS:
     for seed in study.config.seeds:
       name = f"evaluations/{run}-s{seed}"
-      if not _is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
-        continue
-      found = json.loads((study.workdir / name / "scores.json").read_text("utf8"))
-      scores[run, seed] = found["scores"]
-      for task, reasons in found["unparsed"].items():
-        counts = unparsed.setdefault(run, {}).setdefault(task, {})
-        for reason, count in reasons.items():
-          counts[reason] = counts.get(reason, 0) + count
-  return scores, unparsed
+      if _is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
+        path = study.workdir / name / "scores.json"
+        found[run, seed] = json.loads(path.read_text("utf8"))
+  return found
+
+
+def _told(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
+  """What else an evaluation says of each run, its seeds together.
+
+  {"unparsed": {run: {task: {reason: count}}}, "legacy": {run: {metric: mean}},
+   "reports": {run: [of each seed]}}
+  """
+  unparsed: dict[str, dict[str, dict[str, int]]] = {}
+  legacy: dict[str, list[Mapping[str, float]]] = {}
+  reports: dict[str, list[Any]] = {}
+  for (run, _), scores in found.items():
+    for task, reasons in scores["unparsed"].items():
+      counts = unparsed.setdefault(run, {}).setdefault(task, {})
+      for reason, count in reasons.items():
+        counts[reason] = counts.get(reason, 0) + count
+    if "legacy" in scores:
+      legacy.setdefault(run, []).append(scores["legacy"])
+    if "reports" in scores:
+      reports.setdefault(run, []).append(scores["reports"])
+  means = {run: gains.mean_scores(rows)[0] for run, rows in legacy.items()}
+  return {"unparsed": unparsed, "legacy": means, "reports": reports}
 
 
 def _fisher(study: Study) -> list[dict[str, Any]]:
@@ -181,9 +238,8 @@ def _notes(
 ) -> list[str]:
   notes = [
     f"Seeds {', '.join(map(str, seeds))}: a seed draws LoRA's first values and the order "
-    "of the entries; images, split and foundation are the same in all. The spread "
-    "therefore leaves out what another draw of images would change.",
-    "METEOR counts exact and stemmed matches only: WordNet does not ship with the package.",
+    "of the entries; images, split and foundation are the same in all. The spread over "
+    "seeds therefore leaves out what another draw of training images would change.",
   ]
   if described["shortfall"]:
     missing = ", ".join(f"{n} {name}" for name, n in described["shortfall"].items())
@@ -211,7 +267,7 @@ def _caveats(study: Study, gained: Mapping[str, Mapping[str, Any]]) -> list[str]
   # Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it.
   titles = {column.name: column.label for column in tables.COLUMNS}
   caveats += [
-    f"{tables.GAIN_TITLES[name]}: {titles[metric]} alone changes by "
+    f"{arms.PAIR[name].title}: {titles[metric]} alone changes by "
     f"{tables.signed(change)} %, from a base near zero, and carries the mean: read the "
     "median."
     for name, gain in gained.items()

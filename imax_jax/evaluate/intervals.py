@@ -180,6 +180,13 @@ def scores(
   return values
 
 
+def totals(made: Tally, metrics: Sequence[Metric] = STRICT) -> dict[str, float]:
+  """{metric: value × 100} of all patients; a metric without answers is absent."""
+  values = scores(made.matrix.sum(axis=0, keepdims=True), made, metrics)[0]
+  named = {m.name: float(v) for m, v in zip(metrics, values, strict=True)}
+  return {name: value for name, value in named.items() if name in made.widths}
+
+
 def percentiles(values: np.ndarray) -> Interval | None:
   """The middle 95 % of draws, float64[draws]; None where half of them have no value."""
   known = values[np.isfinite(values)]
