@@ -77,7 +77,9 @@ def _evaluate(
     predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
     scores = scoring.score(predictions)
     unparsed = predictions_lib.count_unparsed(predictions)
-    tally = intervals.tally(intervals.by_metric(predictions), study.patients("imax_test"))
+    tally = intervals.tally(
+      intervals.by_metric(predictions), study.patients("imax_test")
+    )
     intervals.write_tally(folder / results.TALLY, tally)
     found = {"scores": scores, "unparsed": unparsed, "intervals": intervals.of(tally)}
     write_json(folder / "scores.json", found)

@@ -32,6 +32,7 @@ from imax_jax.report import arms
 from imax_jax.report import examples
 from imax_jax.report import page
 from imax_jax.report import tables
+from imax_jax.report import terminal
 from imax_jax.study import Study
 
 RUNS = arms.TRAINED
@@ -51,7 +52,7 @@ def write(study: Study) -> None:
   write_json(study.workdir / "results.json", results)
   path = study.workdir / "report" / "index.html"
   page.write_report(results, _examples(study), path)
-  sys.stdout.write(f"\n{tables.text_table(results)}\n\nReport: {path}\n")
+  sys.stdout.write(f"\n{terminal.text_table(results)}\n\nReport: {path}\n")
   sys.stdout.flush()
 
 
@@ -74,7 +75,11 @@ def collect(study: Study) -> dict[str, Any]:
       for m in metrics.STRICT
     },
     **pooled,
-    **_told(found),
+    "seeds": {
+      run: [seed for other, seed in found if other == run]
+      for run in dict.fromkeys(run for run, _ in found)
+    },
+    **told([{"run": run, "seed": seed, **one} for (run, seed), one in found.items()]),
     "fisher": _fisher(study),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
@@ -82,7 +87,7 @@ def collect(study: Study) -> dict[str, Any]:
     "versions": _versions(),
     "timings": study.ledger.seconds(),
     "config": plain(config),
-    "caveats": _caveats(study, pooled["gains"]),
+    "caveats": caveats(config.data.source, pooled["gains"]),
     "notes": _notes(study, described, sorted({seed for _, seed in found})),
   }
 
@@ -109,6 +114,7 @@ def _seeds(
     ("blind", constants.blind_predictions(known, asked)),
   ):
     tally = intervals.tally(answered, patients)
+    intervals.write_tally(study.workdir / "baselines" / f"{name}.npz", tally)
     without_image[name] = pooling.Measured(intervals.totals(tally), tally)
   seeds = []
   for seed in sorted({seed for _, seed in found}, key=list(study.config.seeds).index):
@@ -120,9 +126,7 @@ def _seeds(
   return seeds or [without_image]
 
 
-def measured(
-  workdir: Path, name: str, scores: Mapping[str, float]
-) -> pooling.Measured:
+def measured(workdir: Path, name: str, scores: Mapping[str, float]) -> pooling.Measured:
   """A run's scores with its sums by patient, of which they must be.
 
   Raises:
@@ -174,26 +178,31 @@ def _evaluations(study: Study) -> dict[tuple[str, int], dict[str, Any]]:
   return found
 
 
-def _told(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
-  """What else an evaluation says of each run, its seeds together.
+def told(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What evaluations say beside scores, the seeds of each run together.
 
   {"unparsed": {run: {task: {reason: count}}}, "legacy": {run: {metric: mean}},
-   "reports": {run: [of each seed]}}
+   "reports": {run: [of each seed]}, "evaluations": what it was made of}
   """
   unparsed: dict[str, dict[str, dict[str, int]]] = {}
   legacy: dict[str, list[Mapping[str, float]]] = {}
   reports: dict[str, list[Any]] = {}
-  for (run, _), scores in found.items():
-    for task, reasons in scores["unparsed"].items():
-      counts = unparsed.setdefault(run, {}).setdefault(task, {})
+  for one in evaluations:
+    for task, reasons in one["unparsed"].items():
+      counts = unparsed.setdefault(one["run"], {}).setdefault(task, {})
       for reason, count in reasons.items():
         counts[reason] = counts.get(reason, 0) + count
-    if "legacy" in scores:
-      legacy.setdefault(run, []).append(scores["legacy"])
-    if "reports" in scores:
-      reports.setdefault(run, []).append(scores["reports"])
+    if "legacy" in one:
+      legacy.setdefault(one["run"], []).append(one["legacy"])
+    if "reports" in one:
+      reports.setdefault(one["run"], []).append(one["reports"])
   means = {run: gains.mean_scores(rows)[0] for run, rows in legacy.items()}
-  return {"unparsed": unparsed, "legacy": means, "reports": reports}
+  return {
+    "unparsed": unparsed,
+    "legacy": means,
+    "reports": reports,
+    "evaluations": list(evaluations),
+  }
 
 
 def _fisher(study: Study) -> list[dict[str, Any]]:
@@ -255,18 +264,18 @@ def _notes(
   return notes
 
 
-def _caveats(study: Study, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """What must be known before any gain is read; shown wherever a gain is."""
-  caveats = []
-  if study.config.data.source == "opencxr":
-    caveats.append(
+  found = []
+  if source == "opencxr":
+    found.append(
       "Images with many tasks come from other collections than the rest: here IMAX and "
       "DMAX differ in their patients and questions too, so no gain of IMAX is one of "
       "image-centricity alone."
     )
   # Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it.
   titles = {column.name: column.label for column in tables.COLUMNS}
-  caveats += [
+  found += [
     f"{arms.PAIR[name].title}: {titles[metric]} alone changes by "
     f"{tables.signed(change)} %, from a base near zero, and carries the mean: read the "
     "median."
@@ -274,7 +283,7 @@ def _caveats(study: Study, gained: Mapping[str, Mapping[str, Any]]) -> list[str]
     for metric, change in gain["per_metric"].items()
     if abs(change) > _CARRIES_THE_MEAN
   ]
-  return caveats
+  return found
 
 
 def _examples(study: Study) -> list[examples.Example]:

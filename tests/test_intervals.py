@@ -236,14 +236,18 @@ def test_the_test_is_honest_and_sees_an_effect():
 
 def test_pairs_of_other_entries_or_metrics_are_refused():
   base = made([1.0, 2.0, 3.0])
-  with pytest.raises(ValueError, match="they answered other entries"):
-    intervals.check_pair(made([1.0, 2.0]), base)
+  with pytest.raises(
+    ValueError, match="imax and dmax cannot be .* they answered other entries"
+  ):
+    intervals.check_pair(made([1.0, 2.0]), base, ("imax", "dmax"))
   other = intervals.tally({"up": answers([1, 2, 3], "query")}, patients(3), BOTH)
-  with pytest.raises(ValueError, match="they answered other entries"):
-    intervals.check_pair(other, base)
+  with pytest.raises(
+    ValueError, match="imax and dmax cannot be .* they answered other entries"
+  ):
+    intervals.check_pair(other, base, ("imax", "dmax"))
   wide = intervals.Tally(base.patients, base.asked, {"up": 2, "down": 1}, base.matrix)
   with pytest.raises(ValueError, match=r"other metrics \(down, up\)"):
-    intervals.check_pair(wide, base)
+    intervals.check_pair(wide, base, ("imax", "dmax"))
 
 
 # ── Seeds together ────────────────────────────────────────────────────────────────

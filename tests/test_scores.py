@@ -317,7 +317,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def scores_of(answered):
-  return {m.name: m.value(answered[m.name]) for m in metrics.STRICT if m.name in answered}
+  return {
+    m.name: m.value(answered[m.name]) for m in metrics.STRICT if m.name in answered
+  }
 
 
 def constant_texts(train, test):

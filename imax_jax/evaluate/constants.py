@@ -18,7 +18,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Hashable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TypeVar
 

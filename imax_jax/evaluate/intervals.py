@@ -217,23 +217,28 @@ def of(
 # ── Tests ─────────────────────────────────────────────────────────────────────────
 
 
-def check_pair(new: Tally, base: Tally) -> None:
-  """Raises a ValueError unless both runs answered the same entries, scored alike."""
+def check_pair(new: Tally, base: Tally, names: tuple[str, str]) -> None:
+  """Refuses two runs, of these names, that were not asked or scored alike.
+
+  Raises:
+    ValueError: they answered other entries, or were scored by other metrics.
+  """
+  both = " and ".join(names)
   if (new.patients, new.asked) != (base.patients, base.asked):
     raise ValueError(
-      "two runs cannot be compared patient by patient: they answered other entries "
+      f"{both} cannot be compared patient by patient: they answered other entries "
       f"({len(new.patients)} and {len(base.patients)} patients, {new.asked} and "
       f"{base.asked}); evaluate both on one test split"
     )
   if new.widths != base.widths:
-    names = sorted(
+    differ = sorted(
       name
       for name in new.widths.keys() | base.widths.keys()
       if new.widths.get(name) != base.widths.get(name)
     )
     raise ValueError(
-      f"two runs were scored by other metrics ({', '.join(names)}): evaluate both with "
-      "one version"
+      f"{both} were scored by other metrics ({', '.join(differ)}): evaluate both with one "
+      "version"
     )
 
 

@@ -66,6 +66,8 @@ def pool(
   Raises:
     ValueError: runs of a seed that answered other entries or by other metrics.
   """
+  for seed in seeds:
+    check_seed(seed)
   names = list(dict.fromkeys(run for seed in seeds for run in seed))
   made: dict[str, dict[str, Any]] = {
     key: {}
@@ -97,6 +99,13 @@ def pool(
   return made | {"noise": noise, "gains": compared}
 
 
+def check_seed(seed: Seed) -> None:
+  """Raises a ValueError unless all runs of a seed were asked and scored alike."""
+  (like, first), *others = seed.items()
+  for run, measured in others:
+    intervals.check_pair(measured.tally, first.tally, (run, like))
+
+
 def paired(
   seeds: Sequence[Seed],
   new: str,
@@ -119,7 +128,7 @@ def paired(
     ValueError: the runs answered other entries or were scored by other metrics.
   """
   for seed in seeds:
-    intervals.check_pair(seed[new].tally, seed[base].tally)
+    check_seed({new: seed[new], base: seed[base]})
   found = gains.paired_gains(
     [seed[new].scores for seed in seeds], [seed[base].scores for seed in seeds], metrics
   )
