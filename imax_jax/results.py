@@ -44,6 +44,7 @@ _PACKAGES = (
 )  # fmt: skip
 _CURVE_POINTS = 200
 _CARRIES_THE_MEAN = 200.0  # percent
+_RARELY_DROPPED = 0.01  # of the draws
 
 
 def write(study: Study) -> None:
@@ -282,6 +283,13 @@ def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, gain in gained.items()
     for metric, change in gain["per_metric"].items()
     if abs(change) > _CARRIES_THE_MEAN
+  ]
+  found += [
+    f"{arms.PAIR[name].title}: in {100 * share:.0f} % of the draws of patients the base of "
+    f"{titles[metric]} is 0 or unanswered, and Δ is that of the other metrics."
+    for name, gain in gained.items()
+    for metric, share in gain["dropped"].items()
+    if share > _RARELY_DROPPED
   ]
   return found
 

@@ -240,7 +240,8 @@ def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
     return "Not run."
   if mean is None:
     return "No metric can be compared: the base scores zero on all."
-  size = f"{abs(mean):.1f} % {'better' if mean > 0 else 'worse'} on average"
+  direction = "better" if mean > 0 else "worse" if mean < 0 else "of difference"
+  size = f"{abs(mean):.1f} % {direction} on average"
   ends, over_seeds = limits(gain, "interval"), limits(gain, "over_seeds")
   own = (
     "" if noise is None else f" Two seeds of the base alone differ by {noise:.1f} %."
