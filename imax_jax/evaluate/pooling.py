@@ -207,17 +207,19 @@ def _draw(
   picks = np.random.default_rng([1, count]).integers(0, count, (num_draws, count))
   shared = _same_patients([seed[names[0]].tally for seed in seeds])
   drawn = {run: np.full((num_draws, count, len(metrics)), np.nan) for run in names}
-  patients = None
+  size = len(seeds[0][names[0]].tally.patients)
+  common = intervals.weights(size, num_draws, [0, 0]) if shared else None
   for number, seed in enumerate(seeds):
     tallies = {run: seed[run].tally for run in names}
+    size = len(tallies[names[0]].patients)
     for slot in range(count):
-      if patients is None or not shared:
-        of = 0 if shared else 1 + number * count + slot
-        size = len(tallies[names[0]].patients)
-        patients = intervals.weights(size, num_draws, [0, of])
       rows = np.flatnonzero(picks[:, slot] == number)
+      if common is not None:
+        patients = common[rows]
+      else:
+        patients = intervals.weights(size, len(rows), [1, number, slot])
       for run, made in tallies.items():
-        sums = patients[rows] @ made.matrix
+        sums = patients @ made.matrix
         drawn[run][rows, slot] = intervals.scores(sums, made, metrics)
   return drawn
 
