@@ -51,5 +51,5 @@ def get_config(arg: str = "") -> ConfigDict:
   t.row_tokens = 256
   t.peak_lr, t.final_lr = 2e-3, 2e-4
   t.save_steps = 25
-  c.evaluate = {"max_new_tokens": 110, "rows": 64}
+  c.evaluate.update({"max_new_tokens": 110, "rows": 64})
   return c

@@ -70,6 +70,8 @@ def get_config(arg: str = "") -> ConfigDict:
     "pretrain_from": "primary",  # or "foundation": the other reading of the paper
   }
   c.evaluate = {"max_new_tokens": 112, "rows": 128}  # the longest report has 102
+  # METEOR 1.5's meteor-1.5.jar, `data` beside it: then the legacy METEOR is scored too.
+  c.evaluate.meteor_jar = ""
   # Paper, section 4.2.2: 1,600 samples in groups of 32 at four phases of both runs.
   c.fisher = ConfigDict()
   c.fisher.runs = ("dmax", "imax")
@@ -183,7 +185,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.train.epochs = 1.0
   c.train.save_steps = 2
   c.pseudo.update({"num_images": 8, "pretrain_epochs": 0.2, "finetune_epochs": 0.5})
-  c.evaluate = {"max_new_tokens": 8, "rows": 32}
+  c.evaluate.update({"max_new_tokens": 8, "rows": 32})
   c.fisher.group_size = 4
   c.fisher.num_groups = 2
   return c

@@ -75,13 +75,15 @@ def _evaluate(
     texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
     predictions = predictions_lib.predict_values(study.entries("imax_test"), texts)
     predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
-    scores = scoring.score(predictions)
-    unparsed = predictions_lib.count_unparsed(predictions)
+    said = scoring.summary(
+      predictions,
+      study.entries("imax_test"),
+      meteor_jar=study.config.evaluate.meteor_jar,
+    )
     tally = intervals.tally(
       intervals.by_metric(predictions), study.patients("imax_test")
     )
     intervals.write_tally(folder / results.TALLY, tally)
-    found = {"scores": scores, "unparsed": unparsed, "intervals": intervals.of(tally)}
-    write_json(folder / "scores.json", found)
+    write_json(folder / "scores.json", said | {"intervals": intervals.of(tally)})
 
   return study.ledger.station(f"evaluations/{name}", inputs, make)

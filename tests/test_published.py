@@ -10,13 +10,13 @@ import gzip
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import invented
-from imax_jax.data import prompts
 from imax_jax.evaluate import metrics
 from imax_jax.evaluate import published
 from imax_jax.evaluate.scores import java_meteor
@@ -24,11 +24,12 @@ from imax_jax.evaluate.scores import meteor
 from imax_jax.evaluate.scores import ptb
 from imax_jax.evaluate.scores import text
 from imax_jax.evaluate.scores import wordnet
-from imax_jax.schema import Annotation
 from imax_jax.schema import Entry
 from imax_jax.schema import Origin
 from imax_jax.schema import Prediction
+from imax_jax.schema import Region
 from imax_jax.schema import Report
+from imax_jax.schema import Target
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = json.loads(gzip.decompress((FOLDER / "text_scores.json.gz").read_bytes()))
@@ -40,24 +41,18 @@ JAR = os.environ.get("IMAX_JAX_METEOR_JAR", "")
 EXACT = {"rel": 0, "abs": 1e-9}
 
 
-def entry(task: str, subtask: str, target, answer: str = "") -> Entry:
+def asked_of(
+  task: str, subtask: str, answer: str, target: Target | None = None
+) -> Entry:
+  """An entry whose answer is `answer`, whatever its target says."""
   origin = Origin("made", "invented.csv", 0, "made")
-  made = prompts.make_entry(Annotation("i0", task, subtask, target, origin), 0)
-  return made if not answer else Entry(*[*_fields(made)[:5], answer, target, origin])
+  target = target or Report(answer)
+  return Entry("i0/t/s/0", "i0", task, subtask, "?", answer, target, origin)
 
 
-def _fields(made: Entry) -> list:
+def reports(pairs: Iterable[tuple[str, str]]) -> list[Prediction]:
   return [
-    getattr(made, name) for name in ("id", "image_id", "task", "subtask", "prompt")
-  ]
-
-
-def reports(pairs) -> list[Prediction]:
-  """As predictions, their references not cut."""
-  asked = entry("report", "", Report("x"))
-  head = _fields(asked)
-  return [
-    Prediction(Entry(*head, truth, Report(truth), asked.origin), said, None, "?")
+    Prediction(asked_of("report", "", truth), said, None, "not looked at")
     for truth, said in pairs
   ]
 
@@ -154,3 +149,120 @@ def test_meteor_15_runs():
   got = java_meteor.score_of(rows)
   np.testing.assert_allclose(got[kept], np.array(want)[kept], rtol=0, atol=1e-9)
   assert 0 < sum(kept) < len(kept)  # pairs with an empty side are left out
+
+
+def test_meteor_15_is_asked_of_the_users_jar(tmp_path, monkeypatch):
+  jar = tmp_path / "meteor-1.5.jar"
+  with pytest.raises(ValueError, match=r"meteor-1\.5\.jar.*found no file"):
+    java_meteor.counts(jar, [("a", "a")])
+  jar.write_bytes(b"")
+  program(
+    tmp_path / "java",
+    'echo "$@" >>asked; while read -r line; do echo "$line" >>asked; echo 2 2 0 0 2 2 $(printf "0 %.0s" $(seq 14)) 1 2 2; done',
+  )
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+  pairs = [("no effusion", "no effusion"), ("", "heart"), ("heart", "a  heart ||| x")]
+  (metric,) = (m for m in metrics.legacy(jar) if m.name == "report_meteor")
+  rows = metric.statistics(reports(pairs))
+  assert not rows[1].any()
+  assert metric.combine(rows[[0, 2]].sum(0)) == pytest.approx(100)
+  asked = (tmp_path / "asked").read_text().splitlines()
+  assert asked[0].endswith(f"-jar {jar} - - -stdio -l en -norm")
+  assert asked[1:] == [
+    "SCORE ||| no effusion ||| no effusion",
+    "SCORE ||| heart ||| heart | | | x",
+  ]
+  program(tmp_path / "java", "echo Error: no paraphrases")
+  with pytest.raises(ValueError, match=r"23 numbers for each of 2 pairs, got 1 rows"):
+    metric.statistics(reports(pairs))
+  (tmp_path / "java").unlink()
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(ValueError, match="java"):
+    metric.statistics(reports(pairs))
+
+
+def program(path: Path, text: str) -> None:
+  path.write_text(f"#!/bin/bash\n{text}\n")
+  path.chmod(0o755)
+
+
+# ── The metrics that use them ─────────────────────────────────────────────────────
+
+
+def test_the_rest_of_table_2_is_named_with_its_reason():
+  names = [metric.name for metric in metrics.STRICT]
+  assert {*LEGACY, *metrics.NOT_LEGACY} == set(names)
+  assert not set(LEGACY) & set(metrics.NOT_LEGACY)
+  assert list(LEGACY) == [name for name in names if name in LEGACY]
+  for metric in (*metrics.STRICT, *metrics.LEGACY):
+    assert metric.definition.endswith(".") and metric.unparsed and metric.version
+  with_jar = metrics.legacy("meteor-1.5.jar")
+  assert {m.name for m in with_jar} - set(LEGACY) == {"report_meteor"}
+
+
+@pytest.mark.parametrize("pair", UNIMED["pairs"], ids=lambda p: repr(p["ref"]))
+def test_answers_score_as_the_published_scripts_say(pair):
+  """The forty worked pairs, through the metrics themselves."""
+  for name, task, subtask, want in (
+    ("vqa_verify_acc", "vqa", "verify", pair["vqa_substring_acc"]),
+    ("reg_acc", "reg", "heart", pair["exact_acc_identify"]),
+    ("multi_class_acc", "multi_class", "", pair["exact_acc_cls"]),
+    ("vqa_choose_bleu1", "vqa", "choose", pair["nltk_bleu"]["bleu1"]),
+    ("vqa_query_bleu1", "vqa", "query", pair["nltk_bleu"]["bleu1"]),
+  ):
+    asked = asked_of(task, subtask, pair["ref"])
+    said = Prediction(asked, pair["raw_pred"], None, "not looked at")
+    assert LEGACY[name].concerns(asked)
+    assert LEGACY[name].value([said]) == pytest.approx(100 * want, **EXACT)
+
+
+def test_reports_score_as_the_published_scripts_say():
+  pairs = [(p["ref"], p["raw_pred"]) for p in UNIMED["pairs"]]
+  metric = LEGACY["report_rouge1"]
+  rows = metric.statistics(reports(pairs))
+  for row, pair in zip(rows, UNIMED["pairs"], strict=True):
+    if pair["rouge"] is None:
+      assert not row.any(), pair["ref"]
+    else:
+      want = pair["rouge"]["rouge-1"]["f"]
+      assert row.tolist() == pytest.approx([1, want], **EXACT)
+
+
+def test_references_are_cut_and_empty_pairs_dropped():
+  long = " ".join(f"w{i}" for i in range(60))
+  whole, cut = reports([(long, long)]), reports([(long, " ".join(long.split()[:50]))])
+  for name in ("report_bleu1", "report_rouge1"):
+    metric = LEGACY[name]
+    assert metric.value(whole) < metric.value(cut)
+    assert metric.value(cut) == pytest.approx(100, abs=1e-5)
+    kept = reports([("no effusion", "no effusion"), ("no effusion", "")])
+    assert metric.value(kept) == pytest.approx(100, abs=1e-5)
+  strict = {metric.name: metric for metric in metrics.STRICT}
+  assert strict["report_rouge1"].value(kept) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+  ("text_said", "want"),
+  [
+    ("<100><100><199><199>", 1.0),
+    (" <100> <100><199><199> is the heart", 1.0),
+    ("{<100><100><199><199>}", 1.0),
+    ("<unk><100><100><199><149>", 0.5),
+    ("the heart is at <100><100><199><199>", 0.0),
+    ("<100><100><199>", 0.0),
+    ("<10000><100><199><199>", 0.0),
+    ("", 0.0),
+  ],
+)
+def test_boxes_count_both_edges(text_said, want):
+  asked = asked_of("rec", "heart", "", Region("heart", (0.1, 0.1, 0.199, 0.199)))
+  said = [Prediction(asked, text_said, None, "not looked at")]
+  assert LEGACY["rec_iou"].value(said) == pytest.approx(100 * want, **EXACT)
+  assert LEGACY["rec_r50"].value(said) == (100.0 if want > 0.5 else 0.0)
+
+
+def test_a_box_that_names_y_first_is_turned():
+  region = Region("heart", (0.1, 0.2, 0.3, 0.5), order="yx")
+  asked = asked_of("rec", "heart", "", region)
+  said = [Prediction(asked, "<200><100><500><300>", None, "")]
+  assert LEGACY["rec_iou"].value(said) == pytest.approx(100, **EXACT)
