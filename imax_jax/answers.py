@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax import deliver
+from imax_jax import evaluated
 from imax_jax import ledger
 from imax_jax import results
 from imax_jax import runs
@@ -83,7 +84,7 @@ def _evaluate(
     tally = intervals.tally(
       intervals.by_metric(predictions), study.patients("imax_test")
     )
-    intervals.write_tally(folder / results.TALLY, tally)
+    intervals.write_tally(folder / evaluated.TALLY, tally)
     write_json(folder / "scores.json", said | {"intervals": intervals.of(tally)})
 
   return study.ledger.station(f"evaluations/{name}", inputs, make)

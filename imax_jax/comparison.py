@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imax_jax import evaluated
 from imax_jax import results as results_lib
 from imax_jax.evaluate import intervals
 from imax_jax.evaluate import pooling
@@ -44,7 +45,7 @@ def write(study: Study, folders: Sequence[str]) -> None:
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
-  """{"scorer", "metrics", "rows": {row: as results.json, over all its seeds}}.
+  """{"scorer", "definitions", "rows": {row: as results.json, over all its seeds}}.
 
   Raises:
     ValueError: a results.json that is missing, damaged or of an earlier version; a work
@@ -59,7 +60,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
   found = {folder: _read(folder) for folder in folders}
   first, *others = found.items()
   for folder, results in others:
-    for key in ("scorer", "metrics"):
+    for key in ("scorer", "definitions"):
       if results[key] != first[1][key]:
         differ = "".join(f" ({name})" for name in _names(first[1][key], results[key]))
         raise ValueError(
@@ -73,7 +74,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     _check_row(members)
   return {
     "scorer": first[1]["scorer"],
-    "metrics": first[1]["metrics"],
+    "definitions": first[1]["definitions"],
     "rows": {row: _row(row, members) for row, members in rows.items()},
   }
 
@@ -99,7 +100,7 @@ def _read(folder: Path) -> dict[str, Any]:
     ) from error
   except ValueError as error:
     raise ValueError(f"{path} is damaged: run the verb report there again") from error
-  needed = ("about", "scorer", "metrics", "seeds", "per_seed", "config")
+  needed = ("about", "scorer", "definitions", "seeds", "per_seed", "config")
   lacks = [key for key in needed if key not in results]
   lacks += [key for key in ("row", "dataset") if key not in results.get("about", {})]
   if lacks:
@@ -159,7 +160,7 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
       for run, known in results["seeds"].items():
         if seed in known:
           scores = results["per_seed"][run][known.index(seed)]
-          here[run] = results_lib.measured(folder, f"{run}-s{seed}", scores)
+          here[run] = evaluated.measured(folder, f"{run}-s{seed}", scores)
           names.setdefault(run, []).append(f"{folder.name}/s{seed}")
       try:
         pooling.check_seed(here)
@@ -172,11 +173,10 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
   return {
     "about": {**first["about"], "title": title},
     "folders": [str(folder) for folder in members],
-    "metrics": first["metrics"],
-    "not_legacy": first.get("not_legacy", {}),
+    "definitions": first["definitions"],
     "seeds": names,
     **pooled,
-    **results_lib.told(
+    **evaluated.told(
       [one for results in members.values() for one in results["evaluations"]]
     ),
     "fisher": [row for results in members.values() for row in results["fisher"]],

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import platform
 import sys
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +15,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from imax_jax import evaluated
 from imax_jax import runs
 from imax_jax.data import shards
-from imax_jax.evaluate import constants
-from imax_jax.evaluate import gains
-from imax_jax.evaluate import intervals
-from imax_jax.evaluate import metrics
 from imax_jax.evaluate import pooling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
@@ -36,12 +31,11 @@ from imax_jax.report import terminal
 from imax_jax.study import Study
 
 RUNS = arms.TRAINED
-# What an evaluation keeps for intervals and tests, beside its scores.
-TALLY = "patients.npz"
 _PACKAGES = (
   "imax_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
   "tensorflow-datasets", "transformers", "tokenizers",
 )  # fmt: skip
+_SAID_ONCE = ("definitions", "not_legacy")
 _CURVE_POINTS = 200
 _CARRIES_THE_MEAN = 200.0  # percent
 _RARELY_DROPPED = 0.01  # of the draws
@@ -61,9 +55,9 @@ def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
   study.require_data()
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  found = _evaluations(study)
+  found = evaluated.read(study)
   pooled = pooling.pool(
-    _seeds(study, found),
+    evaluated.seeds(study, found),
     {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
     blind=arms.BLIND,
   )
@@ -71,16 +65,19 @@ def collect(study: Study) -> dict[str, Any]:
   return {
     "about": _about(study),
     "scorer": "strict",
-    "metrics": {
-      m.name: {key: getattr(m, key) for key in ("definition", "version", "unparsed")}
-      for m in metrics.STRICT
-    },
+    "definitions": evaluated.definitions(found),
     **pooled,
     "seeds": {
       run: [seed for other, seed in found if other == run]
       for run in dict.fromkeys(run for run, _ in found)
     },
-    **told([{"run": run, "seed": seed, **one} for (run, seed), one in found.items()]),
+    **evaluated.told(
+      [
+        {"run": run, "seed": seed}
+        | {k: v for k, v in one.items() if k not in _SAID_ONCE}
+        for (run, seed), one in found.items()
+      ]
+    ),
     "fisher": _fisher(study),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
@@ -104,106 +101,8 @@ def _about(study: Study) -> dict[str, Any]:
   }
 
 
-def _seeds(
-  study: Study, found: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> list[dict[str, pooling.Measured]]:
-  """What each seed's runs measured, and both baselines beside them."""
-  known, asked = study.entries("imax_train"), study.entries("imax_test")
-  patients, without_image = study.patients("imax_test"), {}
-  for name, answered in (
-    ("constant", constants.constant_predictions(known, asked)),
-    ("blind", constants.blind_predictions(known, asked)),
-  ):
-    tally = intervals.tally(answered, patients)
-    intervals.write_tally(study.workdir / "baselines" / f"{name}.npz", tally)
-    without_image[name] = pooling.Measured(intervals.totals(tally), tally)
-  seeds = []
-  for seed in sorted({seed for _, seed in found}, key=list(study.config.seeds).index):
-    here = {run: scores for (run, other), scores in found.items() if other == seed}
-    seeds.append(without_image | {
-      run: measured(study.workdir, f"{run}-s{seed}", scores["scores"])
-      for run, scores in here.items()
-    })  # fmt: skip
-  return seeds or [without_image]
-
-
-def measured(workdir: Path, name: str, scores: Mapping[str, float]) -> pooling.Measured:
-  """A run's scores with its sums by patient, of which they must be.
-
-  Raises:
-    ValueError: the sums are missing, damaged or say something else than the scores.
-  """
-  path = workdir / "evaluations" / name / TALLY
-  tally = intervals.read_tally(path)
-  said = intervals.totals(tally)
-  differ = [
-    metric
-    for metric in said.keys() | scores.keys()
-    if not math.isclose(said.get(metric, -1), scores.get(metric, -1), rel_tol=1e-6)
-  ]
-  if differ:
-    raise ValueError(
-      f"{path}: its {', '.join(sorted(differ))} are not those of the scores beside it: "
-      "other predictions or another scorer; delete the folder and evaluate again"
-    )
-  return pooling.Measured(scores, tally)
-
-
 def _kind(source: str) -> str:
   return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
-
-
-def _is_current(
-  study: Study, station: str, inputs: Callable[[Study, str], dict[str, Any]], run: str
-) -> bool:
-  """Whether the station has measured the run as it is now; False if it has not run.
-
-  Raises:
-    ValueError: it has measured an earlier run of that name, or by another config.
-  """
-  if not study.ledger.is_done(station):
-    return False
-  study.ledger.digest(station, inputs(study, run))
-  return True
-
-
-def _evaluations(study: Study) -> dict[tuple[str, int], dict[str, Any]]:
-  """{(run, seed): the content of its scores.json}."""
-  found: dict[tuple[str, int], dict[str, Any]] = {}
-  for run in RUNS:
-    for seed in study.config.seeds:
-      name = f"evaluations/{run}-s{seed}"
-      if _is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
-        path = study.workdir / name / "scores.json"
-        found[run, seed] = json.loads(path.read_text("utf8"))
-  return found
-
-
-def told(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """What evaluations say beside scores, the seeds of each run together.
-
-  {"unparsed": {run: {task: {reason: count}}}, "legacy": {run: {metric: mean}},
-   "reports": {run: [of each seed]}, "evaluations": what it was made of}
-  """
-  unparsed: dict[str, dict[str, dict[str, int]]] = {}
-  legacy: dict[str, list[Mapping[str, float]]] = {}
-  reports: dict[str, list[Any]] = {}
-  for one in evaluations:
-    for task, reasons in one["unparsed"].items():
-      counts = unparsed.setdefault(one["run"], {}).setdefault(task, {})
-      for reason, count in reasons.items():
-        counts[reason] = counts.get(reason, 0) + count
-    if "legacy" in one:
-      legacy.setdefault(one["run"], []).append(one["legacy"])
-    if "reports" in one:
-      reports.setdefault(one["run"], []).append(one["reports"])
-  means = {run: gains.mean_scores(rows)[0] for run, rows in legacy.items()}
-  return {
-    "unparsed": unparsed,
-    "legacy": means,
-    "reports": reports,
-    "evaluations": list(evaluations),
-  }
 
 
 def _fisher(study: Study) -> list[dict[str, Any]]:
@@ -211,7 +110,7 @@ def _fisher(study: Study) -> list[dict[str, Any]]:
   for name in study.config.fisher.runs:
     for seed in study.config.seeds:
       station = f"fisher/{name}-s{seed}"
-      if _is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
+      if evaluated.is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
         spectra = json.loads(
           (study.workdir / station / "spectra.json").read_text("utf8")
         )

@@ -50,11 +50,12 @@ def workdir(root, name, row, seed, *, change=None, **others):
       "dataset": {"version": "1.0.0", "built": f"data of {seed}"},
     },
     "scorer": "strict",
-    "metrics": {name: {"version": "1"} for name in ACCURACIES},
+    "definitions": {"strict": {name: {"version": "1"} for name in ACCURACIES}},
     "seeds": {run: [seed] for run in per_seed},
     "per_seed": per_seed,
     "evaluations": [
-      {"run": run, "seed": seed, "unparsed": {"rec": {"no box": 2}}} for run in per_seed
+      {"run": run, "seed": seed, "unparsed": {"rec": {"no box": 2}}, "asked": {"rec": 9},
+       "legacy": {"rec_iou": 40.0 + seed}, "reports": {}} for run in per_seed
     ],
     "fisher": [],
     "config": {
@@ -85,6 +86,8 @@ def test_work_directories_of_a_row_are_its_seeds(tmp_path):
   assert (gain["improved"], gain["total"]) == (len(ACCURACIES),) * 2
   assert set(gain["tests"]) == set(ACCURACIES)
   assert equal["unparsed"]["imax"] == {"rec": {"no box": 6}}
+  assert equal["asked"]["imax"] == {"rec": 27}
+  assert equal["legacy"]["imax"] == {"rec_iou": pytest.approx(41.0)}
   assert equal["ahead"]["imax"] == dict.fromkeys(ACCURACIES, True)
   assert few["gains"]["imax"]["over_seeds"] is None
   alone = comparison.collect(folders[:1])["rows"]["equal"]["gains"]["imax"]
@@ -143,13 +146,13 @@ def test_other_metrics_or_scorers_are_refused(tmp_path):
   like = workdir(tmp_path, "like", "equal", 0)
 
   def version(results):
-    results["metrics"][ACCURACIES[0]]["version"] = "2"
+    results["definitions"]["strict"][ACCURACIES[0]]["version"] = "2"
 
   def scorer(results):
     results["scorer"] = "legacy"
 
   for change, said in (
-    (version, f"other metrics .{ACCURACIES[0]}"),
+    (version, rf"other definitions \(strict\.{ACCURACIES[0]}"),
     (scorer, "scorer"),
   ):
     other = workdir(tmp_path, "other", "few", 1, change=change)

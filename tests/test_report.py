@@ -78,15 +78,25 @@ def study() -> dict:
       "pseudo_vs_dmax_long": gain(0.5, [0.1, 0.9], [0.5], p_seeds=None),
     },
     "scorer": "strict",
-    "metrics": {
-      "rec_iou": {
-        "definition": "Mean <IoU>.",
-        "version": "imax_jax 1",
-        "unparsed": "0.",
+    "definitions": {
+      "strict": {
+        "rec_iou": {
+          "definition": "Mean <IoU>.",
+          "version": "imax_jax 1",
+          "unparsed": "0.",
+        }
       },
+      "legacy": {
+        "rec_iou": {
+          "definition": "Plus one.",
+          "version": "scripts",
+          "unparsed": "Lost.",
+        }
+      },
+      "not_legacy": {"reg_acc": "an invented reason"},
     },
     "legacy": {"imax": {**paper["imax"], "multi_class_acc": 50.14}},
-    "not_legacy": {"reg_acc": "an invented reason"},
+    "asked": {"dmax": {"rec": 1200}},
     "reports": {"imax": [{"distinct": 7, "of": 90, "findings_f1": {"micro": 51.5}}]},
     "fisher": fisher,
     "statistics": {"imax_train": split, "imax_test": split, "dmax_train": split},
@@ -231,6 +241,9 @@ def test_both_scorers_and_their_difference(tmp_path):
   assert "<small>the same</small>" in text
   assert "Mean &lt;IoU&gt;. 0." in text
   assert "imax_jax 1" in text
+  assert "Plus one. Lost." in text
+  assert "REG Acc, legacy</dt><dd>None: an invented reason." in text
+  assert "3 of 1,200" in text
   assert "7 of 90" in text
   assert "51.50" in text
   without = study()

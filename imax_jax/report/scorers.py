@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imax_jax import tree as tree_lib
 from imax_jax.report import arms
 from imax_jax.report import markup
 from imax_jax.report import table2
@@ -57,7 +56,9 @@ def _both(results: Results, run: str, metric: str) -> str:
   strict = tables.value_of(results, run, metric)
   legacy = tables.number(tables.section(results, "legacy", run), metric)
   if strict is None or legacy is None:
-    why = tables.section(results, "not_legacy").get(metric, "not measured")
+    why = tables.section(results, "definitions", "not_legacy").get(
+      metric, "not measured"
+    )
     return f'<td class="absent" title="{markup.text(why)}">–</td>'
   gap = legacy - strict
   small = tables.signed(gap) if abs(gap) >= 0.005 else "the same"
@@ -65,20 +66,22 @@ def _both(results: Results, run: str, metric: str) -> str:
 
 
 def _definitions(results: Results) -> str:
-  said = tables.section(results, "metrics")
+  """What each metric is by each scorer, with its version and an unreadable answer's cost."""
   terms = ""
   for column in tables.COLUMNS:
-    found = tables.section(said, column.name)
-    if not found:
-      continue
-    parts = [
-      str(found[key]) for key in ("definition", "unparsed", "legacy") if found.get(key)
-    ]
-    version = markup.text(found.get("version"))
-    terms += (
-      f"<dt>{markup.text(column.label)} <small>{version}</small></dt>"
-      f"<dd>{markup.text(' '.join(parts))}</dd>"
-    )
+    for scorer in ("strict", "legacy"):
+      found = tables.section(results, "definitions", scorer, column.name)
+      if not found:
+        continue
+      said = f"{found.get('definition')} {found.get('unparsed')}"
+      terms += (
+        f"<dt>{markup.text(column.label)}, {scorer} "
+        f"<small>{markup.text(found.get('version'))}</small></dt>"
+        f"<dd>{markup.text(said)}</dd>"
+      )
+    why = tables.section(results, "definitions", "not_legacy").get(column.name)
+    if why:
+      terms += f"<dt>{markup.text(column.label)}, legacy</dt><dd>None: {markup.text(why)}.</dd>"
   if not terms:
     return ""
   return (
@@ -117,9 +120,12 @@ def unparsed(results: Results) -> str:
     return markup.ABSENT
   rows = []
   for run in tables.section(results, "unparsed"):
-    counts = tree_lib.flatten(tables.section(results, "unparsed", run))
-    for reason, count in counts.items():
-      rows.append([_title(run), reason.replace("/", ": ", 1), f"{count}"])
+    asked = tables.section(results, "asked", run)
+    for task in tables.section(results, "unparsed", run):
+      reasons = tables.section(results, "unparsed", run, task)
+      for reason, count in reasons.items():
+        of = f" of {asked[task]:,}" if task in asked else ""
+        rows.append([_title(run), f"{task}: {reason}", f"{count:,}{of}"])
   if not rows:
     return '<p class="small">None: every answer could be read.</p>'
   return markup.facts(("run", "why", "answers"), rows)

@@ -56,7 +56,7 @@ def groups() -> Iterator[tuple[str, list[Column]]]:
 
 def metric_head(results: Results, column: Column) -> str:
   """A line's heading; its definition and version appear under the pointer."""
-  said = tables.section(results, "metrics", column.name)
+  said = tables.section(results, "definitions", "strict", column.name)
   hint = ""
   if said:
     hint = f' title="{markup.text(said.get("definition"))} {markup.text(said.get("version"))}"'
