@@ -122,7 +122,7 @@ def paired(
     signs, None for one seed), "p_patients" (exchanged answers); "tests": {metric: {"gain"
     in %, "difference" new - base, "interval" of the difference, "p" of exchanged answers,
     "p_holm" over the metrics}}; "dropped": {metric: share of the draws in which its base
-    was 0 or unanswered, and Δ is that of the others}.
+    was 0 or unanswered, and Δ is that of the others}; "draws": how many there are.
 
   Raises:
     ValueError: the runs answered other entries or were scored by other metrics.
@@ -136,7 +136,7 @@ def paired(
   if not shared:
     return found | {
       "interval": None, "over_seeds": None, "p_seeds": None, "p_patients": None,
-      "tests": {}, "dropped": {},
+      "tests": {}, "dropped": {}, "draws": 0,
     }  # fmt: skip
   drawn = _draw(seeds, [new, base], num_draws, shared)
   terms = gains.relative(drawn[new], drawn[base], shared)  # [draws, seeds, metrics]
@@ -144,6 +144,7 @@ def paired(
   per_seed = found["per_seed"]
   chance, differences = _exchanged(seeds, new, base, num_draws, shared)
   return found | {
+    "draws": num_draws,
     "interval": intervals.percentiles(_mean(_mean(terms, 2), 1)),
     "over_seeds": intervals.student(per_seed),
     "p_seeds": intervals.p_of_signs(per_seed),

@@ -90,11 +90,15 @@ def tests(results: Results) -> str:
       cells = "".join(_test(results, pair.name, column.name) for pair in pairs)
       body += f"<tr>{table2.metric_head(results, column)}{cells}</tr>"
     body += "</tbody>"
+  found = [tables.section(results, "gains", pair.name) for pair in pairs]
+  draws = max(int(gain.get("draws") or 0) for gain in found)
+  least = max(len(gain["tests"]) for gain in found) * 2 / (1 + draws)
   legend = (
     "Large: the relative change in % (positive is better), a term of Δ. Small: the "
     "difference’s 95 % interval in points, and Holm’s p over the metrics of the column, of "
-    "answers exchanged patient by patient. <b>Bold</b>: p below 0.05. These are of the "
-    "models trained here; see Table 1 for the recipes."
+    f"answers exchanged patient by patient; {draws:,} exchanges show none below "
+    f"{markup.text(tables.chance(least))}. <b>Bold</b>: p below 0.05. These are of the models trained "
+    "here; see Table 1 for the recipes."
   )
   return (
     "<details><summary>Each metric’s change, with its test</summary>"

@@ -197,7 +197,7 @@ def metrics_text(gain: Mapping[str, Any]) -> str:
 
 def signed(value: float) -> str:
   """-3.214 -> "−3.21", with a minus sign and not a hyphen."""
-  return f"{value:+.2f}".replace("-", "−")
+  return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # never "−0.00"
 
 
 def between(ends: tuple[float, float]) -> str:
