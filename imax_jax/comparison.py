@@ -108,7 +108,7 @@ def _read(folder: Path) -> dict[str, Any]:
       f"{path} lacks {', '.join(lacks)}: an earlier version wrote it; run the verb report "
       "there again"
     )
-  if not results["per_seed"]:
+  if not results["seeds"]:
     raise ValueError(f"{path}: no run was evaluated there; run the verb evaluate first")
   return results
 

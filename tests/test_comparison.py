@@ -110,7 +110,7 @@ def test_what_is_missing_damaged_or_old_is_refused(tmp_path):
   refused([good, old], r"old/results\.json lacks row")
   (old / "results.json").write_text("{", encoding="utf8")
   refused([good, old], r"old/results\.json is damaged")
-  none = workdir(tmp_path, "none", "equal", 1, change=lambda r: r["per_seed"].clear())
+  none = workdir(tmp_path, "none", "equal", 1, change=lambda r: r["seeds"].clear())
   refused([good, none], r"none/results\.json: no run was evaluated")
   (good / "evaluations" / "imax-s0" / "patients.npz").unlink()
   refused([good], r"imax-s0/patients\.npz: expected the sums")

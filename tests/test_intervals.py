@@ -263,6 +263,7 @@ def test_delta_is_recomputed_in_every_draw():
   assert found["interval"] == pytest.approx([10.0, 10.0])
   assert found["over_seeds"] is None
   assert found["p_seeds"] is None
+  assert found["tests"]["up"]["gain_interval"] == pytest.approx([10.0, 10.0])
   assert found["tests"]["up"]["interval"][0] < found["tests"]["up"]["interval"][1]
   assert found["tests"]["down"]["difference"] < 0 < found["tests"]["down"]["gain"]
   assert found["tests"]["up"]["p_holm"] >= found["tests"]["up"]["p"]

@@ -37,7 +37,8 @@ def gain(mean, interval, per_seed, over_seeds=None, **changes):
     "total": 16, "interval": interval, "over_seeds": over_seeds, "p_seeds": 0.5,
     "p_patients": 0.0004, "dropped": {}, "draws": 4000,
     "tests": {
-      "cpar_mae": {"gain": 52.2, "difference": -3.6, "interval": [-4.1, -3.2], "p": 0.001,
+      "cpar_mae": {"gain": 52.2, "gain_interval": [47.1, 57.0], "difference": -3.6,
+                   "interval": [-4.1, -3.2], "p": 0.001,
                    "p_holm": 0.015},
     },
     "excluded": {"reg_acc": "the base run scores 0"},
@@ -230,7 +231,7 @@ def test_table_1_and_the_tests_of_each_metric(tmp_path):
   assert (
     ">noise<" in re.search(r"<tr><th[^>]*>DMAX, step-matched, over.*?</tr>", text)[0]
   )
-  assert "<b>+52.20</b><small>−4.10 to −3.20</small><small>p 0.015</small>" in text
+  assert "<b>+52.20</b><small>+47.10 to +57.00</small><small>p 0.015</small>" in text
   assert "4,000 exchanges show none below &lt; 0.001" in text
   assert 'title="the base run scores 0">–' in text
   assert text.count("Left out of") == 1  # one sentence for all that lack the same

@@ -120,8 +120,8 @@ def paired(
     `gains.paired_gains`, and of Δ: "interval" (two-level bootstrap; for one seed its
     patients alone), "over_seeds" (Student's t, None for one seed), "p_seeds" (flipped
     signs, None for one seed), "p_patients" (exchanged answers); "tests": {metric: {"gain"
-    in %, "difference" new - base, "interval" of the difference, "p" of exchanged answers,
-    "p_holm" over the metrics}}; "dropped": {metric: share of the draws in which its base
+    in %, "gain_interval", "difference" new - base, its "interval", "p" of exchanged
+    answers, "p_holm" over the metrics}}; "dropped": {metric: share of the draws in which its base
     was 0 or unanswered, and Δ is that of the others}; "draws": how many there are.
 
   Raises:
@@ -168,6 +168,7 @@ def _tests(
 ) -> dict[str, dict[str, Any]]:
   new, base = pair
   over_draws = _mean(drawn[new] - drawn[base], 1)
+  terms = _mean(gains.relative(drawn[new], drawn[base], metrics), 1)
   few = {name: why for seed in seeds for name, why in seed[new].tally.too_few().items()}
   tests: dict[str, dict[str, Any]] = {}
   for number, metric in enumerate(metrics):
@@ -176,13 +177,18 @@ def _tests(
       for seed in seeds
     ]
     difference = float(np.mean(by_seed))
-    limits = intervals.percentiles(over_draws[:, number])
     tests[metric.name] = {
       "gain": found["per_metric"][metric.name],
+      "gain_interval": None,
       "difference": difference,
-      "interval": None if metric.name in few else limits,
+      "interval": None,
       "p": intervals.p_value(difference, differences[:, number]),
     }
+    if metric.name not in few:
+      tests[metric.name] |= {
+        "gain_interval": intervals.percentiles(terms[:, number]),
+        "interval": intervals.percentiles(over_draws[:, number]),
+      }
   adjusted = intervals.holm({name: test["p"] for name, test in tests.items()})
   return {name: test | {"p_holm": adjusted[name]} for name, test in tests.items()}
 

@@ -123,6 +123,7 @@ def radar(results: Results) -> str:
     _ring(axes, [1.0] * len(rows), label="DMAX (= 1)", **ring)
     ring = {"color": style.RUN_COLOURS["imax"], "linewidth": 1.9}
     _ring(axes, shown, fill=0.12, label="IMAX", **ring)
+    _whiskers(axes, tables.section(results, "gains", "imax", "tests"), rows)
     ticks = np.arange(bottom, top + 1e-9, 0.25)
     names = [f"{tick:g}×" for tick in ticks]
     axes.set_yticks(ticks, names, fontsize=7.5, color=style.MUTED)
@@ -144,6 +145,21 @@ def _ring(
   axes.plot(angles, inside, **line)
   if fill:
     axes.fill(angles, inside, color=line["color"], alpha=fill, linewidth=0)
+
+
+def _whiskers(
+  axes: Any,
+  tests: Mapping[str, Any],
+  rows: Sequence[tuple[tables.Column, float, float]],
+) -> None:
+  """Each metric's 95 % interval along its axis."""
+  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
+  for angle, (column, *_) in zip(angles, rows, strict=True):
+    ends = tables.limits(tables.section(tests, column.name), "gain_interval")
+    if ends is not None:
+      inside = np.clip([1 + end / 100 for end in ends], *axes.get_ylim())
+      axes.plot([angle, angle], inside, color=style.RUN_COLOURS["imax"], linewidth=3.2,
+                alpha=0.45, solid_capstyle="butt")  # fmt: skip
 
 
 def _relative(column: tables.Column, before: float, after: float) -> float:

@@ -195,9 +195,9 @@ def radar(results: Results) -> str:
   """Figure 3 with its caption."""
   caption = (
     "After the paper’s Figure 3: further out is better, on error metrics too (1 + the "
-    "metric’s term of Eq. 1). Beside each axis: DMAX → IMAX, means over seeds; what "
-    "lies beyond 2× is drawn at 2×. Dashed: "
-    "the same ratio from the paper’s Table 2."
+    "metric’s term of Eq. 1). Bars along the axes: 95 % intervals. Beside each axis: DMAX → "
+    "IMAX, means over seeds; what lies beyond 2× is drawn at 2×. Dashed: the same ratio from "
+    "the paper’s Table 2."
   )
   return markup.figure(figures.radar(results), caption, narrow=True)
 

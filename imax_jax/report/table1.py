@@ -94,8 +94,8 @@ def tests(results: Results) -> str:
   draws = max(int(gain.get("draws") or 0) for gain in found)
   least = max(len(gain["tests"]) for gain in found) * 2 / (1 + draws)
   legend = (
-    "Large: the relative change in % (positive is better), a term of Δ. Small: the "
-    "difference’s 95 % interval in points, and Holm’s p over the metrics of the column, of "
+    "Large: the relative change in % (positive is better), a term of Δ. Small: its 95 % "
+    "interval over seeds and patients, and Holm’s p over the metrics of the column, of "
     f"answers exchanged patient by patient; {draws:,} exchanges show none below "
     f"{markup.text(tables.chance(least))}. <b>Bold</b>: p below 0.05. These are of the models trained "
     "here; see Table 1 for the recipes."
@@ -116,6 +116,6 @@ def _test(results: Results, pair: str, metric: str) -> str:
   shown = tables.signed(change)
   if p is not None and p < 0.05:
     shown = f"<b>{shown}</b>"
-  ends = tables.limits(found, "interval")
+  ends = tables.limits(found, "gain_interval")
   small = tables.between(ends) if ends else "–"
   return f"<td>{shown}<small>{small}</small><small>p {tables.chance(p)}</small></td>"
