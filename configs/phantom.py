@@ -27,6 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"configs/phantom.py:{arg}: the argument is nothing or 'tiny'")
   c = ConfigDict()
   c.title = "Phantom hospital"
+  # Work directories of one row are pooled by `report --runs`, as seeds; "": the title.
+  c.row = ""
   c.verbs = ("build", "train", "pseudo", "evaluate", "fisher", "report")
   c.seeds = (0, 1)  # LoRA's first values and the order of the entries
   # Devices along each axis, -1: the rest. fsdp and tensor split the weights too.

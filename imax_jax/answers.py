@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax import deliver
+from imax_jax import evaluated
 from imax_jax import ledger
 from imax_jax import results
 from imax_jax import runs
+from imax_jax.evaluate import intervals
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
@@ -79,6 +81,10 @@ def _evaluate(
       study.entries("imax_test"),
       meteor_jar=study.config.evaluate.meteor_jar,
     )
-    write_json(folder / "scores.json", said)
+    tally = intervals.tally(
+      intervals.by_metric(predictions), study.patients("imax_test")
+    )
+    intervals.write_tally(folder / evaluated.TALLY, tally)
+    write_json(folder / "scores.json", said | {"intervals": intervals.of(tally)})
 
   return study.ledger.station(f"evaluations/{name}", inputs, make)

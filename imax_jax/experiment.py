@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from imax_jax import answers
 from imax_jax import build as build_lib
 from imax_jax import choices
+from imax_jax import comparison
 from imax_jax import conversion
 from imax_jax import deliver
 from imax_jax import predict as predict_lib
@@ -49,7 +50,8 @@ def run(
   progress.calm_logging()
   study = Study(config, workdir)
   chosen = functools.partial(answers.evaluate, checkpoint=request.get("checkpoint"))
-  stations = _STATIONS | {"evaluate": chosen}
+  shown = functools.partial(report, folders=request.get("runs"))
+  stations = _STATIONS | {"evaluate": chosen, "report": shown}
   if "convert" in verbs and "published" in config:
     conversion.published(
       study
@@ -83,9 +85,15 @@ def train(study: Study) -> None:
 # ── report ────────────────────────────────────────────────────────────────────────
 
 
-def report(study: Study) -> None:
-  """Collects results.json, writes the page and shows the table."""
-  if study.is_chief:
+def report(study: Study, folders: str | None = None) -> None:
+  """Collects results.json, writes the page and shows the table.
+
+  Args:
+    folders: work directories, with commas between: theirs side by side, instead.
+  """
+  if study.is_chief and folders:
+    comparison.write(study, [folder for folder in folders.split(",") if folder])
+  elif study.is_chief:
     results_lib.write(study)
 
 

@@ -65,6 +65,9 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   "predict, evaluate, bundle, merge: a run's folder, e.g. WORKDIR/runs/imax-s0, or a bundle's.",
 )
+_RUNS = flags.DEFINE_string(
+  "runs", None, "report: work directories A,B,C side by side, those of a row pooled."
+)
 _DTYPE = flags.DEFINE_enum(
   "dtype", "bfloat16", ["bfloat16", "float32"], "merge: what the weights are kept as."
 )
@@ -109,6 +112,7 @@ Without a verb the config's own list runs. What is done already is not done agai
               … fisher --config.fisher.num_groups=50
   report    results.json and report/index.html
               … report
+              … report --runs A,B,C      work directories side by side, in one page
   predict   one image, one task
               … predict --image film.jpg --task rec --question heart \\
                 --checkpoint runs/phantom/runs/imax-s0
@@ -226,6 +230,7 @@ def _main(argv: list[str]) -> None:
     "per_image": "yes" if _PER_IMAGE.value else "",
     "rows": str(_ROWS.value),
     "dtype": _DTYPE.value,
+    "runs": _RUNS.value,
   }
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,33 +15,30 @@ import jax
 import numpy as np
 from absl import logging
 
+from imax_jax import evaluated
 from imax_jax import runs
-from imax_jax.evaluate import constants
-from imax_jax.evaluate import gains
+from imax_jax.data import shards
+from imax_jax.evaluate import pooling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.report import arms
 from imax_jax.report import examples
 from imax_jax.report import page
 from imax_jax.report import tables
+from imax_jax.report import terminal
 from imax_jax.study import Study
 
-# dmax_long: DMAX trained for as many steps as the three stages take together.
-RUNS = ("dmax", "imax", "pseudo", "dmax_long")
-# Gain of the first over the second, seed by seed.
-GAINS = {
-  "imax": ("imax", "dmax"),
-  "pseudo": ("pseudo", "dmax"),
-  "dmax_long": ("dmax_long", "dmax"),
-  "pseudo_vs_dmax_long": ("pseudo", "dmax_long"),
-}
+RUNS = arms.TRAINED
 _PACKAGES = (
   "imax_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
   "tensorflow-datasets", "transformers", "tokenizers",
 )  # fmt: skip
+_SAID_ONCE = ("definitions", "not_legacy")
 _CURVE_POINTS = 200
 _CARRIES_THE_MEAN = 200.0  # percent
+_RARELY_DROPPED = 0.01  # of the draws
 
 
 def write(study: Study) -> None:
@@ -51,7 +47,7 @@ def write(study: Study) -> None:
   write_json(study.workdir / "results.json", results)
   path = study.workdir / "report" / "index.html"
   page.write_report(results, _examples(study), path)
-  sys.stdout.write(f"\n{tables.text_table(results)}\n\nReport: {path}\n")
+  sys.stdout.write(f"\n{terminal.text_table(results)}\n\nReport: {path}\n")
   sys.stdout.flush()
 
 
@@ -59,45 +55,49 @@ def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
   study.require_data()
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  scores, unparsed = _evaluations(study)
-  seeds = study.config.seeds
-  per_seed: dict[str, list[dict[str, float]]] = {}
-  for (run, _), found in scores.items():
-    per_seed.setdefault(run, []).append(found)
-  means = {run: gains.mean_scores(rows) for run, rows in per_seed.items()}
-  known, asked = study.entries("imax_train"), study.entries("imax_test")
-  without_image = {
-    "constant": constants.constant_scores(known, asked),
-    "blind": constants.blind_scores(known, asked),
-  }
+  found = evaluated.read(study)
+  pooled = pooling.pool(
+    evaluated.seeds(study, found),
+    {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
+    blind=arms.BLIND,
+  )
   config = study.config
-  gained = {
-    name: gains.paired_gains(
-      [scores[new, s] for s in both], [scores[base, s] for s in both]
-    )
-    for name, (new, base) in GAINS.items()
-    if (both := [s for s in seeds if (new, s) in scores and (base, s) in scores])
-  }
   return {
-    "about": {
-      "title": config.title,
-      "data": _kind(config.data.source),
-      "examples": f"IMAX, seed {config.seeds[0]}",
+    "about": _about(study),
+    "scorer": "strict",
+    "definitions": evaluated.definitions(found),
+    **pooled,
+    "seeds": {
+      run: [seed for other, seed in found if other == run]
+      for run in dict.fromkeys(run for run, _ in found)
     },
-    "tables": without_image | {run: mean for run, (mean, _) in means.items()},
-    "spread": {run: deviation for run, (_, deviation) in means.items()},
-    "per_seed": per_seed,
-    "gains": gained,
+    **evaluated.told(
+      [
+        {"run": run, "seed": seed}
+        | {k: v for k, v in one.items() if k not in _SAID_ONCE}
+        for (run, seed), one in found.items()
+      ]
+    ),
     "fisher": _fisher(study),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),
-    "unparsed": unparsed,
     "versions": _versions(),
     "timings": study.ledger.seconds(),
     "config": plain(config),
-    "caveats": _caveats(study, gained),
-    "notes": _notes(study, described, sorted({seed for _, seed in scores})),
+    "caveats": caveats(config.data.source, pooled["gains"]),
+    "notes": _notes(study, described, sorted({seed for _, seed in found})),
+  }
+
+
+def _about(study: Study) -> dict[str, Any]:
+  config = study.config
+  return {
+    "title": config.title,
+    "row": config.row or config.title,
+    "data": _kind(config.data.source),
+    "dataset": {"version": shards.VERSION, "built": study.require_data()},
+    "examples": f"IMAX, seed {config.seeds[0]}",
   }
 
 
@@ -105,46 +105,12 @@ def _kind(source: str) -> str:
   return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
 
 
-def _is_current(
-  study: Study, station: str, inputs: Callable[[Study, str], dict[str, Any]], run: str
-) -> bool:
-  """Whether the station has measured the run as it is now; False if it has not run.
-
-  Raises:
-    ValueError: it has measured an earlier run of that name, or by another config.
-  """
-  if not study.ledger.is_done(station):
-    return False
-  study.ledger.digest(station, inputs(study, run))
-  return True
-
-
-def _evaluations(
-  study: Study,
-) -> tuple[dict[tuple[str, int], dict[str, float]], dict[str, Any]]:
-  """({(run, seed): scores}, {run: {task: {reason: count}}} of all seeds)."""
-  scores: dict[tuple[str, int], dict[str, float]] = {}
-  unparsed: dict[str, dict[str, dict[str, int]]] = {}
-  for run in RUNS:
-    for seed in study.config.seeds:
-      name = f"evaluations/{run}-s{seed}"
-      if not _is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
-        continue
-      found = json.loads((study.workdir / name / "scores.json").read_text("utf8"))
-      scores[run, seed] = found["scores"]
-      for task, reasons in found["unparsed"].items():
-        counts = unparsed.setdefault(run, {}).setdefault(task, {})
-        for reason, count in reasons.items():
-          counts[reason] = counts.get(reason, 0) + count
-  return scores, unparsed
-
-
 def _fisher(study: Study) -> list[dict[str, Any]]:
   found = []
   for name in study.config.fisher.runs:
     for seed in study.config.seeds:
       station = f"fisher/{name}-s{seed}"
-      if _is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
+      if evaluated.is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
         spectra = json.loads(
           (study.workdir / station / "spectra.json").read_text("utf8")
         )
@@ -181,9 +147,8 @@ def _notes(
 ) -> list[str]:
   notes = [
     f"Seeds {', '.join(map(str, seeds))}: a seed draws LoRA's first values and the order "
-    "of the entries; images, split and foundation are the same in all. The spread "
-    "therefore leaves out what another draw of images would change.",
-    "METEOR counts exact and stemmed matches only: WordNet does not ship with the package.",
+    "of the entries; images, split and foundation are the same in all. The spread over "
+    "seeds therefore leaves out what another draw of training images would change.",
   ]
   if described["shortfall"]:
     missing = ", ".join(f"{n} {name}" for name, n in described["shortfall"].items())
@@ -199,26 +164,33 @@ def _notes(
   return notes
 
 
-def _caveats(study: Study, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """What must be known before any gain is read; shown wherever a gain is."""
-  caveats = []
-  if study.config.data.source == "opencxr":
-    caveats.append(
+  found = []
+  if source == "opencxr":
+    found.append(
       "Images with many tasks come from other collections than the rest: here IMAX and "
       "DMAX differ in their patients and questions too, so no gain of IMAX is one of "
       "image-centricity alone."
     )
   # Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it.
   titles = {column.name: column.label for column in tables.COLUMNS}
-  caveats += [
-    f"{tables.GAIN_TITLES[name]}: {titles[metric]} alone changes by "
+  found += [
+    f"{arms.PAIR[name].title}: {titles[metric]} alone changes by "
     f"{tables.signed(change)} %, from a base near zero, and carries the mean: read the "
     "median."
     for name, gain in gained.items()
     for metric, change in gain["per_metric"].items()
     if abs(change) > _CARRIES_THE_MEAN
   ]
-  return caveats
+  found += [
+    f"{arms.PAIR[name].title}: in {100 * share:.0f} % of the draws of patients the base of "
+    f"{titles[metric]} is 0 or unanswered, and Δ is that of the other metrics."
+    for name, gain in gained.items()
+    for metric, share in gain["dropped"].items()
+    if share > _RARELY_DROPPED
+  ]
+  return found
 
 
 def _examples(study: Study) -> list[examples.Example]:

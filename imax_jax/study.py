@@ -153,6 +153,11 @@ class Study:
   def entries(self, split: str) -> list[Any]:
     return [entry for record in self.records(split) for entry in record.entries]
 
+  def patients(self, split: str) -> dict[str, str]:
+    """{image id: patient id} of a split on disk."""
+    found = self.records(split)
+    return {r.image_id: r.patient_id for r in (found[i] for i in range(len(found)))}
+
   def pixels(self, split: str) -> np.ndarray | Features:
     """uint8[n, H, W, C] of a split's images, or features of them, float32[n, P, D].
 

@@ -38,6 +38,8 @@ FLOORS = (
   ("imax_jax.runs", 4),
   ("imax_jax.costs", 4),
   ("imax_jax.results", 4),
+  ("imax_jax.comparison", 4),
+  ("imax_jax.evaluated", 4),
   ("imax_jax.predict", 4),
   ("imax_jax.model_card", 4),
   ("imax_jax.deliver", 4),

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imax_jax.report import arms
+from imax_jax.report import comparison
 from imax_jax.report import examples
 from imax_jax.report import figures
 from imax_jax.report import page
 from imax_jax.report import spectra
 from imax_jax.report import tables
+from imax_jax.report import terminal
 from imax_jax.schema import Bits
 from imax_jax.schema import Entry
 from imax_jax.schema import Origin
@@ -24,16 +27,22 @@ from imax_jax.schema import Prediction
 from imax_jax.schema import Region
 
 SECTIONS = (
-  "effect", "table", "radar", "data", "training", "fisher", "examples", "method"
+  "effect", "table", "radar", "data", "training", "fisher", "scorers", "examples", "method"
 )  # fmt: skip
 
 
-def gain(mean, std, per_seed):
+def gain(mean, interval, per_seed, over_seeds=None, **changes):
   return {
-    "mean": mean, "std": std, "per_seed": per_seed, "median": 1.23, "improved": 9,
-    "total": 16,
+    "mean": mean, "std": None, "per_seed": per_seed, "median": 1.23, "improved": 9,
+    "total": 16, "interval": interval, "over_seeds": over_seeds, "p_seeds": 0.5,
+    "p_patients": 0.0004, "dropped": {}, "draws": 4000,
+    "tests": {
+      "cpar_mae": {"gain": 52.2, "gain_interval": [47.1, 57.0], "difference": -3.6,
+                   "interval": [-4.1, -3.2], "p": 0.001,
+                   "p_holm": 0.015},
+    },
     "excluded": {"reg_acc": "the base run scores 0"},
-  }  # fmt: skip
+  } | changes  # fmt: skip
 
 
 def study() -> dict:
@@ -58,12 +67,38 @@ def study() -> dict:
     "tables": runs,
     "spread": {run: {column.name: 1.5 for column in tables.COLUMNS} for run in paper},
     "per_seed": {"dmax": [paper["dmax"]] * 2, "imax": [paper["imax"]] * 2},
+    "seeds": {"dmax": [3, 4], "imax": [3, 4]},
+    "intervals": {run: {"cpar_mae": [3.04, 3.66]} for run in runs},
+    "no_interval": {"imax": {"reg_acc": "1 test patient: nothing can be resampled"}},
+    "ahead": {"imax": {"cpar_mae": True, "multi_class_acc": False}},
+    "noise": {"dmax": 4.2},
     "gains": {
-      "imax": gain(29.0, 3.0, [27.0, 31.0]),
-      "pseudo": gain(-3.0, 4.0, [-6.0, 0.0]),
-      "dmax_long": gain(6.0, 1.0, [5.0, 7.0]),
-      "pseudo_vs_dmax_long": gain(0.5, None, [0.5]),
+      "imax": gain(29.0, [25.1, 33.2], [27.0, 31.0], [3.6, 54.4]),
+      "pseudo": gain(-3.0, [-7.0, 1.0], [-6.0, 0.0], [-41.1, 35.1]),
+      "dmax_long": gain(6.0, [4.0, 8.0], [5.0, 7.0], [-6.7, 18.7]),
+      "pseudo_vs_dmax_long": gain(0.5, [0.1, 0.9], [0.5], p_seeds=None),
     },
+    "scorer": "strict",
+    "definitions": {
+      "strict": {
+        "rec_iou": {
+          "definition": "Mean <IoU>.",
+          "version": "imax_jax 1",
+          "unparsed": "0.",
+        }
+      },
+      "legacy": {
+        "rec_iou": {
+          "definition": "Plus one.",
+          "version": "scripts",
+          "unparsed": "Lost.",
+        }
+      },
+      "not_legacy": {"reg_acc": "an invented reason"},
+    },
+    "legacy": {"imax": {**paper["imax"], "multi_class_acc": 50.14}},
+    "asked": {"dmax": {"rec": 1200}},
+    "reports": {"imax": [{"distinct": 7, "of": 90, "findings_f1": {"micro": 51.5}}]},
     "fisher": fisher,
     "statistics": {"imax_train": split, "imax_test": split, "dmax_train": split},
     "curves": {
@@ -175,32 +210,101 @@ def test_numbers_bold_underline_and_dagger(tmp_path):
   text = written(tmp_path, study())
   assert "<b>3.31</b>" in text  # IMAX's CPAR MAE, measured and the paper's
   assert "<u>5.29</u>" in text
-  assert "26.97<sup" in text  # no better than the constant's 40
-  assert "±1.50" in text
-  assert "+29.00" in text
+  assert "<small>3.0–3.7</small>" in text
+  assert "standard deviation over seeds 1.50" in text
+  assert "26.97<sup" in text  # DMAX is below the constant's 40
+  assert "<b>47.14</b><sup" in text  # above it, but its interval holds 0
+  assert "<b>3.31</b><sup" not in text
+  assert "1 test patient" in text
+  assert "+29.00<small>+25.10<br>to +33.20</small>" in text
   assert "+29.07" in text
   assert "1 min 42 s" in text
   assert "train.peak_lr = 1e-06" in text or "train/peak_lr = 1e-06" in text
 
 
+def test_table_1_and_the_tests_of_each_metric(tmp_path):
+  text = written(tmp_path, study())
+  row = re.search(r"<tr><th scope=\"row\">IMAX over DMAX</th>.*?</tr>", text).group()
+  for cell in ("9 / 16", "+29.00", "+25.10 to +33.20", "+3.60 to +54.40", "0.50",
+               "&lt; 0.001", "better"):  # fmt: skip
+    assert f">{cell}<" in row
+  assert (
+    ">noise<" in re.search(r"<tr><th[^>]*>DMAX, step-matched, over.*?</tr>", text)[0]
+  )
+  assert "<b>+52.20</b><small>+47.10 to +57.00</small><small>p 0.015</small>" in text
+  assert "4,000 exchanges show none below &lt; 0.001" in text
+  assert 'title="the base run scores 0">–' in text
+  assert text.count("Left out of") == 1  # one sentence for all that lack the same
+
+
+def test_both_scorers_and_their_difference(tmp_path):
+  text = written(tmp_path, study())
+  assert "47.14 → 50.14<small>+3.00</small>" in text
+  assert "<small>the same</small>" in text
+  assert "Mean &lt;IoU&gt;. 0." in text
+  assert "imax_jax 1" in text
+  assert "Plus one. Lost." in text
+  assert "REG Acc, legacy</dt><dd>None: an invented reason." in text
+  assert "3 of 1,200" in text
+  assert "7 of 90" in text
+  assert "51.50" in text
+  without = study()
+  del without["legacy"]["imax"]["reg_acc"]
+  assert 'title="an invented reason"' in written(tmp_path, without)
+
+
 def test_it_says_what_it_is_and_what_was_found(tmp_path):
   text = written(tmp_path, study())
   assert "These are phantom numbers" in text
-  assert "differences of ±5 % are noise at this scale" in text
+  assert "told from zero: +3.60 to +54.40 % over seeds" in text
+  assert "Two seeds of the base alone differ by 4.2 %" in text
   assert "A study of &lt;phantoms&gt;" in text
   assert "a &lt;b&gt;note&lt;/b&gt; &amp; more" in text
   open_data = {"about": {"title": "Real", "data": "open"}}
   assert "openly licensed" in written(tmp_path, open_data)
-  assert "DMAX, seed 1<" in text
+  assert "DMAX, seed 3<" in text
   assert "of IMAX, seed 0." in written(
     tmp_path, {"about": study()["about"]}, [example()]
   )
   assert "agreements" in written(tmp_path, {"about": {"data": "physionet"}})
 
 
+def test_absent_runs_are_simply_absent_and_new_ones_appear(tmp_path):
+  results = study()
+  assert "as many images as IMAX" not in written(tmp_path, results)
+  results["tables"]["same_count"] = results["tables"]["dmax"]
+  results["gains"]["imax_vs_same_count"] = results["gains"]["imax"]
+  text = written(tmp_path, results)
+  assert "DMAX, as many images as IMAX" in text
+  assert "IMAX over DMAX of as many images" in text
+  assert "same n." in terminal.text_table(results)
+  assert "IMAX / same n." in terminal.text_table(results)
+
+
+def test_names_colours_and_pairs_agree():
+  assert len({arm.name for arm in arms.ARMS}) == len(arms.ARMS)
+  assert len({arm.colour for arm in arms.ARMS}) == len(arms.ARMS)  # told apart in SVG
+  for pair in arms.PAIRS:
+    assert {pair.new, pair.base} <= set(arms.TRAINED)
+  for arm in arms.ARMS:
+    assert f"--{arms.variable(arm.name)}: {arm.colour};" in arms.css()
+    assert f"--{arms.variable(arm.name)}: {arm.dark};" in arms.css()
+
+
 @pytest.mark.parametrize(
   "key",
-  [None, "tables", "gains", "fisher", "statistics", "curves", "unparsed", "about"],
+  [
+    None,
+    "tables",
+    "gains",
+    "fisher",
+    "statistics",
+    "curves",
+    "unparsed",
+    "about",
+    "legacy",
+    "reports",
+  ],
 )
 def test_any_missing_part_is_said_to_be_not_run(tmp_path, key):
   results = study()
@@ -222,7 +326,7 @@ def test_any_missing_run_or_metric_leaves_the_rest(tmp_path, run):
   del results["tables"][other]["rec_iou"]
   results["tables"][other]["rec_r50"] = None
   outline(written(tmp_path, results))
-  tables.text_table(results)
+  terminal.text_table(results)
 
 
 def test_the_page_is_the_same_bytes_each_time(tmp_path):
@@ -263,7 +367,8 @@ def test_texts_of_a_film_can_not_break_the_page(tmp_path):
   ids=lambda f: f.__name__,
 )
 def test_a_figure_is_one_accessible_svg_or_nothing(draw):
-  svg = draw(study())
+  results = {"": study()} if draw is figures.gains else study()
+  svg = draw(results)
   assert svg.startswith('<svg role="img" aria-label="')
   assert svg.endswith("</svg>")
   assert "#20588a" not in svg  # colours are the page's
@@ -277,7 +382,7 @@ def test_one_seed_one_phase_and_equal_values_can_be_drawn():
   assert spectra.fisher({"fisher": [row | flat]})
   assert figures.curves({"curves": {"dmax-s0": [[1, 2.0], [2, 1.0]]}})
   assert figures.curves({"curves": {"dmax-s0": [[1, 2.0]]}}) == ""
-  assert figures.gains({"gains": {"imax": {"mean": 1.0, "std": None, "per_seed": [1]}}})
+  assert figures.gains({"": {"gains": {"imax": {"mean": 1.0, "per_seed": [1]}}}})
 
 
 def test_seeds_are_pooled_and_arms_kept_apart():
@@ -291,18 +396,33 @@ def test_seeds_are_pooled_and_arms_kept_apart():
 
 
 def test_the_terminals_table_is_aligned_and_fits():
-  text = tables.text_table(study())
+  text = terminal.text_table(study())
   lines = text.splitlines()
-  assert max(map(len, lines)) <= 120
-  metrics = [line for line in lines if line[:2] in ("↓ ", "↑ ")]
+  assert max(map(len, lines)) <= 100
+  metrics = [line.ljust(100) for line in lines if line[:2] in ("↓ ", "↑ ")]
   assert len(metrics) == 16
-  assert len({len(line) for line in metrics}) == 1
-  assert "3.31±1.50*" in metrics[0]
-  assert "26.97±1.50 <" in next(line for line in metrics if "Multi-class" in line)
-  assert "paper +29.07 %" in text
+  assert len({line[:60].rindex(".") for line in metrics if "±" not in line}) == 1
+  assert "3.31±0.31*" in metrics[0]
+  assert "26.97 <" in next(line for line in metrics if "Multi-class" in line)
+  assert re.search(
+    r"IMAX / DMAX +\+29\.00 +\+25\.10 to \+33\.20 +9 of 16 +\+1\.23 +0\.50 +< 0\.001",
+    text,
+  )
   assert "over 2 seeds" in text
   assert "! An <invented> caveat." in text
-  assert "no tables" in tables.text_table({})
+  assert "no tables" in terminal.text_table({})
+
+
+def test_a_wide_terminal_table_is_broken_between_runs():
+  results = study()
+  for run in ("same_images", "core", "same_count"):
+    results["tables"][run] = results["tables"]["dmax"]
+    results["intervals"][run] = {c.name: [111.1, 222.2] for c in tables.COLUMNS}
+  lines = terminal.text_table(results).splitlines()
+  assert max(map(len, lines)) <= 100
+  assert sum(line.startswith("↓ CPAR MAE") for line in lines) == 2
+  heads = " ".join(line for line in lines if line.startswith("metric (× 100)"))
+  assert all(heads.count(f" {arm.short}") >= 1 for arm in arms.ARMS)
 
 
 def test_ranks_go_by_the_printed_number():
@@ -315,19 +435,66 @@ def test_ranks_go_by_the_printed_number():
 
 
 @pytest.mark.parametrize(
-  ("mean", "std", "seeds", "says"),
+  ("changes", "says"),
   [
-    (3.0, 1.0, [2.0, 3.0, 4.0], "shows no effect"),
-    (-3.0, 1.0, [-2.0, -3.0, -4.0], "3.0 % worse"),
-    (9.0, 12.0, [-3.0, 9.0, 21.0], "cannot be told from zero"),
-    (29.0, 2.0, [27.0, 29.0, 31.0], "beyond the 95 % interval"),
-    (29.0, None, [29.0], "one seed"),
-    (None, None, [], "No metric can be compared"),
+    ({}, "told from zero"),
+    ({"mean": -29.0, "interval": [-33.0, -25.0], "over_seeds": [-54.0, -3.0]},
+     "29.0 % worse on average over 2 seeds, told from zero"),
+    ({"over_seeds": [-1.0, 59.0]}, "noise: the 95 % interval over seeds holds zero (−1.00"),
+    ({"interval": [-1.0, 33.0]}, "over seeds and patients holds zero (−1.00 to +33.00 %)"),
+    ({"over_seeds": None, "per_seed": [29.0]}, "one seed cannot tell from chance"),
+    ({"over_seeds": None, "per_seed": [29.0], "interval": [-1.0, 9.0]},
+     "in one seed, which is noise"),
+    ({"interval": None}, "too few test patients"),
+    ({"mean": None, "interval": None, "over_seeds": None}, "No metric can be compared"),
+  ],
+)  # fmt: skip
+def test_the_verdict_rests_on_the_intervals(changes, says):
+  assert tables.verdict({}) == "Not run."
+  found = study()["gains"]["imax"] | changes
+  assert says in tables.verdict(found)
+  assert "differ by 4.2 %" not in tables.verdict(found)
+  assert tables.is_told(found) == (says.endswith("told from zero"))
+
+
+@pytest.mark.parametrize(
+  ("p", "text"),
+  [
+    (None, "–"),
+    (0.0004, "< 0.001"),
+    (0.001, "0.001"),
+    (0.0625, "0.062"),
+    (0.5, "0.50"),
   ],
 )
-def test_the_verdict_whichever_its_sign(mean, std, seeds, says):
-  assert tables.verdict({}) == "Not run."
-  assert says in tables.verdict({"mean": mean, "std": std, "per_seed": seeds})
+def test_a_p_value_in_words(p, text):
+  assert tables.chance(p) == text
+
+
+# ── Several rows ──────────────────────────────────────────────────────────────────
+
+
+def test_rows_stand_on_one_page_and_their_figures_apart(tmp_path):
+  one, other = study(), study()
+  one["folders"] = ["runs/<equal>-0", "runs/equal-1"]
+  path = tmp_path / "comparison.html"
+  comparison.write_comparison({"equal <images>": one, "few": other}, path)
+  text = path.read_text("utf-8")
+  parsed = outline(text)
+  assert parsed.outside == []
+  assert len(parsed.ids) == len(set(parsed.ids))
+  for anchor in re.findall(r'(?:url\(#|href="#)([^)"]+)', text):
+    assert anchor in parsed.ids
+  assert "equal &lt;images&gt;: IMAX over DMAX" in text
+  assert "2 seeds, of &lt;equal&gt;-0, equal-1." in text
+  assert text.count("MedM-VL-2D") == 1  # the paper's Table 1
+  assert "few: IMAX over DMAX" in text
+  assert (
+    text.count('<table class="table2">') == 4
+  )  # Table 2 and the scorers, a row each
+  told = terminal.compared({"equal": one, "few": other})
+  assert max(map(len, told.splitlines())) <= 100
+  assert "few (2 seeds)" in told
 
 
 # ── Examples ──────────────────────────────────────────────────────────────────────

@@ -403,6 +403,12 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 # ── Constants ─────────────────────────────────────────────────────────────────────
 
 
+def scores_of(answered):
+  return {
+    m.name: m.value(answered[m.name]) for m in metrics.STRICT if m.name in answered
+  }
+
+
 def constant_texts(train, test):
   """Each test entry's constant by the first metric that concerns it."""
   answer = constants.constant_answers(train)
@@ -413,7 +419,7 @@ def test_constants_are_best_by_each_metrics_own_criterion():
   values = (0.4, 0.4, 0.4, 0.8)
   train = [entry("calculation", "ctr", Ratio(v), i) for i, v in enumerate(values)]
   test = [entry("calculation", "ctr", Ratio(v), 9) for v in (0.4, 0.5)]
-  scores = constants.constant_scores(train, test)
+  scores = scores_of(constants.constant_predictions(train, test))
   assert scores["ctr_mae"] == pytest.approx(5.0)  # the median, 0.4
   assert scores["ctr_rmse"] == pytest.approx(100 * math.sqrt(0.005))  # the mean, 0.5
   assert constant_texts(train, test) == ["0.4000", "0.4000"]
@@ -423,7 +429,7 @@ def test_constant_bits_differ_for_micro_and_macro():
   rows = [(1, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 0), (0, 0, 0)]
   names = ("Edema", "Nodule", "Fracture")
   train = [entry("multi_label", "", Bits(row, names), i) for i, row in enumerate(rows)]
-  scores = constants.constant_scores(train, train)
+  scores = scores_of(constants.constant_predictions(train, train))
   assert scores["multi_label_micro_f1"] == pytest.approx(100 * 2 * 4 / (5 + 4 + 1))
   want = (2 * 4 / (5 + 4) + 2 * 1 / (5 + 1)) / 2
   assert scores["multi_label_macro_f1"] == pytest.approx(100 * want)
@@ -439,7 +445,7 @@ def test_constants_by_question_and_never_from_the_test_entries():
       test += [entry(task, name, Region(name, box), 100 + i) for task in ("rec", "reg")]
     train.append(entry("vqa", "verify", Answer("seen?", ("yes" if i else "no",)), i))
     test.append(entry("vqa", "verify", Answer("seen?", ("no",)), 100 + i))
-  scores = constants.constant_scores(train, test)
+  scores = scores_of(constants.constant_predictions(train, test))
   assert scores["rec_iou"] > 90  # each organ has its own box
   assert scores["reg_acc"] == 50  # but one name for all: its sub-task is the answer
   assert scores["vqa_verify_acc"] == 0  # the majority of training
@@ -451,7 +457,7 @@ def test_constant_report_is_the_one_most_like_the_others():
   said = ["no effusion seen today", "no effusion seen", "no effusion", "broken rib"]
   train = [entry("report", "", Report(text), i) for i, text in enumerate(said)]
   assert constant_texts(train, train[:1]) == ["no effusion seen"]
-  assert set(constants.constant_scores(train, train[:1])) == {
+  assert set(scores_of(constants.constant_predictions(train, train[:1]))) == {
     "report_bleu1", "report_rouge1", "report_meteor"
   }  # fmt: skip
 
@@ -475,7 +481,7 @@ def test_a_prompt_alone_gives_away_organs_and_usual_answers():
   test = [entry("reg", name, Region(name, box), 9) for name, box in near.items()]
   test += [entry("vqa", "verify", Answer(q, ("yes",)), 9) for q in ("A?", "new?")]
   constant, blind = (
-    constants.constant_scores(train, test), constants.blind_scores(train, test)
+    scores_of(constants.constant_predictions(train, test)), scores_of(constants.blind_predictions(train, test))
   )  # fmt: skip
   assert (constant["reg_acc"], blind["reg_acc"]) == (50, 100)
   # A question never asked before gets the constant: no.

@@ -80,6 +80,39 @@ def test_results_are_whole(done: Path) -> None:
   assert len(lines) == results["statistics"]["imax_test"]["entries"]
 
 
+def test_every_number_has_its_interval_or_the_reason(done: Path) -> None:
+  results = json.loads((done / "results.json").read_text("utf8"))
+  names = {metric.name for metric in STRICT}
+  for run in ("constant", "blind", "dmax", "imax", "pseudo", "dmax_long"):
+    ends, why = results["intervals"][run], results["no_interval"][run]
+    assert ends.keys() | why.keys() == names, run
+    for name, (low, high) in ends.items():
+      assert low <= results["tables"][run][name] <= high, (run, name)
+  gain = results["gains"]["imax"]
+  assert gain["tests"].keys() == gain["per_metric"].keys()
+  assert results["definitions"]["strict"].keys() == names
+  evaluation = done / "evaluations" / "imax-s0" / "scores.json"
+  said = json.loads(evaluation.read_text("utf8"))
+  assert said["intervals"] == results["intervals"]["imax"]
+
+
+def test_work_directories_stand_side_by_side(
+  done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  experiment.run(config(), tmp_path, ["report"], {"runs": str(done)})
+  found = json.loads((tmp_path / "comparison.json").read_text("utf8"))
+  results = json.loads((done / "results.json").read_text("utf8"))
+  assert list(found["rows"]) == ["Phantom hospital"]
+  row = found["rows"]["Phantom hospital"]
+  assert row["gains"] == results["gains"]
+  assert row["tables"] == results["tables"]
+  assert "IMAX / DMAX" in capsys.readouterr().out
+  page = (tmp_path / "report" / "comparison.html").read_text("utf8")
+  assert "Table 1, as measured" in page
+  with pytest.raises(ValueError, match=r"gone/results\.json: no results there"):
+    experiment.run(config(), tmp_path, ["report"], {"runs": f"{done},{done}/gone"})
+
+
 def test_no_patient_is_in_train_and_test(done: Path) -> None:
   study = Study(config(), done)
   test = {record.patient_id for record in study.records("imax_test")}

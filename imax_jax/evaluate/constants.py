@@ -26,9 +26,9 @@ import numpy as np
 from imax_jax.data import prompts
 from imax_jax.evaluate.metrics import STRICT
 from imax_jax.evaluate.metrics import Metric
+from imax_jax.evaluate.predictions import Predictions
 from imax_jax.evaluate.predictions import predict_values
 from imax_jax.evaluate.scores import text as text_scores
-from imax_jax.evaluate.scoring import score
 from imax_jax.schema import Bits
 from imax_jax.schema import Box
 from imax_jax.schema import Entry
@@ -46,18 +46,18 @@ _MAX_REPORTS = 400
 _MAX_CANDIDATES = 12
 
 
-def constant_scores(train: Entries, test: Entries) -> dict[str, float]:
-  """{metric: value × 100}, each by the constants that are best for that metric.
+def constant_predictions(train: Entries, test: Entries) -> dict[str, Predictions]:
+  """{metric: its entries of `test`, answered by the constants best for that metric}.
 
   So MAE stands beside the median ratio and RMSE beside the mean one. Metrics without
   test entries are absent, as in `score`. A kind of question that training does not hold
   is answered by the empty text.
   """
-  return _scores(test, constant_answers(train))
+  return _predictions(test, constant_answers(train))
 
 
-def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
-  """The same of the best answers to the prompt alone."""
+def blind_predictions(train: Entries, test: Entries) -> dict[str, Predictions]:
+  """The same with the best answers to the prompt alone."""
   constant = constant_answers(train)
   by_prompt: dict[str, list[Entry]] = {}
   for entry in sorted(train, key=lambda e: e.id):
@@ -74,7 +74,7 @@ def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
       return best(STRICT.index(metric), entry.prompt)
     return constant(metric, entry)
 
-  return _scores(test, answer)
+  return _predictions(test, answer)
 
 
 def constant_answers(train: Entries) -> Callable[[Metric, Entry], str]:
@@ -84,14 +84,16 @@ def constant_answers(train: Entries) -> Callable[[Metric, Entry], str]:
   return lambda metric, entry: best(STRICT.index(metric), _kind(entry))
 
 
-def _scores(test: Entries, answer: Callable[[Metric, Entry], str]) -> dict[str, float]:
-  scores = {}
+def _predictions(
+  test: Entries, answer: Callable[[Metric, Entry], str]
+) -> dict[str, Predictions]:
+  found: dict[str, Predictions] = {}
   for metric in STRICT:
     concerned = [entry for entry in test if metric.concerns(entry)]
     if concerned:
       texts = [answer(metric, entry) for entry in concerned]
-      scores[metric.name] = score(predict_values(concerned, texts))[metric.name]
-  return scores
+      found[metric.name] = predict_values(concerned, texts)
+  return found
 
 
 def _mean_boxes(train: Entries) -> dict[str, np.ndarray]:

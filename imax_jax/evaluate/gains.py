@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from imax_jax.evaluate.metrics import STRICT
 from imax_jax.evaluate.metrics import Metric
 
@@ -55,6 +57,36 @@ def gain(new: Scores, base: Scores, metrics: Sequence[Metric] = STRICT) -> Gain:
     per_metric=per_metric,
     excluded=excluded,
   )
+
+
+def relative(
+  new: np.ndarray, base: np.ndarray, metrics: Sequence[Metric] = STRICT
+) -> np.ndarray:
+  """Eq. 1's terms in %, float64[..., metrics] of scores of that shape; positive is better.
+
+  NaN where `gain` would leave the metric out.
+  """
+  signs = np.array([-1.0 if metric.lower_is_better else 1.0 for metric in metrics])
+  known = np.isfinite(new) & np.isfinite(base) & (base != 0)
+  change = (new - base) / np.where(known, base, 1.0) * 100.0
+  return np.where(known, signs * change, np.nan)
+
+
+def between_seeds(
+  per_seed: Sequence[Scores], metrics: Sequence[Metric] = STRICT
+) -> float:
+  """How far two seeds of one run are apart: the mean |Δ| of each over each other, in %.
+
+  Raises:
+    ValueError: fewer than two seeds, or no metric that they share.
+  """
+  found = [
+    abs(value)
+    for i, new in enumerate(per_seed)
+    for j, base in enumerate(per_seed)
+    if i != j and (value := gain(new, base, metrics).mean_percent) is not None
+  ]
+  return spread(found)[0]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:

@@ -64,7 +64,7 @@ class Metric:
 
 _OURS = "imax_jax 1"  # raised when a definition below changes
 _NLTK = f"imax_jax 1 = nltk {version('nltk')} + WordNet 3.0"
-_ROUGE = "imax_jax 1 = rouge-score 0.1.2"
+_ROUGE = f"rouge-score {version('rouge-score')}"
 
 # What an answer that cannot be read costs.
 _AS_ZERO = "It counts as the ratio 0: its error is the whole true ratio."

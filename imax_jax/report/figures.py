@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import StrMethodFormatter
 
+from imax_jax.report import arms
 from imax_jax.report import style
 from imax_jax.report import tables
 from imax_jax.report.tables import Results
@@ -38,43 +39,53 @@ _MAX_POINTS = 240  # of a curve: more cannot be seen, and the page stays small
 # ── Effect ────────────────────────────────────────────────────────────────────────
 
 
-def gains(results: Results) -> str:
-  """Each average gain: seeds as dots, mean and ± std as a bar, the band of noise."""
-  rows = [
-    (name, tables.section(results, "gains", name))
-    for name in tables.GAIN_TITLES
-    if tables.number(tables.section(results, "gains", name), "mean") is not None
+def gains(rows: Mapping[str, Results]) -> str:
+  """Each average gain of each of {title: results}: seeds as dots, their mean, both
+  intervals, and the base's own noise."""
+  found = [
+    (f"{title}: {pair.title}" if len(rows) > 1 else pair.title, results, pair)
+    for title, results in rows.items()
+    for pair in tables.measured_pairs(results)
+    if tables.number(tables.section(results, "gains", pair.name), "mean") is not None
   ]
-  if not rows:
+  if not found:
     return ""
-  with style.new_figure(9.0, 0.52 * len(rows) + 0.85) as figure:
+  with style.new_figure(9.0, 0.52 * len(found) + 0.85) as figure:
     axes = figure.subplots()
-    noise = tables.NOISE_PERCENT
-    axes.axvspan(-noise, noise, color=style.RULE, alpha=0.45, linewidth=0)
     axes.axvline(0.0, color=style.MUTED, linewidth=0.8)
-    for place, (name, gain) in enumerate(rows):
-      colour = style.RUN_COLOURS[name.removesuffix("_vs_dmax_long")]
-      mean, std = tables.number(gain, "mean"), tables.number(gain, "std")
-      seeds = [value for value in gain.get("per_seed") or [] if value is not None]
-      assert mean is not None
-      if std is not None:
-        axes.plot([mean - std, mean + std], [place, place], color=colour, linewidth=5,
-                  alpha=0.28, solid_capstyle="butt")  # fmt: skip
-      axes.plot([mean, mean], [place - 0.24, place + 0.24], color=colour, linewidth=2.2)
-      axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=5,
-                markeredgecolor=style.PAPER, markeredgewidth=0.7)  # fmt: skip
-      if name in tables.PAPER_GAINS:
-        axes.plot(tables.PAPER_GAINS[name], place, "D", markersize=6, color="none",
+    for place, (_, results, pair) in enumerate(found):
+      around = tables.number(tables.section(results, "noise"), pair.base)
+      if around is not None:
+        axes.fill_betweenx([place - 0.36, place + 0.36], -around, around,
+                           color=style.RULE, alpha=0.6, linewidth=0)  # fmt: skip
+      gain = tables.section(results, "gains", pair.name)
+      _gain(axes, place, gain, style.RUN_COLOURS[pair.new])
+      if pair.name in tables.PAPER_GAINS and len(rows) == 1:
+        axes.plot(tables.PAPER_GAINS[pair.name], place, "D", markersize=6, color="none",
                   markeredgecolor=style.MUTED, markeredgewidth=1.1)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [tables.GAIN_TITLES[name] for name, _ in rows])
-    axes.set_ylim(len(rows) - 0.45, -0.6)
+    axes.set_yticks(range(len(found)), [name for name, *_ in found])
+    axes.set_ylim(len(found) - 0.45, -0.6)
     axes.set_xlabel("average gain Δ over all metrics, %", color=style.MUTED)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     described = "; ".join(
-      f"{tables.GAIN_TITLES[name]} {tables.gain_text(gain)}" for name, gain in rows
+      f"{name} {tables.gain_text(tables.section(results, 'gains', pair.name))}"
+      for name, results, pair in found
     )
     return style.to_svg(figure, "gains", f"Average gains with their seeds. {described}")
+
+
+def _gain(axes: Axes, place: int, gain: Mapping[str, Any], colour: str) -> None:
+  mean = gain["mean"]
+  seeds = [value for value in gain.get("per_seed") or [] if value is not None]
+  for key, width, alpha in (("interval", 7, 0.28), ("over_seeds", 1.1, 1.0)):
+    ends = tables.limits(gain, key)
+    if ends is not None:
+      axes.plot(ends, [place, place], color=colour, linewidth=width, alpha=alpha,
+                solid_capstyle="butt")  # fmt: skip
+  axes.plot([mean, mean], [place - 0.24, place + 0.24], color=colour, linewidth=2.2)
+  axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=5,
+            markeredgecolor=style.PAPER, markeredgewidth=0.7)  # fmt: skip
 
 
 def radar(results: Results) -> str:
@@ -112,6 +123,7 @@ def radar(results: Results) -> str:
     _ring(axes, [1.0] * len(rows), label="DMAX (= 1)", **ring)
     ring = {"color": style.RUN_COLOURS["imax"], "linewidth": 1.9}
     _ring(axes, shown, fill=0.12, label="IMAX", **ring)
+    _whiskers(axes, tables.section(results, "gains", "imax", "tests"), rows)
     ticks = np.arange(bottom, top + 1e-9, 0.25)
     names = [f"{tick:g}×" for tick in ticks]
     axes.set_yticks(ticks, names, fontsize=7.5, color=style.MUTED)
@@ -133,6 +145,21 @@ def _ring(
   axes.plot(angles, inside, **line)
   if fill:
     axes.fill(angles, inside, color=line["color"], alpha=fill, linewidth=0)
+
+
+def _whiskers(
+  axes: Any,
+  tests: Mapping[str, Any],
+  rows: Sequence[tuple[tables.Column, float, float]],
+) -> None:
+  """Each metric's 95 % interval along its axis."""
+  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
+  for angle, (column, *_) in zip(angles, rows, strict=True):
+    ends = tables.limits(tables.section(tests, column.name), "gain_interval")
+    if ends is not None:
+      inside = np.clip([1 + end / 100 for end in ends], *axes.get_ylim())
+      axes.plot([angle, angle], inside, color=style.RUN_COLOURS["imax"], linewidth=3.2,
+                alpha=0.45, solid_capstyle="butt")  # fmt: skip
 
 
 def _relative(column: tables.Column, before: float, after: float) -> float:
@@ -229,7 +256,7 @@ def _histogram(axes: Axes, train: Mapping[str, Mapping[str, Any]], key: str) -> 
     shift = (number - (len(histograms) - 1) / 2) * width
     mean = float(counts @ places / max(counts.sum(), 1))
     axes.bar(places + shift, share, width, color=style.RUN_COLOURS[run],
-             label=f"{tables.RUN_TITLES[run]}, mean {mean:.2f}")  # fmt: skip
+             label=f"{arms.ARM[run].title}, mean {mean:.2f}")  # fmt: skip
   step = max(1, int(np.ceil(high / 14)))
   axes.set_xticks(places[::step])
   axes.grid(axis="y")
@@ -281,7 +308,7 @@ def _arm(axes: Axes, arm: str, seeds: Sequence[np.ndarray]) -> None:
       axes.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=0.6, alpha=0.5)
   steps = smooth[0][:, 0]
   mean = np.mean([np.interp(steps, c[:, 0], c[:, 1]) for c in smooth], axis=0)
-  title = tables.RUN_TITLES.get(arm, arm.replace("_", " "))
+  title = arms.ARM[arm].title if arm in arms.ARM else arm.replace("_", " ")
   axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashed, label=title)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Collection
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ def facts(
     return ABSENT
   # Columns of numbers end at one line, columns of words begin at one.
   kinds = [
-    "" if number and rows[0][number][:1] in "0123456789+−–" else ' class="words"'
+    "" if number and rows[0][number][:1] in "0123456789+−–<" else ' class="words"'
     for number in range(len(head))
   ]
   first = "".join(
@@ -47,3 +48,8 @@ def facts(
     f'<div class="wide"><table class="facts"><thead><tr>{first}</tr></thead>'
     f"<tbody>{''.join(lines)}</tbody></table></div>"
   )
+
+
+def apart(content: str, prefix: str) -> str:
+  """The same HTML with ids of its own, so that it can stand twice on a page."""
+  return re.sub(r'(\bid="|url\(#|xlink:href="#|\bhref="#)', rf"\1{prefix}-", content)

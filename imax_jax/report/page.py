@@ -14,10 +14,13 @@ from typing import Any
 
 from imax_jax import tree as tree_lib
 from imax_jax.ledger import whole
+from imax_jax.report import arms
 from imax_jax.report import figures
 from imax_jax.report import films
 from imax_jax.report import markup
+from imax_jax.report import scorers
 from imax_jax.report import spectra
+from imax_jax.report import table1
 from imax_jax.report import table2
 from imax_jax.report import tables
 from imax_jax.report.examples import Example
@@ -49,7 +52,6 @@ _PLAINLY = {
     "keep it where the agreements allow.</p>"
   ),
 }
-_SWATCHES = {"pseudo_vs_dmax_long": "pseudo"}
 
 
 def write_report(
@@ -68,18 +70,35 @@ def write_report(
 def _page(results: Results, examples: Sequence[Example]) -> str:
   about = tables.section(results, "about")
   title = markup.text(about.get("title") or "IMAX against DMAX")
-  css = (
-    importlib.resources.files("imax_jax.report").joinpath("page.css").read_text("utf-8")
-  )
   sections = (
-    ("effect", "The effect found", _effect(results)),
+    ("effect", "The effect found", effect(results)),
     ("table", "Table 2, as measured", table2.table2(results)),
-    ("radar", "IMAX relative to DMAX", _radar(results)),
+    ("radar", "IMAX relative to DMAX", radar(results)),
     ("data", "The data sets", _data(results)),
     ("training", "Training", _training(results)),
-    ("fisher", "Fisher spectra", _fisher(results)),
+    ("fisher", "Fisher spectra", fisher(results)),
+    ("scorers", "Two scorers", scorers.scorers(results)),
     ("examples", "Radiographs, questions and answers", films.films(examples, about)),
     ("method", "What ran", _method(results)),
+  )
+  lede = (
+    "Does a model learn seven tasks better when each training image carries many "
+    "annotations (IMAX) than when the same number of annotations is spread over many "
+    "images (DMAX)? The question, the tasks and the metrics are those of arXiv 2504.09967."
+  )
+  return document(title, lede, plainly(about), sections, "results.json")
+
+
+def document(
+  title: str,
+  lede: str,
+  notice: str,
+  sections: Sequence[tuple[str, str, str]],
+  source: str,
+) -> str:
+  """A whole page: title and notice, then the (id, heading, HTML) of each section."""
+  css = (
+    importlib.resources.files("imax_jax.report").joinpath("page.css").read_text("utf-8")
   )
   links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
   body = "".join(
@@ -89,21 +108,18 @@ def _page(results: Results, examples: Sequence[Example]) -> str:
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{title}</title>\n<style>{css}</style></head>\n<body>"
+    f"<title>{title}</title>\n<style>{arms.css()}{css}</style></head>\n<body>"
     f'<header><p class="kicker">imax_jax · study report</p><h1>{title}</h1>'
-    '<p class="lede">Does a model learn seven tasks better when each training image '
-    "carries many annotations (IMAX) than when the same number of annotations is spread "
-    "over many images (DMAX)? The question, the tasks and the metrics are those of "
-    "arXiv 2504.09967.</p></header>"
-    f'<div class="plainly">{_plainly(about)}</div>'
+    f'<p class="lede">{lede}</p></header>'
+    f'<div class="plainly">{notice}</div>'
     f'<nav aria-label="Contents">{links}</nav>\n<main>{body}</main>\n'
-    "<footer>Made by imax_jax from results.json. The page holds everything it shows and "
-    "loads nothing; it contains radiographs and their texts, so share it only as their "
+    f"<footer>Made by imax_jax from {source}. The page holds everything it shows and "
+    "loads nothing; it may contain radiographs and their texts, so share it only as their "
     "licence allows.</footer></body></html>\n"
   )
 
 
-def _plainly(about: Mapping[str, Any]) -> str:
+def plainly(about: Mapping[str, Any]) -> str:
   return _PLAINLY.get(
     str(about.get("data")),
     "<p><strong>Mind the scale.</strong> results.json does not say which radiographs "
@@ -114,28 +130,17 @@ def _plainly(about: Mapping[str, Any]) -> str:
 # ── Effect and radar ──────────────────────────────────────────────────────────
 
 
-def _effect(results: Results) -> str:
-  lines = []
-  for name, title in tables.GAIN_TITLES.items():
-    gain = tables.section(results, "gains", name)
-    swatch = _SWATCHES.get(name, name).replace("_", "-")
-    if tables.number(gain, "mean") is None:
-      said, more = "not run.", ""
-    else:
-      said = f"{tables.gain_text(gain)}; {tables.metrics_text(gain)}."
-      more = tables.verdict(gain)
-    lines.append(
-      f'<li style="--swatch:var(--{swatch})"><strong>{markup.text(title)}: '
-      f"{markup.text(said)}</strong> {markup.text(more)}</li>"
-    )
+def effect(results: Results) -> str:
+  """Every average gain in words, as Table 1 and as a figure."""
+  pairs = tables.measured_pairs(results)
+  if not pairs:
+    return markup.ABSENT
+  lines = [verdict_line(results, pair) for pair in pairs]
   intro = (
     "<p>Δ is the average gain of Eq. 1: the mean of the metrics’ relative changes, with "
-    "errors counted as gains when they fall. Each seed trains anew and is "
-    "compared with the same seed of the other arm; ± is the standard deviation over "
-    f"seeds. Differences of ±{tables.NOISE_PERCENT:.0f} % are taken as noise at this "
-    "scale: on the phantom hospital two seeds of one and the same arm differ by as much. "
-    "A metric whose base is nearly zero can carry the mean; the median metric can not be "
-    "carried.</p>"
+    "errors counted as gains when they fall. Each seed trains anew and is compared with "
+    "the same seed of the other run, on the same test patients. A metric whose base is "
+    "nearly zero can carry the mean; the median metric can not be carried.</p>"
   )
   caveats = "".join(
     f"<li>{markup.text(caveat)}</li>" for caveat in results.get("caveats") or []
@@ -143,33 +148,56 @@ def _effect(results: Results) -> str:
   if caveats:
     intro += f'<ul class="caveats">{caveats}</ul>'
   caption = (
-    "Dots are seeds, the upright bar their mean, the pale bar one standard deviation "
-    "either way. The grey band is ±5 %. Open diamonds are the paper’s gains."
+    "Dots are seeds, the upright bar their mean. The pale bar is the 95 % interval over "
+    "seeds and patients, the thin line that over seeds alone. Grey: how far two seeds of "
+    "the base itself are apart. Open diamonds are the paper’s gains."
   )
-  drawn = figures.gains(results)
+  drawn = figures.gains({"": results})
   figure = markup.figure(drawn, caption) if drawn else ""
   return (
-    f'{intro}<ul class="verdicts">{"".join(lines)}</ul>{figure}{_excluded(results)}'
+    f'{intro}<ul class="verdicts">{"".join(lines)}</ul>{figure}'
+    f"<h3>Table 1, as measured</h3>{table1.table1({'': results})}"
+    f"{table1.tests(results)}{_excluded(results)}"
+  )
+
+
+def verdict_line(results: Results, pair: arms.Pair) -> str:
+  """A comparison's gain and what it shows, as an item of a list."""
+  gain = tables.section(results, "gains", pair.name)
+  said = f"{tables.gain_text(gain)}; {tables.metrics_text(gain)}".rstrip("; ")
+  more = tables.verdict(
+    gain, tables.number(tables.section(results, "noise"), pair.base)
+  )
+  return (
+    f'<li style="--swatch:var(--{arms.variable(pair.new)})">'
+    f"<strong>{markup.text(pair.title)}: {markup.text(said)}.</strong> "
+    f"{markup.text(more)}</li>"
   )
 
 
 def _excluded(results: Results) -> str:
+  """Metrics that are in no Δ, the comparisons that lack the same ones together."""
   titles = {column.name: column.label for column in tables.COLUMNS}
-  said = []
-  for name, title in tables.GAIN_TITLES.items():
-    reasons = tables.section(results, "gains", name, "excluded")
+  lacking: dict[str, list[str]] = {}
+  for pair in tables.measured_pairs(results):
+    reasons = tables.section(results, "gains", pair.name, "excluded")
     listed = "; ".join(f"{titles.get(m, m)} ({why})" for m, why in reasons.items())
     if listed:
-      said.append(f"Left out of {title}, in some seed at least: {listed}.")
-  return "".join(f'<p class="small">{markup.text(text)}</p>' for text in said)
+      lacking.setdefault(listed, []).append(pair.title)
+  return "".join(
+    f'<p class="small">Left out of {markup.text(", of ".join(names))}, in some seed at '
+    f"least: {markup.text(listed)}.</p>"
+    for listed, names in lacking.items()
+  )
 
 
-def _radar(results: Results) -> str:
+def radar(results: Results) -> str:
+  """Figure 3 with its caption."""
   caption = (
     "After the paper’s Figure 3: further out is better, on error metrics too (1 + the "
-    "metric’s term of Eq. 1). Beside each axis: DMAX → IMAX, means over seeds; what "
-    "lies beyond 2× is drawn at 2×. Dashed: "
-    "the same ratio from the paper’s Table 2."
+    "metric’s term of Eq. 1). Bars along the axes: 95 % intervals. Beside each axis: DMAX → "
+    "IMAX, means over seeds; what lies beyond 2× is drawn at 2×. Dashed: the same ratio from "
+    "the paper’s Table 2."
   )
   return markup.figure(figures.radar(results), caption, narrow=True)
 
@@ -210,7 +238,7 @@ def _training(results: Results) -> str:
   return markup.figure(figures.curves(results), caption)
 
 
-def _fisher(results: Results) -> str:
+def fisher(results: Results) -> str:
   figure = spectra.fisher(results)
   if not figure:
     return markup.figure("", "")
@@ -251,34 +279,6 @@ def _fisher_changes(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
 
 # ── What ran ──────────────────────────────────────────────────────────────────────
 
-_TERMS = (
-  ("Ratios", "Mean absolute and root mean squared error × 100."),
-  (
-    "Report",
-    "BLEU: corpus BLEU-1 with brevity penalty. ROUGE: ROUGE-1 F, rouge-score package. "
-    "METEOR: nltk, exact and stem matches only: WordNet’s data is not shipped, so synonyms "
-    "do not match, and the value is lower than the Java METEOR 1.5 of the published code.",
-  ),
-  (
-    "Classes, REG, verify",
-    "Share of answers equal to the truth after lower-casing and dropping punctuation and "
-    "articles. Commas become spaces and “none” stays a word, unlike in the published "
-    "normalisation.",
-  ),
-  (
-    "Multi-label",
-    "Micro F1 over all labels; macro F1 is the mean over labels that occur in truth or "
-    "prediction, 0 for one that is never hit.",
-  ),
-  ("REC", "IoU of continuous boxes in thousandths; R@0.5 is the share above 0.5."),
-  ("Choose, query", "Mean BLEU-1 of each answer on normalised words, no smoothing."),
-  (
-    "Unreadable answers",
-    "Never dropped: they count as the ratio 0, as a box of no area, as no label present "
-    "and as a wrong class.",
-  ),
-)
-
 
 def _method(results: Results) -> str:
   timings = tables.section(results, "timings")
@@ -296,7 +296,6 @@ def _method(results: Results) -> str:
   notes = "".join(
     f"<li>{markup.text(note)}</li>" for note in results.get("notes") or []
   )
-  terms = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _TERMS)
   config = tables.section(results, "config")
   listed = "\n".join(
     f"{key} = {value!r}" for key, value in tree_lib.flatten(config).items()
@@ -304,28 +303,12 @@ def _method(results: Results) -> str:
   return (
     f'<div class="columns"><div><h3>Time</h3>{times}</div>'
     f"<div><h3>Versions</h3>{programs}</div>"
-    f"<div><h3>Unreadable answers</h3>{_unparsed(results)}</div></div>"
+    f"<div><h3>Unreadable answers</h3>{scorers.unparsed(results)}"
+    f"<h3>Generated reports</h3>{scorers.reports(results)}</div></div>"
     + (f'<h3>Notes</h3><ul class="small">{notes}</ul>' if notes else "")
-    + "<details><summary>How each metric is defined here</summary>"
-    f'<dl class="terms">{terms}</dl></details>'
-    "<details><summary>Configuration, seeds included</summary>"
+    + "<details><summary>Configuration, seeds included</summary>"
     f"<pre>{markup.text(listed) or 'not recorded'}</pre></details>"
   )
-
-
-def _unparsed(results: Results) -> str:
-  if "unparsed" not in results:
-    return markup.ABSENT
-  rows = []
-  for run in tables.section(results, "unparsed"):
-    counts = tree_lib.flatten(tables.section(results, "unparsed", run))
-    for reason, count in counts.items():
-      rows.append(
-        [tables.RUN_TITLES.get(run, run), reason.replace("/", ": ", 1), f"{count}"]
-      )
-  if not rows:
-    return '<p class="small">None: every answer could be read.</p>'
-  return markup.facts(("run", "why", "answers"), rows)
 
 
 def _duration(seconds: float) -> str:

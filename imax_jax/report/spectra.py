@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from imax_jax.report import arms
 from imax_jax.report import style
-from imax_jax.report import tables
 from imax_jax.report.tables import Results
 
 PHASES: tuple[str, ...] = ("initial", "early", "mid", "late")
@@ -80,7 +80,7 @@ def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
         medianprops={"color": colour, "linewidth": 1.8}, whiskerprops=line,
         capprops={"linewidth": 0},
       )  # fmt: skip
-    axes.fill([], [], color=colour, alpha=0.5, label=tables.RUN_TITLES[arm])
+    axes.fill([], [], color=colour, alpha=0.5, label=arms.ARM[arm].title)
   axes.set_xticks(range(len(PHASES)), PHASES)
   axes.set_xlim(-0.55, len(PHASES) - 0.45)
   axes.grid(axis="y")

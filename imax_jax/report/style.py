@@ -17,17 +17,13 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from imax_jax.report import arms
+
 # What matplotlib draws with -> the page's variable that takes its place.
 INK, MUTED, RULE, PAPER = "#1c1d21", "#6d6f76", "#d9d6cf", "#fdfcf9"
-RUN_COLOURS: dict[str, str] = {
-  "constant": "#9b9a94",
-  "dmax": "#c8702e",
-  "imax": "#20588a",
-  "pseudo": "#7a4f8f",
-  "dmax_long": "#dba765",
-}
+RUN_COLOURS: dict[str, str] = {arm.name: arm.colour for arm in arms.ARMS}
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
-  colour: run.replace("_", "-") for run, colour in RUN_COLOURS.items()
+  arm.colour: arms.variable(arm.name) for arm in arms.ARMS
 }
 _STYLE: Any = {
   "svg.fonttype": "none",

@@ -1,127 +1,150 @@
-"""Table 2 as HTML: measured, beside the paper's, in the paper's own orientation."""
+"""Table 2 as HTML: every metric of every run with its interval, beside the paper's.
+
+The paper's table lies on its side here: a metric a line, a run a column, so that each
+number has room for its interval, on screen and on a printed page.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence
-from typing import Any
 
+from imax_jax.report import arms
 from imax_jax.report import markup
 from imax_jax.report import tables
+from imax_jax.report.tables import Column
 from imax_jax.report.tables import Results
+
+PAPER_ARMS: tuple[str, ...] = tuple(tables.PAPER_TABLE2)
 
 
 def table2(results: Results) -> str:
-  body = "".join(_table_row(results, run) for run in tables.RUN_TITLES)
-  paper = "".join(_paper_row(run) for run in tables.PAPER_TABLE2)
-  num_columns = len(tables.COLUMNS) + 2
+  """The runs that were measured; "not run" where none was."""
+  runs = tables.measured_runs(results)
+  if not runs:
+    return markup.ABSENT
+  seeds = max(map(len, tables.section(results, "per_seed").values()), default=1)
+  over = f"{seeds} seeds and the test patients" if seeds > 1 else "the test patients"
+  told = "; ".join(
+    f"<i>{markup.text(arms.ARM[run].title)}</i>: {markup.text(arms.ARM[run].told)}"
+    for run in runs
+  )
   legend = (
-    "Values × 100. ↓ lower is better, ↑ higher is better. <b>Bold</b>: best trained run, "
-    "<u>underlined</u>: second. † no better than an answer given without the image: the best "
-    "constant, or the best to the prompt alone (a question’s most rewarding answer, the organ "
-    "whose mean box is nearest), both chosen on the training entries by each metric’s own "
-    "criterion. "
-    "± sample standard deviation over seeds. “DMAX, step-matched” trains on DMAX for as "
-    "many steps as the three stages take together. The paper’s third REG value is printed "
-    "as 3.41; its average gain requires 83.41. BLEU here is BLEU-1."
+    "Values × 100. ↓ lower is better, ↑ higher is better. Small: the 95 % interval over "
+    f"{over} (percentiles of {'two-level ' if seeds > 1 else ''}bootstrap draws of "
+    "patients, not of answers). <b>Bold</b>: best trained run, <u>underlined</u>: second. "
+    "† not told from an answer given without the image: the interval of the lead holds 0; "
+    "the constants are chosen on the training entries by each metric’s own criterion. "
+    f"{told}. The paper’s (47,600 real radiographs, a 7 B decoder) are of another scale, "
+    "not a target; its third REG value is printed as 3.41, its average gain requires "
+    "83.41. BLEU here is BLEU-1."
   )
   return (
-    f'<div class="wide"><table class="table2">{_table_head()}'
-    f"<tbody>{body}</tbody><tbody>"
-    f'<tr class="caption"><th colspan="{num_columns}">The paper’s own Table 2 '
-    "(47,600 real radiographs, a 7 B decoder): another scale, not a target</th></tr>"
-    f'{paper}</tbody></table></div><p class="legend">{legend}</p>{_per_seed(results)}'
+    f'<div class="wide"><table class="table2">{_head(runs)}{_body(results, runs)}'
+    f'{_gains(results, runs)}</table></div><p class="legend">{legend}</p>'
+    f"{_per_seed(results)}"
   )
 
 
-def _table_head() -> str:
-  groups = _runs([column.group for column in tables.COLUMNS])
-  parts = _runs([(column.group, column.part) for column in tables.COLUMNS])
-  first = "".join(
-    f'<th colspan="{n}" class="first"><span>{markup.text(g)}</span></th>'
-    for g, n in groups
+def groups() -> Iterator[tuple[str, list[Column]]]:
+  """The columns of Table 2 by their group, in order."""
+  found: dict[str, list[Column]] = {}
+  for column in tables.COLUMNS:
+    found.setdefault(column.group, []).append(column)
+  yield from found.items()
+
+
+def metric_head(results: Results, column: Column) -> str:
+  """A line's heading; its definition and version appear under the pointer."""
+  said = tables.section(results, "definitions", "strict", column.name)
+  hint = ""
+  if said:
+    hint = f' title="{markup.text(said.get("definition"))} {markup.text(said.get("version"))}"'
+  return (
+    f'<th scope="row"{hint}>{markup.text(column.label)}&nbsp;'
+    f'<span class="arrow">{column.arrow}</span></th>'
   )
-  second = "".join(
-    f'<th colspan="{n}">{markup.text(part)}</th>' for (_, part), n in parts
+
+
+def run_heads(runs: Sequence[str]) -> str:
+  """A column's heading: the run's title under its colour."""
+  return "".join(
+    f'<th scope="col" class="run" style="--swatch:var(--{arms.variable(run)})">'
+    f"{markup.text(arms.ARM[run].title)}</th>"
+    for run in runs
   )
-  third = "".join(
-    f'<th scope="col" aria-label="{markup.text(c.label)}"{_first(c)}>'
-    f"{markup.text(c.title)}&nbsp;{c.arrow}</th>"
-    for c in tables.COLUMNS
+
+
+def _head(runs: Sequence[str]) -> str:
+  paper = "".join(
+    f'<th scope="col" class="paper{" first" * (not number)}">'
+    f"{markup.text(arms.ARM[run].title)}</th>"
+    for number, run in enumerate(PAPER_ARMS)
   )
   return (
-    "<thead><tr><td></td>" + first + '<th class="first"><span>Average</span></th></tr>'
-    f"<tr><td></td>{second}<th>gain</th></tr>"
-    f'<tr><td></td>{third}<th scope="col" aria-label="Average gain" class="first">'
-    "Δ&nbsp;%&nbsp;↑</th></tr></thead>"
+    f'<thead><tr><td></td><th colspan="{len(runs)}"><span>measured</span></th>'
+    f'<th colspan="{len(PAPER_ARMS)}" class="first"><span>the paper’s</span></th></tr>'
+    f"<tr><td></td>{run_heads(runs)}{paper}</tr></thead>"
   )
 
 
-def _first(column: tables.Column, *classes: str) -> str:
-  """The class attribute of a cell; a group's first column stands a little apart."""
-  before = tables.COLUMNS[tables.COLUMNS.index(column) - 1]
-  apart = (before.group, before.part) != (column.group, column.part)
-  names = " ".join([*classes, *(["first"] if apart else [])])
-  return f' class="{names}"' if names else ""
-
-
-def _runs(items: Sequence[Any]) -> list[tuple[Any, int]]:
-  """[a, a, b] -> [(a, 2), (b, 1)]."""
-  runs: list[tuple[Any, int]] = []
-  for item in items:
-    if runs and runs[-1][0] == item:
-      runs[-1] = (item, runs[-1][1] + 1)
-    else:
-      runs.append((item, 1))
-  return runs
-
-
-def _table_row(results: Results, run: str) -> str:
-  head = f'<tr class="{run}"><th scope="row">{markup.text(tables.RUN_TITLES[run])}</th>'
-  if not tables.section(results, "tables", run):
-    span = len(tables.COLUMNS) + 1
-    return f'{head}<td colspan="{span}" class="absent">not run</td></tr>'
+def _body(results: Results, runs: Sequence[str]) -> str:
   trained = {
-    name: tables.section(results, "tables", name) for name in tables.TRAINED_RUNS
+    run: tables.section(results, "tables", run) for run in runs if run in arms.TRAINED
   }
-  cells = []
-  for column in tables.COLUMNS:
-    value = tables.value_of(results, run, column.name)
-    if value is None:
-      cells.append(f"<td{_first(column, 'absent')}>–</td>")
-      continue
-    std = None
-    if run not in tables.BLIND_RUNS:
-      std = tables.std_of(results, run, column.name)
-    behind = tables.is_behind(results, run, column)
-    shown = _ranked(value, tables.ranks(trained, column).get(run))
-    if behind:
-      shown += '<sup title="no better than an answer given without the image">†</sup>'
-    kind = _first(column, *(["behind"] if behind else []))
-    cells.append(f"<td{kind}>{shown}{_deviation(std)}</td>")
-  gain = tables.section(results, "gains", run)
-  mean, std = tables.number(gain, "mean"), tables.number(gain, "std")
-  shown = "–" if mean is None else f"{tables.signed(mean)}"
+  text = ""
+  for _, columns in groups():
+    text += "<tbody>"
+    for column in columns:
+      places = tables.ranks(trained, column)
+      cells = "".join(_cell(results, run, column, places.get(run)) for run in runs)
+      places = tables.ranks(tables.PAPER_TABLE2, column)
+      for number, run in enumerate(PAPER_ARMS):
+        shown = _ranked(tables.PAPER_TABLE2[run][column.name], places.get(run))
+        cells += f'<td class="paper{" first" * (not number)}">{shown}</td>'
+      text += f"<tr>{metric_head(results, column)}{cells}</tr>"
+    text += "</tbody>"
+  return text
+
+
+def _cell(results: Results, run: str, column: Column, place: int | None) -> str:
+  value = tables.value_of(results, run, column.name)
+  if value is None:
+    return '<td class="absent">–</td>'
+  shown, kind = _ranked(value, place), run if run in arms.BLIND else ""
+  if tables.is_behind(results, run, column):
+    shown += '<sup title="not told from an answer given without the image">†</sup>'
+    kind = "behind"
+  ends = tables.limits(tables.section(results, "intervals", run), column.name)
+  std, hint = tables.std_of(results, run, column.name), ""
+  if std is not None and run in arms.TRAINED:
+    hint = f' title="standard deviation over seeds {std:.2f}"'
+  if ends is None:
+    why = tables.section(results, "no_interval", run).get(column.name)
+    shown += f'<small title="{markup.text(why)}">–</small>' if why else ""
+  else:
+    shown += f"<small>{ends[0]:.1f}–{ends[1]:.1f}</small>"
+  return f'<td class="{kind}"{hint}>{shown}</td>'
+
+
+def _gains(results: Results, runs: Sequence[str]) -> str:
+  """The last line: the average gain over DMAX."""
+  of = {pair.new: pair.name for pair in arms.PAIRS if pair.base == "dmax"}
+  cells = ""
+  for run in runs:
+    gain = tables.section(results, "gains", of.get(run, ""))
+    mean, ends = tables.number(gain, "mean"), tables.limits(gain, "interval")
+    shown = "–" if mean is None else tables.signed(mean)
+    if ends:
+      shown += "<small>" + "<br>to ".join(map(tables.signed, ends)) + "</small>"
+    cells += f"<td>{shown}</td>"
+  for number, run in enumerate(PAPER_ARMS):
+    printed = tables.PAPER_GAINS.get(run)
+    shown = "–" if printed is None else tables.signed(printed)
+    cells += f'<td class="paper{" first" * (not number)}">{shown}</td>'
   return (
-    f'{head}{"".join(cells)}<td class="gain first">{shown}{_deviation(std)}</td></tr>'
-  )
-
-
-def _deviation(std: float | None) -> str:
-  return "" if std is None else f"<small>±{std:.2f}</small>"
-
-
-def _paper_row(run: str) -> str:
-  cells = []
-  for column in tables.COLUMNS:
-    place = tables.ranks(tables.PAPER_TABLE2, column).get(run)
-    shown = _ranked(tables.PAPER_TABLE2[run][column.name], place)
-    cells.append(f"<td{_first(column)}>{shown}</td>")
-  printed = tables.PAPER_GAINS.get(run)
-  gain = "–" if printed is None else f"{tables.signed(printed)}"
-  title = markup.text(tables.RUN_TITLES[run])
-  return (
-    f'<tr><th scope="row">{title}</th>{"".join(cells)}'
-    f'<td class="gain first">{gain}</td></tr>'
+    '<tbody class="gain"><tr><th scope="row">Δ over DMAX, %&nbsp;'
+    f'<span class="arrow">↑</span></th>{cells}</tr></tbody>'
   )
 
 
@@ -131,27 +154,29 @@ def _ranked(value: float, place: int | None) -> str:
 
 
 def _per_seed(results: Results) -> str:
+  """Every seed's scores, a line a seed."""
   rows = []
-  known = tables.section(results, "config").get("seeds")
-  known = known if isinstance(known, list | tuple) else ()
-  for run, seeds in tables.section(results, "per_seed").items():
-    # Scores stand in the order of the config's seeds unless some are missing.
-    names = known if len(known) == len(seeds or []) else range(1, len(seeds or []) + 1)
-    gains = tables.section(results, "gains", run).get("per_seed") or []
-    gains = gains if len(gains) == len(names) else [None] * len(names)
-    for name, scores, gain in zip(names, seeds or [], gains, strict=True):
-      cells = ""
-      for column in tables.COLUMNS:
-        value = tables.number(scores, column.name)
-        cells += f"<td{_first(column)}>{'–' if value is None else f'{value:.2f}'}</td>"
-      title = markup.text(f"{tables.RUN_TITLES.get(run, run)}, seed {name}")
-      shown = "–" if gain is None else tables.signed(gain)
-      rows.append(
-        f'<tr><th scope="row">{title}</th>{cells}<td class="gain first">{shown}</td></tr>'
+  names = results.get("seeds")
+  for run in arms.TRAINED:
+    seeds = tables.section(results, "per_seed").get(run) or []
+    known = names.get(run) if isinstance(names, dict) else None
+    if not isinstance(known, list) or len(known) != len(seeds):
+      known = list(range(1, len(seeds) + 1))
+    for name, scores in zip(known, seeds, strict=True):
+      cells = "".join(
+        f"<td>{'–' if value is None else f'{value:.2f}'}</td>"
+        for value in (tables.number(scores, column.name) for column in tables.COLUMNS)
       )
+      title = markup.text(f"{arms.ARM[run].title}, seed {name}")
+      rows.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
   if not rows:
     return ""
+  head = "".join(
+    f'<th scope="col">{markup.text(c.label)}&nbsp;{c.arrow}</th>'
+    for c in tables.COLUMNS
+  )
   return (
-    '<details><summary>Every seed</summary><div class="wide"><table class="table2">'
-    f"{_table_head()}<tbody>{''.join(rows)}</tbody></table></div></details>"
+    '<details><summary>Every seed</summary><div class="wide"><table class="seeds">'
+    f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    "</details>"
   )

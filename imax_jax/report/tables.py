@@ -1,4 +1,4 @@
-"""Table 2: its columns, the paper's own numbers, and how a measured one is told.
+"""Tables 1 and 2: columns, the paper's own numbers, and how a measured one is told.
 
 What the tables, figures and page take from `results.json` is read here and only here,
 so that a part that was not run is absent in one place and breaks nothing.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+
+from imax_jax.report import arms
 
 Results = Mapping[str, Any]
 
@@ -87,36 +88,12 @@ PAPER_TABLE2: dict[str, dict[str, float]] = {
 }
 PAPER_GAINS: dict[str, float] = {"imax": 29.07, "pseudo": 16.25}
 
-# The runs in the table's order; the last is the control of the one before it.
-RUN_TITLES: dict[str, str] = {
-  "constant": "Best constant answer",
-  "blind": "Best answer to the prompt alone",
-  "dmax": "DMAX",
-  "imax": "IMAX",
-  "pseudo": "DMAX & Pseudo IMAX",
-  "dmax_long": "DMAX, step-matched",
-}
-# What never looks at the image (evaluate/constants.py).
-BLIND_RUNS: tuple[str, ...] = ("constant", "blind")
-TRAINED_RUNS: tuple[str, ...] = ("dmax", "imax", "pseudo", "dmax_long")
-GAIN_TITLES: dict[str, str] = {
-  "imax": "IMAX over DMAX",
-  "pseudo": "DMAX & Pseudo IMAX over DMAX",
-  "dmax_long": "DMAX, step-matched, over DMAX",
-  "pseudo_vs_dmax_long": "DMAX & Pseudo IMAX over DMAX, step-matched",
-}
-_SHORT: dict[str, str] = {
-  "constant": "const.",
-  "blind": "blind",
-  "dmax": "DMAX",
-  "imax": "IMAX",
-  "pseudo": "pseudo",
-  "dmax_long": "DMAX long",
-}
-# Between two seeds of one and the same run at phantom scale (prototype, ± Eq. 1).
-NOISE_PERCENT = 5.0
-# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+# arXiv 2504.09967, Table 1: IMAX over DMAX on eight models; improved metrics of 16, Δ.
+PAPER_TABLE1: tuple[tuple[str, int, float], ...] = (
+  ("LLaVA-Med", 16, 10.14), ("XrayGPT*", 15, 21.05), ("MiniGPT-Med", 14, 12.94),
+  ("Uni-Med", 14, 4.81), ("LLaVA-Tri", 14, 10.17), ("MedM-VL-2D", 13, 3.20),
+  ("HealthGPT-M3", 15, 5.47), ("HealthGPT-L14", 15, 16.92),
+)  # fmt: skip
 
 
 # ── Reading results ───────────────────────────────────────────────────────────────
@@ -140,7 +117,22 @@ def number(node: Mapping[str, Any], key: str) -> float | None:
 
 def measured_runs(results: Results) -> list[str]:
   """The known runs that have numbers, in the table's order."""
-  return [run for run in RUN_TITLES if section(results, "tables", run)]
+  return [arm.name for arm in arms.ARMS if section(results, "tables", arm.name)]
+
+
+def measured_pairs(results: Results) -> list[arms.Pair]:
+  """The known comparisons that were made, in the table's order."""
+  return [pair for pair in arms.PAIRS if section(results, "gains", pair.name)]
+
+
+def limits(node: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+  """An interval's two finite ends, or None."""
+  found = node.get(key)
+  if not isinstance(found, Sequence) or len(found) != 2:
+    return None
+  ends = dict(enumerate(found))
+  low, high = number(ends, 0), number(ends, 1)  # type: ignore[arg-type]
+  return None if low is None or high is None else (low, high)
 
 
 def value_of(results: Results, run: str, metric: str) -> float | None:
@@ -167,11 +159,18 @@ def ranks(rows: Mapping[str, Mapping[str, Any]], column: Column) -> dict[str, in
 
 
 def is_behind(results: Results, run: str, column: Column) -> bool:
-  """Whether a trained run's mean is no better than what is scored without the image."""
+  """Whether a trained run is not told from what is scored without the image.
+
+  That is when the interval of its lead holds 0; without an interval, when its mean is
+  no better.
+  """
   got = value_of(results, run, column.name)
-  if got is None or run in BLIND_RUNS:
+  if got is None or run in arms.BLIND:
     return False
-  blind = [value_of(results, name, column.name) for name in BLIND_RUNS]
+  told = section(results, "ahead", run).get(column.name)
+  if told is not None:
+    return not told
+  blind = [value_of(results, name, column.name) for name in arms.BLIND]
   sign = -1.0 if column.lower_is_better else 1.0
   return any(sign * got <= sign * value for value in blind if value is not None)
 
@@ -180,11 +179,11 @@ def is_behind(results: Results, run: str, column: Column) -> bool:
 
 
 def gain_text(gain: Mapping[str, Any]) -> str:
-  """ "+3.2 ± 4.1 %"; without "±" for one seed; "–" where there is none."""
-  mean, std = number(gain, "mean"), number(gain, "std")
+  """ "+3.20 % (−1.02 to +7.41)", the interval over seeds and patients; "–" for none."""
+  mean, ends = number(gain, "mean"), limits(gain, "interval")
   if mean is None:
     return "–"
-  return signed(mean) + (f" ± {std:.2f}" if std is not None else "") + " %"
+  return f"{signed(mean)} %" + (f" ({between(ends)})" if ends else "")
 
 
 def metrics_text(gain: Mapping[str, Any]) -> str:
@@ -198,7 +197,18 @@ def metrics_text(gain: Mapping[str, Any]) -> str:
 
 def signed(value: float) -> str:
   """-3.214 -> "−3.21", with a minus sign and not a hyphen."""
-  return f"{value:+.2f}".replace("-", "−")
+  return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # never "−0.00"
+
+
+def between(ends: tuple[float, float]) -> str:
+  return f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def chance(p: float | None) -> str:
+  """A p-value to two digits: "0.012", "< 0.001", "–" for none."""
+  if p is None:
+    return "–"
+  return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def num_seeds(gain: Mapping[str, Any]) -> int:
@@ -208,120 +218,56 @@ def num_seeds(gain: Mapping[str, Any]) -> int:
   return sum(value is not None for value in per_seed)
 
 
-def verdict(gain: Mapping[str, Any]) -> str:
-  """One plain sentence on what a gain shows, whichever its sign.
-
-  With n seeds an effect is told from zero when zero lies outside the mean's 95 %
-  interval by Student's t of n - 1 degrees of freedom, and the mean outside
-  ± `NOISE_PERCENT`.
+def is_told(gain: Mapping[str, Any]) -> bool:
+  """Whether Δ is told from zero as the effect of a recipe: by several seeds, outside of
+  both their Student interval and the two-level bootstrap's, on one side.
   """
-  mean, std, seeds = number(gain, "mean"), number(gain, "std"), num_seeds(gain)
+  ends = [limits(gain, key) for key in ("over_seeds", "interval")]
+  known = [pair for pair in ends if pair is not None]
+  return len(known) == 2 and (
+    all(low > 0 for low, _ in known) or all(high < 0 for _, high in known)
+  )
+
+
+def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
+  """Plain words on what a gain shows, whichever its sign.
+
+  Args:
+    noise: how far two seeds of the base are apart, in % of Eq. 1.
+  """
+  mean, seeds = number(gain, "mean"), num_seeds(gain)
   if not gain:
     return "Not run."
   if mean is None:
     return "No metric can be compared: the base scores zero on all."
-  direction = "better" if mean > 0 else "worse"
-  noise = f"differences of ±{NOISE_PERCENT:.0f} % are noise at this scale"
-  if std is None or seeds < 2:
+  direction = "better" if mean > 0 else "worse" if mean < 0 else "of difference"
+  size = f"{abs(mean):.1f} % {direction} on average"
+  ends, over_seeds = limits(gain, "interval"), limits(gain, "over_seeds")
+  own = (
+    "" if noise is None else f" Two seeds of the base alone differ by {noise:.1f} %."
+  )
+  if ends is None:
+    return f"{size}; no interval: there are too few test patients."
+  if over_seeds is None:
+    if ends[0] <= 0 <= ends[1]:
+      return (
+        f"{size} in one seed, which is noise: another choice of test patients would do "
+        f"({between(ends)} %)."
+      )
     return (
-      f"{abs(mean):.1f} % {direction} on average in one seed, which cannot tell an "
-      f"effect from chance: {noise}."
+      f"{size} in one seed: more than the choice of test patients makes "
+      f"({between(ends)} %), so these two models differ. Whether the recipes do, one "
+      "seed cannot tell from chance."
     )
-  half = _T_95[min(seeds - 1, len(_T_95)) - 1] * std / math.sqrt(seeds)
-  if abs(mean) <= NOISE_PERCENT:
+  if is_told(gain):
     return (
-      f"{abs(mean):.1f} % {direction} on average over {seeds} seeds; {noise}, so this "
-      "shows no effect in either direction."
+      f"{size} over {seeds} seeds, told from zero: {between(over_seeds)} % over seeds, "
+      f"{between(ends)} % over seeds and patients.{own}"
     )
-  if abs(mean) <= half:
-    return (
-      f"{abs(mean):.1f} % {direction} on average, but {seeds} seeds leave ±{half:.1f} % "
-      "of doubt (95 % interval): it cannot be told from zero."
-    )
+  where, held = ("seeds", over_seeds)
+  if not over_seeds[0] <= 0 <= over_seeds[1]:
+    where, held = ("seeds and patients", ends)
   return (
-    f"{abs(mean):.1f} % {direction} on average, beyond the 95 % interval of its {seeds} "
-    f"seeds (±{half:.1f} %)."
+    f"{size} over {seeds} seeds, which is noise: the 95 % interval over {where} holds "
+    f"zero ({between(held)} %).{own}"
   )
-
-
-# ── The terminal's table ──────────────────────────────────────────────────────────
-
-
-def text_table(results: Results) -> str:
-  """Table 2 as measured, for a terminal at most 120 columns wide.
-
-  A metric a line, a run a column; "*" marks the best trained run of a line and "<" one
-  that does not beat both answers given without the image.
-  """
-  runs = measured_runs(results)
-  if not runs:
-    return "Nothing has been evaluated: results.json holds no tables."
-  paper = [run for run in PAPER_TABLE2 if run in runs]
-  head = ["metric (× 100)", *(_SHORT[run] for run in runs)]
-  lines = [[*head, *(_SHORT[run] for run in paper)]]
-  trained = {
-    run: section(results, "tables", run) for run in runs if run in TRAINED_RUNS
-  }
-  for column in COLUMNS:
-    places = ranks(trained, column)
-    cells = [f"{column.arrow} {column.label}"]
-    best = [run for run, place in places.items() if place == 1]
-    cells += [_text_cell(results, run, column, best == [run]) for run in runs]
-    cells += [f"{PAPER_TABLE2[run][column.name]:.2f}" for run in paper]
-    lines.append(cells)
-  widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-  shown = [_aligned(cells, widths) for cells in lines]
-  rule = "─" * max(map(len, shown))
-  over = ["the paper’s".rjust(len(rule))] if paper else []
-  text = [rule, *over, shown[0], rule, *shown[1:], rule, *_text_gains(results), rule]
-  return "\n".join(text + _text_legend(results))
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-  first, *rest = zip(cells, widths, strict=True)
-  return "  ".join(
-    [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in rest]
-  )
-
-
-def _text_cell(results: Results, run: str, column: Column, best: bool) -> str:
-  value, std = value_of(results, run, column.name), std_of(results, run, column.name)
-  if value is None:
-    return "–  "
-  text = f"{value:.2f}"
-  if run in BLIND_RUNS:
-    return text
-  if std is not None:
-    text += f"±{std:.2f}"
-  behind = is_behind(results, run, column)
-  return text + ("*" if best else " ") + ("<" if behind else " ")
-
-
-def _text_gains(results: Results) -> list[str]:
-  lines = []
-  for name, title in GAIN_TITLES.items():
-    gain = section(results, "gains", name)
-    if not gain:
-      continue
-    printed = f"; paper {signed(PAPER_GAINS[name])} %" if name in PAPER_GAINS else ""
-    lines.append(f"Δ {title:<43}{gain_text(gain):>18}  {metrics_text(gain)}{printed}")
-  return lines or ["Δ no two runs to compare"]
-
-
-def _text_legend(results: Results) -> list[str]:
-  seeds = max(
-    (len(rows) for rows in section(results, "per_seed").values() if rows), default=0
-  )
-  lines = ["* best trained run  < no better than an answer given without the image"]
-  if seeds > 1:
-    lines[0] += f"  ± over {seeds} seeds"
-  lines.append(
-    "const.: the best constant answer; blind: the best to the prompt alone; pseudo: three "
-    "stages; DMAX long: as many steps"
-  )
-  imax = section(results, "gains", "imax")
-  if imax:
-    lines += textwrap.wrap(f"IMAX over DMAX: {verdict(imax)}", 118)
-  for caveat in results.get("caveats") or []:
-    lines += textwrap.wrap(f"! {caveat}", 118, subsequent_indent="  ")
-  return lines

@@ -5,11 +5,13 @@ All return fractions in [0, 1]; `evaluate/metrics.py` multiplies by 100.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from rouge_score import rouge_scorer
 
 from imax_jax.evaluate.scores import meteor as meteor_scores
 
@@ -22,7 +24,6 @@ _APOSTROPHES = re.compile(r"['’]")
 # Letters, digits and points before a digit.
 _WORD = re.compile(r"(?:[^\W_]|\.(?=\d))+")
 
-_ROUGE_WORD = re.compile("[a-z0-9]+")
 
 _LEGACY_NUMBERS = {**_NUMBERS, "none": "0"}
 _LEGACY_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
@@ -144,16 +145,18 @@ def answer_bleu1(truth: str, text: str, *, legacy: bool = False) -> float:
   )
 
 
+@functools.cache
+def _rouge1_scorer() -> rouge_scorer.RougeScorer:
+  return rouge_scorer.RougeScorer(["rouge1"], use_stemmer=False)
+
+
 def rouge1(truth: str, text: str) -> float:
-  """ROUGE-1 F measure as the `rouge-score` package computes it without stemming.
+  """ROUGE-1 F measure by the `rouge-score` package, without stemming.
 
   It counts every occurrence of a word of a-z and 0-9; the published evaluation's `rouge`
   1.0.1 counts a word once.
   """
-  want, got = (Counter(_ROUGE_WORD.findall(t.lower())) for t in (truth, text))
-  shared = (want & got).total()
-  # 2 P R / (P + R) of P = shared / got and R = shared / want.
-  return 2 * shared / (want.total() + got.total()) if shared else 0.0
+  return float(_rouge1_scorer().score(truth, text)["rouge1"].fmeasure)
 
 
 def rouge1_of_sets(truth: str, text: str) -> float:
