@@ -301,7 +301,7 @@ def answer(
   said = []
   for name in ("answer, with compiling", "answer"):
     with log.phase(name):
-      said.append(generator(params, arrays["pixels"], question)[0])
+      said.append(generator(params, arrays["pixels"], question)[0].text)
   log.say(f"{_NEW_TOKENS} tokens at most: {said[0]!r}")
   if said[0] != said[1]:
     raise AssertionError("the same question was answered in two ways")

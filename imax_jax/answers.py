@@ -71,7 +71,8 @@ def _evaluate(
     asked = [
       (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
     ]
-    texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
+    found = study.answer(weights(), study.pixels("imax_test"), asked, name)
+    texts = [generated.text for generated in found]
     predictions = predictions_lib.predict_values(study.entries("imax_test"), texts)
     predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
     scores = scoring.score(predictions)

@@ -67,7 +67,7 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
     None
   ]
   trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
-  [text] = study.answer(trained, pixels, [(0, entry.prompt)], "")
+  [(text, _, _)] = study.answer(trained, pixels, [(0, entry.prompt)], "")
   [prediction] = predictions_lib.predict_values([entry], [text])
   shown = {
     "task": task,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,6 +37,7 @@ from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.features import Features
 from imax_jax.evaluate import generate
+from imax_jax.evaluate.generate import Generated
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
@@ -265,9 +267,20 @@ class Study:
     pixels: np.ndarray | Features,
     asked: Sequence[tuple[int, str]],
     title: str,
-  ) -> list[str]:
+  ) -> list[Generated]:
     """Greedy answers to (image number, prompt), in the order asked."""
+    found = dict(self.stream(trainable, pixels, asked, title))
+    return [found[number] for number in range(len(asked))]
+
+  def stream(
+    self,
+    trainable: Mapping[str, Any],
+    pixels: np.ndarray | Features,
+    asked: Sequence[tuple[int, str]],
+    title: str,
+  ) -> Iterator[tuple[int, Generated]]:
+    """The same as they are found, each with its place among those asked."""
     _, frozen = self.own_parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
-      return self.generator(params, pixels, asked, progress=tick)
+      yield from self.generator.stream(params, pixels, asked, progress=tick)

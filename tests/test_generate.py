@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from imax_jax import tree
 from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.evaluate.generate import Generated
 from imax_jax.evaluate.generate import Generator
 from imax_jax.models.vlm import Vlm
 
@@ -113,6 +115,10 @@ def whole_rows(
   return answers
 
 
+def texts_of(found: Sequence[Generated]) -> list[str]:
+  return [generated.text for generated in found]
+
+
 def test_cache_equals_whole_rows(
   ending: Any, tokenizer: Any, pixels: np.ndarray
 ) -> None:
@@ -126,17 +132,18 @@ def test_cache_equals_whole_rows(
   generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3, images=2)
   got = generator(params, pixels, PROMPTS, progress=lambda *at: seen.append(at))
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
-  assert got == texts
+  assert texts_of(got) == texts
   assert seen[-1] == (len(PROMPTS), len(PROMPTS))
   # Neither chunking nor company changes an answer, nor do features instead of pixels.
   features = jax.jit(partial(Vlm(**FIELDS).apply, method="encode"))(
     {"params": params}, pixels
   )
   one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8, images=5)
-  assert one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET) == texts
-  assert one_chunk(params, features, PROMPTS[:1], max_new_tokens=1) == [
-    tokenizer.decode(want[0][:1], skip_special_tokens=True)
-  ]
+  again = one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET)
+  assert texts_of(again) == texts
+  [first] = one_chunk(params, features, PROMPTS[:1], max_new_tokens=1)
+  assert first.text == tokenizer.decode(want[0][:1], skip_special_tokens=True)
+  assert first.num_tokens == 1
 
 
 def test_padding_rows_do_not_hold_up_the_others(
@@ -150,7 +157,7 @@ def test_padding_rows_do_not_hold_up_the_others(
   assert image.tolist() == [1, 0, 0, 0]
   cache = generator._prefill(params, pixels[:2])
   assert cache.k.shape == (2, 2, 2, len(generator.prefix_ids), 8)
-  out = generator._decode(params, cache, text, length, image, max_new_tokens=5)
+  out, _ = generator._decode(params, cache, text, length, image, max_new_tokens=5)
   assert out.shape == (4, 5)
   assert not np.asarray(out[2:, 1:]).any()
 
@@ -169,7 +176,7 @@ def test_any_stop_token_ends_an_answer(
   style = templates.Style(templates.LLAMA2, template)
   generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8, style=style)
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
-  assert generator(params, pixels, PROMPTS) == texts
+  assert texts_of(generator(params, pixels, PROMPTS)) == texts
 
 
 def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:

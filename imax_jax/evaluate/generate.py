@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,18 @@ from imax_jax.models.decoder import Cache
 from imax_jax.models.vlm import Vlm
 
 _SHORTEST_PROMPT = 16
+
+
+class Generated(NamedTuple):
+  """An answer.
+
+  log_prob: mean natural logarithm of its tokens' probabilities, the end token's included.
+  num_tokens: how many these are; an answer that the budget ends has no end token.
+  """
+
+  text: str
+  log_prob: float
+  num_tokens: int
 
 
 def _padded_length(length: int) -> int:
@@ -79,8 +92,27 @@ class Generator:
     *,
     max_new_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-  ) -> list[str]:
-    """Answers (image number, "[vqa] Is …?") in the order asked.
+  ) -> list[Generated]:
+    """Answers (image number, "[vqa] Is …?") in the order asked: `stream`, in order."""
+    found = dict(
+      self.stream(
+        params, pixels, prompts, max_new_tokens=max_new_tokens, progress=progress
+      )
+    )
+    return [found[number] for number in range(len(prompts))]
+
+  def stream(
+    self,
+    params: Any,
+    pixels: np.ndarray | Features,
+    prompts: Sequence[tuple[int, str]],
+    *,
+    max_new_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> Iterator[tuple[int, Generated]]:
+    """Answers (image number, "[vqa] Is …?"), each with its place among `prompts`.
+
+    They come as they are found, in an order that the prompts alone decide.
 
     Args:
       params: the whole tree; without "encoder" if `pixels` holds features.
@@ -106,20 +138,19 @@ class Generator:
       ids = [self._layout.prompt_ids(text) for _, text in prompts]
     except ValueError as error:
       raise ValueError(f"generate: a prompt is refused: {error}") from None
-    texts, answered = [""] * len(prompts), 0
+    answered = 0
     for images, chunks in self._plan(prompts, ids):
       cache = self._prefill(params, self._take(pixels, images))
       place = {image: number for number, image in enumerate(images)}
       for chunk in chunks:
         held = [place[prompts[question][0]] for question in chunk]
         inputs = self._pad([ids[question] for question in chunk], held)
-        out = np.asarray(self._decode(params, cache, *inputs, max_new_tokens=budget))
-        for question, row in zip(chunk, out, strict=False):
-          texts[question] = self._text(row)
+        out = self._decode(params, cache, *inputs, max_new_tokens=budget)
+        for question, row, total in zip(chunk, *map(np.asarray, out), strict=False):
+          yield question, self._generated(row, float(total))
         answered += len(chunk)
         if progress is not None:
           progress(answered, len(prompts))
-    return texts
 
   def _plan(
     self, prompts: Sequence[tuple[int, str]], ids: Sequence[Sequence[int]]
@@ -164,10 +195,15 @@ class Generator:
       lengths[row], image[row] = len(prompt), images[row]
     return text, lengths, image
 
-  def _text(self, row: np.ndarray) -> str:
-    """The answer's ids up to its end token, as text."""
+  def _generated(self, row: np.ndarray, log_prob: float) -> Generated:
+    """Of an answer's ids, and the sum of their log-probabilities."""
     ends = np.flatnonzero(np.isin(row, self._layout.stop_ids))
-    ids = row[: ends[0]] if len(ends) else row
+    count = int(ends[0]) + 1 if len(ends) else len(row)
+    text = self._text(row[: count - 1] if len(ends) else row)
+    return Generated(text, log_prob / count, count)
+
+  def _text(self, ids: np.ndarray) -> str:
+    """The answer's ids before its end token, as text."""
     return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
 
   def _prefill_images(self, params: Any, pixels: jax.Array) -> Cache:
@@ -194,8 +230,10 @@ class Generator:
     image: jax.Array,
     *,
     max_new_tokens: int,
-  ) -> jax.Array:
-    """int32[B, max_new_tokens]: each row's answer, padded after its end token."""
+  ) -> tuple[jax.Array, jax.Array]:
+    """Each row's answer int32[B, max_new_tokens], padded after its end token, and the sum
+    of its tokens' log-probabilities, float32[B].
+    """
     rows, prompt_columns = text.shape
     prefix = prefixes.k.shape[3]
     free = prompt_columns + max_new_tokens
@@ -207,28 +245,31 @@ class Generator:
     stops = jnp.array(self._layout.stop_ids)
     extend: Any = partial(self.model.apply, {"params": params}, method="extend")
 
-    def run(cache: Cache, text: jax.Array, start: Any) -> tuple[jax.Array, Cache]:
+    def run(cache: Cache, text: jax.Array, start: Any) -> tuple[Any, Any, Cache]:
       own = start + jnp.arange(text.shape[1])
       mask = (column < prefix) | ((column >= padding_end) & (column <= own[:, None]))
       # The padding between prefix and prompt takes no positions.
       position = own - (prompt_columns - length)[:, None]
       logits, cache = extend(cache, text, position, mask, start)
-      return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      log_prob = logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+      return token, log_prob, cache
 
     def more(state: Any) -> jax.Array:
-      step, _, done, _, _ = state
+      step, _, done, _, _, _ = state
       return (step < max_new_tokens) & ~done.all()
 
     def answer(state: Any) -> Any:
-      step, token, done, out, cache = state
+      step, token, done, out, total, cache = state
       start = prefix + prompt_columns + step - 1
-      token, cache = run(cache, token[:, None], start)
+      token, log_prob, cache = run(cache, token[:, None], start)
       token = jnp.where(done, self.tokenizer.pad_token_id, token)
+      total += jnp.where(done, 0.0, log_prob)
       done |= jnp.isin(token, stops)
-      return step + 1, token, done, out.at[:, step].set(token), cache
+      return step + 1, token, done, out.at[:, step].set(token), total, cache
 
-    token, cache = run(cache, text, prefix)
+    token, log_prob, cache = run(cache, text, prefix)
     done = (length == 0) | jnp.isin(token, stops)
     out = jnp.full((rows, max_new_tokens), self.tokenizer.pad_token_id, jnp.int32)
-    state = (1, token, done, out.at[:, 0].set(token), cache)
-    return jax.lax.while_loop(more, answer, state)[3]
+    state = (1, token, done, out.at[:, 0].set(token), log_prob, cache)
+    return jax.lax.while_loop(more, answer, state)[3:5]
