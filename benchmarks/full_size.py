@@ -295,7 +295,7 @@ def answer(
   style = templates.style_of(config.prompt.style, legacy=config.prompt.legacy)
   num_slots = int((arrays["slot"] >= 0).sum())
   generator = Generator(
-    parameters.model, tokenizer, num_slots, _NEW_TOKENS, rows=1, images=1, style=style
+    parameters.model, tokenizer, num_slots, _NEW_TOKENS, rows=1, style=style
   )
   question = [(0, "[vqa] Is there a pleural effusion?")]
   said = []

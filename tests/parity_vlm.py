@@ -207,7 +207,7 @@ def answers() -> tuple[list[list[int]], list[list[int]], float]:
   """
   tokenizer = tokenizer_lib.train_tokenizer([], 259)
   reference, model = Reference(), Vlm(**fields())
-  generator = _Ids(model, tokenizer, SLOTS, NEW_TOKENS, rows=32, images=IMAGES)
+  generator = _Ids(model, tokenizer, SLOTS, NEW_TOKENS, rows=32)
   held = models.pixels(IMAGES, _SIDE)
   found = generator(reference.params(expected(model, _batch())), held, prompts())
   got: Any = [generated.text for generated in found]

@@ -129,7 +129,7 @@ def test_cache_equals_whole_rows(
   assert len({len(ids) for ids in want}) >= 2
   assert any(ids[-1] != tokenizer.eos_token_id for ids in want)
   seen: list[tuple[int, int]] = []
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3, images=2)
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3)
   got = generator(params, pixels, PROMPTS, progress=lambda *at: seen.append(at))
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
   assert texts_of(got) == texts
@@ -138,7 +138,7 @@ def test_cache_equals_whole_rows(
   features = jax.jit(partial(Vlm(**FIELDS).apply, method="encode"))(
     {"params": params}, pixels
   )
-  one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8, images=5)
+  one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8)
   again = one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET)
   assert texts_of(again) == texts
   [first] = one_chunk(params, features, PROMPTS[:1], max_new_tokens=1)
@@ -149,7 +149,7 @@ def test_cache_equals_whole_rows(
 def test_padding_rows_do_not_hold_up_the_others(
   params: Any, tokenizer: Any, pixels: np.ndarray
 ) -> None:
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=4, images=2)
+  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=4)
   text, length, image = generator._pad([[5, 6], [7] * 20], [1, 0])
   assert text.shape == (4, 32)
   assert text[0].tolist() == [0] * 30 + [5, 6]
