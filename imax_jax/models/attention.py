@@ -108,7 +108,7 @@ def attend_both(
   """`attend` to keys that a row's Q queries share and to each one's own, as if in one.
 
   q [N, H, Q, d]; keys and values shared [N, K, J, d] twice, own [N, K, Q, A, d] twice;
-  bias float32[N, 1, Q, J] and float32[A] -> [N, H, Q, d]. The shared ones are read once
+  bias float32[N, 1, Q, J] and float32[1, 1, 1, A] -> [N, H, Q, d]. The shared ones are read once
   for all queries, and never laid beside the own.
   """
   rows, num_heads, tokens, width = q.shape

@@ -210,4 +210,4 @@ class Decoder(nn.Module):
     own = column <= past.step
     if self.window:
       own &= past.step - column < self.window
-    return attention.mask_bias(mask), attention.mask_bias(own)[0]
+    return attention.mask_bias(mask), attention.mask_bias(own[None, None])
