@@ -49,6 +49,13 @@ _TASK = flags.DEFINE_string("task", None, "predict: one of the seven tasks.")
 _QUESTION = flags.DEFINE_string(
   "question", None, "predict: the question (vqa), organ (rec), box (reg) or ratio."
 )
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", None, "predict: draw the answer; 1: by the model's probabilities."
+)
+_TOP_P = flags.DEFINE_float(
+  "top_p", None, "predict: from the likeliest tokens that have so much together."
+)
+_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", None, "predict: what is drawn.")
 _ENTRY = flags.DEFINE_string("entry", None, "explain: an entry's id.")
 _SPLIT = flags.DEFINE_string("split", None, "export: imax_train, imax_test, …")
 _STYLE = flags.DEFINE_enum(
@@ -112,6 +119,7 @@ Without a verb the config's own list runs. What is done already is not done agai
   predict   one image, one task
               … predict --image film.jpg --task rec --question heart \\
                 --checkpoint runs/phantom/runs/imax-s0
+              … predict … --temperature 0.7 --top_p 0.9 --sample_seed 1   drawn
   bundle    a run as one folder to hand on: adapter, connector, card; PEFT reads it too
               … bundle --checkpoint runs/phantom/runs/imax-s0
   merge     a run's decoder with its adapter added in, as Hugging Face keeps it
@@ -220,6 +228,9 @@ def _main(argv: list[str]) -> None:
     "task": _TASK.value,
     "question": _QUESTION.value,
     "checkpoint": _CHECKPOINT.value,
+    "temperature": _text(_TEMPERATURE.value),
+    "top_p": _text(_TOP_P.value),
+    "sample_seed": _text(_SAMPLE_SEED.value),
     "entry": _ENTRY.value,
     "split": _SPLIT.value,
     "style": _STYLE.value,
@@ -233,6 +244,10 @@ def _main(argv: list[str]) -> None:
     raise _Refused(error) from error
   except experiment.Preempted as error:
     raise _Again(str(error), experiment.EXIT_AGAIN) from error
+
+
+def _text(value: float | None) -> str | None:
+  return None if value is None else str(value)
 
 
 class _Again(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.features import Features
 from imax_jax.evaluate import generate
 from imax_jax.evaluate.generate import Generated
+from imax_jax.evaluate.grid import Sampling
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
@@ -267,9 +269,10 @@ class Study:
     pixels: np.ndarray | Features,
     asked: Sequence[tuple[int, str]],
     title: str,
+    sampling: Sampling | None = None,
   ) -> list[Generated]:
-    """Greedy answers to (image number, prompt), in the order asked."""
-    found = dict(self.stream(trainable, pixels, asked, title))
+    """Answers to (image number, prompt), in the order asked; greedy without `sampling`."""
+    found = dict(self.stream(trainable, pixels, asked, title, sampling))
     return [found[number] for number in range(len(asked))]
 
   def stream(
@@ -278,9 +281,13 @@ class Study:
     pixels: np.ndarray | Features,
     asked: Sequence[tuple[int, str]],
     title: str,
+    sampling: Sampling | None = None,
+    known: Collection[int] = (),
   ) -> Iterator[tuple[int, Generated]]:
-    """The same as they are found, each with its place among those asked."""
+    """The same as they end, each with its number among those asked, but for `known`."""
     _, frozen = self.own_parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
-      yield from self.generator.stream(params, pixels, asked, progress=tick)
+      yield from self.generator.stream(
+        params, pixels, asked, sampling=sampling, known=known, progress=tick
+      )
