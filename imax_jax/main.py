@@ -49,13 +49,13 @@ _TASK = flags.DEFINE_string("task", None, "predict: one of the seven tasks.")
 _QUESTION = flags.DEFINE_string(
   "question", None, "predict: the question (vqa), organ (rec), box (reg) or ratio."
 )
-_TEMPERATURE = flags.DEFINE_float(
+_TEMPERATURE = flags.DEFINE_string(
   "temperature", None, "predict: draw the answer; 1: by the model's probabilities."
 )
-_TOP_P = flags.DEFINE_float(
+_TOP_P = flags.DEFINE_string(
   "top_p", None, "predict: from the likeliest tokens that have so much together."
 )
-_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", None, "predict: what is drawn.")
+_SAMPLE_SEED = flags.DEFINE_string("sample_seed", None, "predict: decides the draw.")
 _ENTRY = flags.DEFINE_string("entry", None, "explain: an entry's id.")
 _SPLIT = flags.DEFINE_string("split", None, "export: imax_train, imax_test, …")
 _STYLE = flags.DEFINE_enum(
@@ -223,31 +223,20 @@ def _main(argv: list[str]) -> None:
   _simulate(verbs)
   _join()
   _keep_programs(Path(_WORKDIR.value))
-  request = {
-    "image": _IMAGE.value,
-    "task": _TASK.value,
-    "question": _QUESTION.value,
-    "checkpoint": _CHECKPOINT.value,
-    "temperature": _text(_TEMPERATURE.value),
-    "top_p": _text(_TOP_P.value),
-    "sample_seed": _text(_SAMPLE_SEED.value),
-    "entry": _ENTRY.value,
-    "split": _SPLIT.value,
-    "style": _STYLE.value,
-    "per_image": "yes" if _PER_IMAGE.value else "",
-    "rows": str(_ROWS.value),
-    "dtype": _DTYPE.value,
-  }
+  said = (
+    _IMAGE, _TASK, _QUESTION, _CHECKPOINT, _TEMPERATURE, _TOP_P, _SAMPLE_SEED, _ENTRY,
+    _SPLIT, _STYLE, _DTYPE,
+  )  # fmt: skip
+  request = {flag.name: flag.value for flag in said}
+  request |= {
+    "per_image": "yes" if _PER_IMAGE.value else "", "rows": str(_ROWS.value)
+  }  # fmt: skip
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
   except experiment.UsageError as error:
     raise _Refused(error) from error
   except experiment.Preempted as error:
     raise _Again(str(error), experiment.EXIT_AGAIN) from error
-
-
-def _text(value: float | None) -> str | None:
-  return None if value is None else str(value)
 
 
 class _Again(Exception):

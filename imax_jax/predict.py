@@ -107,11 +107,11 @@ def sampling_of(request: Mapping[str, str | None]) -> Sampling | None:
       raise UsageError("--top_p and --sample_seed need --temperature, e.g. 0.7")
     return None
   top_p, seed = others
-  sampling = Sampling(float(temperature), float(top_p or 1), int(seed or 0))
   try:
+    sampling = Sampling(float(temperature), float(top_p or 1), int(seed or 0))
     sampling.check()
   except ValueError as error:
-    raise UsageError(str(error)) from None
+    raise UsageError(f"--temperature, --top_p, --sample_seed: {error}") from None
   return sampling
 
 

@@ -344,6 +344,11 @@ def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> 
   assert "secret" not in str(caught.value)
   with pytest.raises(ValueError, match="max_new_tokens=0"):
     generator(params, pixels, PROMPTS, max_new_tokens=0)
-  for wrong in (Sampling(0.0), Sampling(1.0, 0.0), Sampling(1.0, 1.5), Sampling(-1.0)):
-    with pytest.raises(ValueError, match="expected temperature > 0 and 0 < top_p <= 1"):
+  for wrong in (
+    Sampling(0.0),
+    Sampling(1.0, 0.0),
+    Sampling(1.0, 1.5),
+    Sampling(seed=-1),
+  ):
+    with pytest.raises(ValueError, match="expected temperature > 0, 0 < top_p"):
       generator(params, pixels, PROMPTS, sampling=wrong)

@@ -31,10 +31,15 @@ class Sampling(NamedTuple):
 
   def check(self) -> None:
     """Raises ValueError: a value out of its range."""
-    if not self.temperature > 0 or not 0 < self.top_p <= 1:
+    if (
+      not 0 < self.temperature < float("inf")
+      or not 0 < self.top_p <= 1
+      or not 0 <= self.seed < 2**31
+    ):
       raise ValueError(
-        f"sampling: temperature={self.temperature}, top_p={self.top_p}: expected "
-        "temperature > 0 and 0 < top_p <= 1; without sampling answers are greedy"
+        f"sampling: temperature={self.temperature}, top_p={self.top_p}, seed="
+        f"{self.seed}: expected temperature > 0, 0 < top_p <= 1 and 0 <= seed < 2^31; "
+        "without sampling answers are greedy"
       )
 
 

@@ -70,8 +70,13 @@ def appending(path: str | Path) -> Iterator[Callable[[Prediction], None]]:
   What kills the program at any time leaves whole lines and at most a part of one, for
   `read_whole_lines`.
   """
-  with Path(path).open("ab", buffering=0) as file:
-    yield lambda prediction: file.write(_line(prediction)) and None
+  with Path(path).open("ab") as file:
+
+    def add(prediction: Prediction) -> None:
+      file.write(_line(prediction))
+      file.flush()
+
+    yield add
 
 
 def _line(prediction: Prediction) -> bytes:
