@@ -267,18 +267,21 @@ def main() -> None:
   texts = {name: run() for name, run in contenders.items()}
   check(options, texts)
   seconds: dict[str, list[float]] = {name: [] for name in contenders}
+  cores: dict[str, list[float]] = {name: [] for name in contenders}
   for _ in range(options.rounds):
     for name, run in contenders.items():
-      began = time.perf_counter()
+      began, worked = time.perf_counter(), time.process_time()
       run()
       seconds[name].append(time.perf_counter() - began)
+      cores[name].append(time.process_time() - worked)
   for name, times in seconds.items():
     ratios = [one / own for one, own in zip(seconds["peer"], times, strict=True)]
     sys.stdout.write(
       f"  {name}  {statistics.median(times):7.2f} s, "
       f"{len(asked) / statistics.median(times):7.1f} answers/s, "
       f"{statistics.median(ratios):5.2f} times the peer "
-      f"({min(ratios):.2f} to {max(ratios):.2f})\n"
+      f"({min(ratios):.2f} to {max(ratios):.2f}); {statistics.median(cores[name]):.2f} s "
+      "of processors\n"
     )
 
 

@@ -134,12 +134,17 @@ def scored_rows(
   return answers
 
 
+@pytest.fixture(scope="module")
+def generator(tokenizer: Any) -> Generator:
+  return Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8)
+
+
 def texts_of(found: Sequence[Generated]) -> list[str]:
   return [generated.text for generated in found]
 
 
 def test_cache_equals_whole_rows(
-  ending: Any, tokenizer: Any, pixels: np.ndarray
+  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
   params = ending
   scored = scored_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
@@ -149,7 +154,6 @@ def test_cache_equals_whole_rows(
   assert len({len(ids) for ids in want}) >= 2
   assert any(ids[-1] != tokenizer.eos_token_id for ids in want)
   seen: list[tuple[int, int]] = []
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3)
   got = generator(params, pixels, PROMPTS, progress=lambda *at: seen.append(at))
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
   assert texts_of(got) == texts
@@ -162,10 +166,11 @@ def test_cache_equals_whole_rows(
   features = jax.jit(partial(Vlm(**FIELDS).apply, method="encode"))(
     {"params": params}, pixels
   )
-  one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8)
-  again = one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET)
-  assert texts_of(again) == texts
-  [first] = one_chunk(params, features, PROMPTS[:1], max_new_tokens=1)
+  again = generator(params, features, PROMPTS, max_new_tokens=BUDGET - 1)
+  assert [one == two for one, two in zip(again, got, strict=True)] == [
+    len(ids) < BUDGET for ids in want
+  ]
+  [first] = generator(params, features, PROMPTS[:1], max_new_tokens=1)
   assert first.text == tokenizer.decode(want[0][:1], skip_special_tokens=True)
   assert first.num_tokens == 1
 
@@ -181,10 +186,9 @@ def many() -> list[tuple[int, str]]:
 
 
 def test_company_changes_no_answer(
-  ending: Any, tokenizer: Any, pixels: np.ndarray
+  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
   prompts = many()
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=32)
   together = generator(ending, pixels, prompts)
   assert len(set(texts_of(together))) > 32
   assert len({generated.num_tokens for generated in together}) > 3
@@ -204,10 +208,9 @@ def test_company_changes_no_answer(
 
 
 def test_answers_that_are_known_are_not_asked_for_again(
-  ending: Any, tokenizer: Any, pixels: np.ndarray
+  ending: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
   prompts = many()
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8)
   whole = list(generator.stream(ending, pixels, prompts))
   assert sorted(number for number, _ in whole) == [*range(64)]
   for cut in (0, 1, 13, 40, 63, 64):
@@ -242,22 +245,19 @@ def test_a_window_hides_what_is_far(
 
 
 def test_samples_are_the_seeds_and_the_questions(
-  params: Any, tokenizer: Any, pixels: np.ndarray
+  params: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=32)
-  narrow = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=4)
   prompts, drawn = many(), Sampling(0.8, 0.9, seed=3)
   found = texts_of(generator(params, pixels, prompts, sampling=drawn))
-  assert texts_of(narrow(params, pixels, prompts, sampling=drawn)) == found
   # Neither those behind a question nor those about other images change what it draws.
-  assert texts_of(narrow(params, pixels, prompts[:9], sampling=drawn)) == found[:9]
+  assert texts_of(generator(params, pixels, prompts[:9], sampling=drawn)) == found[:9]
   other = texts_of(generator(params, pixels, prompts, sampling=drawn._replace(seed=4)))
   assert sum(one == two for one, two in zip(found, other, strict=True)) < 8
   greedy = texts_of(generator(params, pixels, prompts))
   for cold in (Sampling(temperature=1e-4), Sampling(top_p=1e-6)):
     assert texts_of(generator(params, pixels, prompts, sampling=cold)) == greedy
   # The same question, asked again and again, is answered in several ways.
-  again = texts_of(generator(params, pixels, prompts[:1] * 16, sampling=Sampling()))
+  again = texts_of(generator(params, pixels, prompts[:1] * 8, sampling=Sampling()))
   assert len(set(again)) > 4
 
 
@@ -304,7 +304,7 @@ def test_rows_are_packed_without_loss() -> None:
     line, row = grid.packed(alive)
     size = row.size
     assert size & (size - 1) == 0
-    assert size // 2 < alive.sum() <= size
+    assert alive.sum() <= size <= max(2 * alive.sum() - 1, min(8, alive.size))
     kept = [(n, q) for n, those in zip(line, row, strict=True) for q in those if q >= 0]
     assert kept == [*zip(*map(list, np.nonzero(alive)), strict=True)]
 
@@ -333,8 +333,9 @@ def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:
   assert generator.prefix_slot.tolist()[-SLOTS:] == [*range(SLOTS)]
 
 
-def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> None:
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET)
+def test_mistakes_are_named(
+  params: Any, pixels: np.ndarray, generator: Generator
+) -> None:
   assert generator(params, pixels, []) == []
   with pytest.raises(ValueError, match="image 5, pixels holds 5") as caught:
     generator(params, pixels, [(5, "[vqa] secret question")])

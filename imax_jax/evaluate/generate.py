@@ -212,9 +212,8 @@ class Generator:
     )
     step, going = 1, last >= 0
     while True:
-      # No more than half of the rows are alive when they are packed anew.
       rows, step = self._programs.decode(
-        params, lines, rows, step, going.size // 2, sampling
+        params, lines, rows, step, grid.fewer(going), sampling
       )
       said, total, done = map(np.asarray, (rows.said, rows.total, rows.done))
       ended = going & (done | (int(step) == budget))

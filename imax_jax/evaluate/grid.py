@@ -22,6 +22,9 @@ from imax_jax.models.block import Past
 from imax_jax.models.vlm import Vlm
 
 
+_SMALL = 8  # rows: a smaller grid would take as long, and a program of its own
+
+
 class Sampling(NamedTuple):
   """Tokens are drawn from the `top_p` likeliest of the logits over `temperature`."""
 
@@ -229,12 +232,18 @@ class Programs:
     )
 
 
+def fewer(alive: np.ndarray) -> int:
+  """How many rows of bool[M, Q] may still go on when the grid is packed."""
+  return alive.size // 2 if alive.size > _SMALL else 0
+
+
 def packed(alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """bool[M, Q] -> (line int32[M'], row int32[M', Q']): as few rows as a power of two.
 
   Of the grids of so many rows the one with the fewest lines.
   """
   size = 1 << (int(alive.sum()) - 1).bit_length()
+  size = max(size, min(_SMALL, alive.size))
   count, questions = alive.sum(1), size
   while (-(-count // questions)).sum() > size // questions:
     questions //= 2
