@@ -21,7 +21,6 @@ from imax_jax.models.block import Cache
 from imax_jax.models.block import Past
 from imax_jax.models.vlm import Vlm
 
-
 _SMALL = 8  # rows: a smaller grid would take as long, and a program of its own
 
 
