@@ -295,13 +295,13 @@ def answer(
   style = templates.style_of(config.prompt.style, legacy=config.prompt.legacy)
   num_slots = int((arrays["slot"] >= 0).sum())
   generator = Generator(
-    parameters.model, tokenizer, num_slots, _NEW_TOKENS, rows=1, images=1, style=style
+    parameters.model, tokenizer, num_slots, _NEW_TOKENS, rows=1, style=style
   )
   question = [(0, "[vqa] Is there a pleural effusion?")]
   said = []
   for name in ("answer, with compiling", "answer"):
     with log.phase(name):
-      said.append(generator(params, arrays["pixels"], question)[0])
+      said.append(generator(params, arrays["pixels"], question)[0].text)
   log.say(f"{_NEW_TOKENS} tokens at most: {said[0]!r}")
   if said[0] != said[1]:
     raise AssertionError("the same question was answered in two ways")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from imax_jax import deliver
 from imax_jax import evaluated
 from imax_jax import ledger
@@ -20,6 +22,7 @@ from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.schema import Prediction
 from imax_jax.study import Study
 
 
@@ -69,13 +72,7 @@ def _evaluate(
   """The station of one set of weights: its predictions and its scores."""
 
   def make(folder: Path) -> None:
-    records = study.records("imax_test")
-    asked = [
-      (i, entry.prompt) for i in range(len(records)) for entry in records[i].entries
-    ]
-    texts = study.answer(weights(), study.pixels("imax_test"), asked, name)
-    predictions = predictions_lib.predict_values(study.entries("imax_test"), texts)
-    predictions_lib.write_predictions(folder / "predictions.jsonl", predictions)
+    predictions = _predictions(study, folder / "predictions.jsonl", weights, name)
     said = scoring.summary(
       predictions,
       study.entries("imax_test"),
@@ -87,4 +84,36 @@ def _evaluate(
     intervals.write_tally(folder / evaluated.TALLY, tally)
     write_json(folder / "scores.json", said | {"intervals": intervals.of(tally)})
 
-  return study.ledger.station(f"evaluations/{name}", inputs, make)
+  return study.ledger.station(f"evaluations/{name}", inputs, make, resumable=True)
+
+
+def _predictions(
+  study: Study, path: Path, weights: Callable[[], Mapping[str, Any]], name: str
+) -> list[Prediction]:
+  """Those of the test split, in its order, as their file keeps them.
+
+  The file grows line by line as answers end, those on it already are not asked again,
+  and at the end its lines are brought into the entries' order: however often it was
+  interrupted, the same bytes.
+  """
+  records, asked, entries = study.records("imax_test"), [], {}
+  for number in range(len(records)):
+    for entry in records[number].entries:
+      asked.append((number, entry.prompt))
+      entries[entry.id] = entry
+  if len(entries) < len(asked):
+    raise ValueError("imax_test: two entries have one id: build the data again")
+  known, ids = predictions_lib.read_whole_lines(path, entries), list(entries)
+  if len(known) < len(asked):
+    if known:
+      logging.info("%s: %d of %d answers are there", name, len(known), len(asked))
+    numbers = [number for number, name in enumerate(ids) if name in known]
+    answers = study.stream(
+      weights(), study.pixels("imax_test"), asked, name, known=numbers
+    )
+    with predictions_lib.appending(path) as add:
+      for number, generated in answers:
+        add(predictions_lib.predict_value(entries[ids[number]], generated.text))
+  predictions = predictions_lib.read_predictions(path, entries)
+  predictions_lib.write_predictions(path, predictions)
+  return predictions

@@ -49,6 +49,13 @@ _TASK = flags.DEFINE_string("task", None, "predict: one of the seven tasks.")
 _QUESTION = flags.DEFINE_string(
   "question", None, "predict: the question (vqa), organ (rec), box (reg) or ratio."
 )
+_TEMPERATURE = flags.DEFINE_string(
+  "temperature", None, "predict: draw the answer; 1: by the model's probabilities."
+)
+_TOP_P = flags.DEFINE_string(
+  "top_p", None, "predict: from the likeliest tokens that have so much together."
+)
+_SAMPLE_SEED = flags.DEFINE_string("sample_seed", None, "predict: decides the draw.")
 _ENTRY = flags.DEFINE_string("entry", None, "explain: an entry's id.")
 _SPLIT = flags.DEFINE_string("split", None, "export: imax_train, imax_test, …")
 _STYLE = flags.DEFINE_enum(
@@ -116,6 +123,7 @@ Without a verb the config's own list runs. What is done already is not done agai
   predict   one image, one task
               … predict --image film.jpg --task rec --question heart \\
                 --checkpoint runs/phantom/runs/imax-s0
+              … predict … --temperature 0.7 --top_p 0.9 --sample_seed 1   drawn
   bundle    a run as one folder to hand on: adapter, connector, card; PEFT reads it too
               … bundle --checkpoint runs/phantom/runs/imax-s0
   merge     a run's decoder with its adapter added in, as Hugging Face keeps it
@@ -219,19 +227,14 @@ def _main(argv: list[str]) -> None:
   _simulate(verbs)
   _join()
   _keep_programs(Path(_WORKDIR.value))
-  request = {
-    "image": _IMAGE.value,
-    "task": _TASK.value,
-    "question": _QUESTION.value,
-    "checkpoint": _CHECKPOINT.value,
-    "entry": _ENTRY.value,
-    "split": _SPLIT.value,
-    "style": _STYLE.value,
-    "per_image": "yes" if _PER_IMAGE.value else "",
-    "rows": str(_ROWS.value),
-    "dtype": _DTYPE.value,
-    "runs": _RUNS.value,
-  }
+  said = (
+    _IMAGE, _TASK, _QUESTION, _CHECKPOINT, _TEMPERATURE, _TOP_P, _SAMPLE_SEED, _ENTRY,
+    _SPLIT, _STYLE, _DTYPE, _RUNS,
+  )  # fmt: skip
+  request = {flag.name: flag.value for flag in said}
+  request |= {
+    "per_image": "yes" if _PER_IMAGE.value else "", "rows": str(_ROWS.value)
+  }  # fmt: skip
   try:
     experiment.run(_CONFIG.value, _WORKDIR.value, verbs, request)
   except experiment.UsageError as error:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,7 @@ from imax_jax import deliver
 from imax_jax.data import images
 from imax_jax.data import prompts
 from imax_jax.evaluate import predictions as predictions_lib
+from imax_jax.evaluate.grid import Sampling
 from imax_jax.ledger import whole
 from imax_jax.report import examples
 from imax_jax.schema import FINDINGS
@@ -42,7 +44,8 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   Args:
     request: "image", "task", "checkpoint" and, where the task needs one, "question":
       the question (vqa), the organ (rec), the box "<x><y><x><y>" in thousandths (reg),
-      "ctr" or "cpar" (calculation).
+      "ctr" or "cpar" (calculation). With "temperature" the answer is drawn, from the
+      "top_p" likeliest tokens and by "sample_seed"; without, it is greedy.
 
   Raises:
     UsageError: something is missing or unknown.
@@ -51,7 +54,9 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   for key in ("image", "task", "checkpoint"):
     if not request[key]:
       raise UsageError(f"predict needs --{key}; --help shows an example")
-  path, task = Path(str(request["image"])), str(request["task"])
+  path, task, sampling = (
+    Path(str(request["image"])), str(request["task"]), sampling_of(request)
+  )  # fmt: skip
   entry = make_request(path.stem, task, request["question"])
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image; give a JPEG or PNG with --image")
@@ -67,13 +72,16 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
     None
   ]
   trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
-  [text] = study.answer(trained, pixels, [(0, entry.prompt)], "")
+  [(text, log_prob, _)] = study.answer(
+    trained, pixels, [(0, entry.prompt)], "", sampling
+  )
   [prediction] = predictions_lib.predict_values([entry], [text])
-  shown = {
+  shown: dict[str, Any] = {
     "task": task,
     "prompt": entry.prompt,
     "text": text,
     "reason": prediction.reason,
+    "log_prob": round(log_prob, 4),
   }
   if task == "rec" and isinstance(prediction.value, Region):
     out = study.workdir / "predict" / f"{path.stem}-rec.png"
@@ -83,6 +91,28 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
       part.write_bytes(examples.draw_boxes(grey, [mark]))
     shown["picture"] = str(out)
   sys.stdout.write(json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
+
+
+def sampling_of(request: Mapping[str, str | None]) -> Sampling | None:
+  """What "temperature", "top_p" and "sample_seed" ask for; None: greedy.
+
+  Raises:
+    UsageError: a value out of range, or the others without a temperature.
+  """
+  temperature, *others = (
+    request.get(key) for key in ("temperature", "top_p", "sample_seed")
+  )
+  if not temperature:
+    if any(others):
+      raise UsageError("--top_p and --sample_seed need --temperature, e.g. 0.7")
+    return None
+  top_p, seed = others
+  try:
+    sampling = Sampling(float(temperature), float(top_p or 1), int(seed or 0))
+    sampling.check()
+  except ValueError as error:
+    raise UsageError(f"--temperature, --top_p, --sample_seed: {error}") from None
+  return sampling
 
 
 def make_request(name: str, task: str, question: str | None) -> Entry:

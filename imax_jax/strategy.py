@@ -57,7 +57,8 @@ def _pseudo_imax(
 
     def generate(requests: Sequence[label.Request]) -> list[str]:
       asked = [(chosen[request.index], request.entry.prompt) for request in requests]
-      return study.answer(trained, pixels, asked, f"pseudo labels s{seed}")
+      found = study.answer(trained, pixels, asked, f"pseudo labels s{seed}")
+      return [generated.text for generated in found]
 
     made, dropped = label.label(
       subset,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,6 +38,8 @@ from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.features import Features
 from imax_jax.evaluate import generate
+from imax_jax.evaluate.generate import Generated
+from imax_jax.evaluate.grid import Sampling
 from imax_jax.ledger import Ledger
 from imax_jax.ledger import plain
 from imax_jax.models.vlm import Vlm
@@ -275,9 +279,25 @@ class Study:
     pixels: np.ndarray | Features,
     asked: Sequence[tuple[int, str]],
     title: str,
-  ) -> list[str]:
-    """Greedy answers to (image number, prompt), in the order asked."""
+    sampling: Sampling | None = None,
+  ) -> list[Generated]:
+    """Answers to (image number, prompt), in the order asked; greedy without `sampling`."""
+    found = dict(self.stream(trainable, pixels, asked, title, sampling))
+    return [found[number] for number in range(len(asked))]
+
+  def stream(
+    self,
+    trainable: Mapping[str, Any],
+    pixels: np.ndarray | Features,
+    asked: Sequence[tuple[int, str]],
+    title: str,
+    sampling: Sampling | None = None,
+    known: Collection[int] = (),
+  ) -> Iterator[tuple[int, Generated]]:
+    """The same as they end, each with its number among those asked, but for `known`."""
     _, frozen = self.own_parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
-      return self.generator(params, pixels, asked, progress=tick)
+      yield from self.generator.stream(
+        params, pixels, asked, sampling=sampling, known=known, progress=tick
+      )

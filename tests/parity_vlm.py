@@ -185,8 +185,8 @@ def whole_measures() -> list[Measure]:
 class _Ids(Generator):
   """Answers as they are decoded, before they become text."""
 
-  def _text(self, row: np.ndarray) -> Any:
-    return row.tolist()
+  def _text(self, ids: np.ndarray) -> Any:
+    return ids.tolist()
 
 
 def prompts() -> list[tuple[int, str]]:
@@ -202,14 +202,15 @@ def prompts() -> list[tuple[int, str]]:
 def answers() -> tuple[list[list[int]], list[list[int]], float]:
   """(our ids of each prompt, the reference's, the closest that a second choice came).
 
-  The last is the least difference of the two largest logits over the largest: an error of
-  half of it could change an answer.
+  End tokens are left out. The last is the least difference of the two largest logits over
+  the largest: an error of half of it could change an answer.
   """
   tokenizer = tokenizer_lib.train_tokenizer([], 259)
   reference, model = Reference(), Vlm(**fields())
-  generator = _Ids(model, tokenizer, SLOTS, NEW_TOKENS, rows=32, images=IMAGES)
+  generator = _Ids(model, tokenizer, SLOTS, NEW_TOKENS, rows=32)
   held = models.pixels(IMAGES, _SIDE)
-  got: Any = generator(reference.params(expected(model, _batch())), held, prompts())
+  found = generator(reference.params(expected(model, _batch())), held, prompts())
+  got: Any = [generated.text for generated in found]
   template = templates.STYLES["llama2"].evaluation
   spoken = templates.layout_of(tokenizer, template)
   want, gaps = [], []
@@ -229,7 +230,7 @@ def answers() -> tuple[list[list[int]], list[list[int]], float]:
         output_logits=True,
       )
       said = out.sequences[0].tolist()
-      want.append(said + [tokenizer.pad_token_id] * (NEW_TOKENS - len(said)))
+      want.append([token for token in said if token != spoken.end_id])
       for logits in out.logits:
         first, second = logits[0].topk(2).values
         gaps.append(float((first - second) / logits.abs().max()))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +18,11 @@ from imax_jax import tree
 from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.evaluate import generate
+from imax_jax.evaluate import grid
+from imax_jax.evaluate.generate import Generated
 from imax_jax.evaluate.generate import Generator
+from imax_jax.evaluate.grid import Sampling
 from imax_jax.models.vlm import Vlm
 
 SLOTS = 4
@@ -91,12 +98,24 @@ def whole_rows(
   params: Any, tokenizer: Any, pixels: np.ndarray, prompts: Any, budget: int
 ) -> list[list[int]]:
   """Greedy ids of each prompt by the full forward, one token at a time, no cache."""
+  return [ids for ids, _ in scored_rows(params, tokenizer, pixels, prompts, budget)]
+
+
+def scored_rows(
+  params: Any,
+  tokenizer: Any,
+  pixels: np.ndarray,
+  prompts: Any,
+  budget: int,
+  forward: Callable[..., jax.Array] = forward,
+) -> list[tuple[list[int], float]]:
+  """The same, and the mean log-probability of each answer's ids."""
   length = 96
   prefix, slots = records.prefix_of(tokenizer, SLOTS)
   answers = []
   for image, prompt in prompts:
     text = [*prefix, *tokenizer_lib.encode(tokenizer, templates.LLAMA2.wrap(prompt))]
-    asked = len(text)
+    asked, total = len(text), 0.0
     while len(text) < asked + budget and text[-1] != tokenizer.eos_token_id:
       used = len(text)
       batch = {
@@ -108,51 +127,186 @@ def whole_rows(
         "position": np.arange(length)[None].astype(np.int32),
       }
       batch["slot"][0, : len(prefix)] = slots
-      text.append(int(np.argmax(forward(params, batch)[0, used - 1])))
-    answers.append(text[asked:])
+      logits = np.asarray(forward(params, batch)[0, used - 1], np.float64)
+      text.append(int(np.argmax(logits)))
+      total += logits.max() - np.log(np.exp(logits).sum())
+    answers.append((text[asked:], total / (len(text) - asked)))
   return answers
 
 
+@pytest.fixture(scope="module")
+def generator(tokenizer: Any) -> Generator:
+  return Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8)
+
+
+def texts_of(found: Sequence[Generated]) -> list[str]:
+  return [generated.text for generated in found]
+
+
 def test_cache_equals_whole_rows(
-  ending: Any, tokenizer: Any, pixels: np.ndarray
+  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
   params = ending
-  want = whole_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
+  scored = scored_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
+  want = [ids for ids, _ in scored]
   # The case must be worth the name: different answers, of different lengths.
   assert len({tuple(ids) for ids in want}) >= 5
   assert len({len(ids) for ids in want}) >= 2
   assert any(ids[-1] != tokenizer.eos_token_id for ids in want)
   seen: list[tuple[int, int]] = []
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=3, images=2)
   got = generator(params, pixels, PROMPTS, progress=lambda *at: seen.append(at))
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
-  assert got == texts
+  assert texts_of(got) == texts
+  assert [generated.num_tokens for generated in got] == [*map(len, want)]
+  np.testing.assert_allclose(
+    [generated.log_prob for generated in got], [score for _, score in scored], atol=1e-5
+  )
   assert seen[-1] == (len(PROMPTS), len(PROMPTS))
   # Neither chunking nor company changes an answer, nor do features instead of pixels.
   features = jax.jit(partial(Vlm(**FIELDS).apply, method="encode"))(
     {"params": params}, pixels
   )
-  one_chunk = Generator(Vlm(**FIELDS), tokenizer, SLOTS, 99, rows=8, images=5)
-  assert one_chunk(params, features, PROMPTS, max_new_tokens=BUDGET) == texts
-  assert one_chunk(params, features, PROMPTS[:1], max_new_tokens=1) == [
-    tokenizer.decode(want[0][:1], skip_special_tokens=True)
+  again = generator(params, features, PROMPTS, max_new_tokens=BUDGET - 1)
+  for one, two in zip(again, got, strict=True):
+    assert one.num_tokens == min(two.num_tokens, BUDGET - 1)
+    assert one.text == two.text or two.num_tokens == BUDGET
+  [first] = generator(params, features, PROMPTS[:1], max_new_tokens=1)
+  assert first.text == tokenizer.decode(want[0][:1], skip_special_tokens=True)
+  assert first.num_tokens == 1
+
+
+def many() -> list[tuple[int, str]]:
+  """64 questions of many lengths about five images, in no order."""
+  rng = np.random.default_rng(7)
+  letters = [*"abcdefgh "]
+  return [
+    (int(rng.integers(5)), f"[vqa] {''.join(rng.choice(letters, 1 + number % 8))}?")
+    for number in range(64)
   ]
 
 
-def test_padding_rows_do_not_hold_up_the_others(
+def test_company_changes_no_answer(
+  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator
+) -> None:
+  prompts = many()
+  together = generator(ending, pixels, prompts)
+  assert len(set(texts_of(together))) > 32
+  assert len({generated.num_tokens for generated in together}) > 3
+  scores = [generated.log_prob for generated in together]
+
+  def same(found: Sequence[Generated]) -> None:
+    assert texts_of(found) == texts_of(together)
+    np.testing.assert_allclose([one.log_prob for one in found], scores, atol=1e-4)
+
+  same([generator(ending, pixels, [prompt])[0] for prompt in prompts])
+  order = np.random.default_rng(1).permutation(64)
+  shuffled = generator(ending, pixels, [prompts[i] for i in order])
+  same([shuffled[place] for place in np.argsort(order)])
+  same(
+    Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=5)(ending, pixels, prompts)
+  )
+
+
+def test_answers_that_are_known_are_not_asked_for_again(
+  ending: Any, pixels: np.ndarray, generator: Generator
+) -> None:
+  prompts = many()
+  whole = list(generator.stream(ending, pixels, prompts))
+  assert sorted(number for number, _ in whole) == [*range(64)]
+  for cut in (0, 1, 13, 40, 63, 64):
+    known = {number for number, _ in whole[:cut]}
+    seen: list[tuple[int, int]] = []
+    rest = generator.stream(
+      ending, pixels, prompts, known=known, progress=lambda *at, to=seen: to.append(at)
+    )
+    assert list(rest) == whole[cut:]  # to the last bit
+    assert seen == [(done, 64) for done in range(cut + 1, 65)]
+
+
+def test_a_window_hides_what_is_far(
   params: Any, tokenizer: Any, pixels: np.ndarray
 ) -> None:
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=4, images=2)
-  text, length, image = generator._pad([[5, 6], [7] * 20], [1, 0])
-  assert text.shape == (4, 32)
-  assert text[0].tolist() == [0] * 30 + [5, 6]
-  assert length.tolist() == [2, 20, 0, 0]
-  assert image.tolist() == [1, 0, 0, 0]
-  cache = generator._prefill(params, pixels[:2])
-  assert cache.k.shape == (2, 2, 2, len(generator.prefix_ids), 8)
-  out = generator._decode(params, cache, text, length, image, max_new_tokens=5)
-  assert out.shape == (4, 5)
-  assert not np.asarray(out[2:, 1:]).any()
+  # Shorter than prefix, prompt and answer, and than an answer with its question.
+  for window in (20, 5):
+    model = Vlm(**FIELDS | {"decoder": FIELDS["decoder"] | {"window": window}})
+
+    @jax.jit
+    def near(params: Any, batch: Any, model: Vlm = model) -> jax.Array:
+      return model.apply({"params": params}, batch).logits
+
+    scored = scored_rows(params, tokenizer, pixels, PROMPTS, BUDGET, near)
+    got = Generator(model, tokenizer, SLOTS, BUDGET, rows=8)(params, pixels, PROMPTS)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in scored]
+    assert texts_of(got) == texts
+    np.testing.assert_allclose(
+      [generated.log_prob for generated in got], [x for _, x in scored], atol=1e-5
+    )
+    assert texts != whole_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
+
+
+def test_samples_are_the_seeds_and_the_questions(
+  params: Any, pixels: np.ndarray, generator: Generator
+) -> None:
+  prompts, drawn = many(), Sampling(0.8, 0.9, seed=3)
+  found = texts_of(generator(params, pixels, prompts, sampling=drawn))
+  # Neither those behind a question nor those about other images change what it draws.
+  assert texts_of(generator(params, pixels, prompts[:9], sampling=drawn)) == found[:9]
+  other = texts_of(generator(params, pixels, prompts, sampling=drawn._replace(seed=4)))
+  assert sum(one == two for one, two in zip(found, other, strict=True)) < 8
+  greedy = texts_of(generator(params, pixels, prompts))
+  for cold in (Sampling(temperature=1e-4), Sampling(top_p=1e-6)):
+    assert texts_of(generator(params, pixels, prompts, sampling=cold)) == greedy
+  # The same question, asked again and again, is answered in several ways.
+  again = texts_of(generator(params, pixels, prompts[:1] * 8, sampling=Sampling()))
+  assert len(set(again)) > 4
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+  shares = np.array([0.5, 0.3, 0.15, 0.05])
+  logits = jnp.broadcast_to(jnp.log(shares), (40, 100, 4))
+  number = jnp.arange(4000).reshape(40, 100)
+
+  def drawn(sampling: Sampling) -> np.ndarray:
+    token, log_prob = grid.choose(logits, number, 5, sampling)
+    np.testing.assert_allclose(log_prob, np.log(shares)[np.asarray(token)], atol=1e-5)
+    return np.bincount(np.asarray(token).ravel(), minlength=4) / 4000
+
+  np.testing.assert_allclose(drawn(Sampling()), shares, atol=0.03)
+  np.testing.assert_allclose(
+    drawn(Sampling(top_p=0.7)), [0.625, 0.375, 0, 0], atol=0.03
+  )
+  hot = shares**0.5 / (shares**0.5).sum()
+  np.testing.assert_allclose(drawn(Sampling(temperature=2.0)), hot, atol=0.03)
+
+
+def test_lines_hold_an_images_questions_once() -> None:
+  rng = np.random.default_rng(0)
+  images, lengths = rng.integers(0, 40, 300), rng.integers(5, 90, 300)
+  found = generate.plan(images.tolist(), lengths.tolist(), rows=20)
+  numbers = [n for lines in found for line in lines for n in line.questions]
+  assert sorted(numbers) == [*range(300)]
+  for lines in found:
+    width = max(len(line.questions) for line in lines)
+    assert width * len(lines) <= 20
+    assert all({images[n] for n in line.questions} == {line.image} for line in lines)
+  # An image's prefix is computed once for as many of its questions as a grid holds.
+  asked = collections.Counter(images.tolist())
+  lines = collections.Counter(line.image for lines in found for line in lines)
+  assert lines == {image: -(-count // 16) for image, count in asked.items()}
+
+
+def test_rows_are_packed_without_loss() -> None:
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    alive = rng.random((int(rng.integers(1, 9)), int(rng.integers(1, 9)))) < 0.4
+    if not alive.any():
+      continue
+    line, row = grid.packed(alive)
+    size = row.size
+    assert size & (size - 1) == 0
+    assert alive.sum() <= size <= max(2 * alive.sum() - 1, min(8, alive.size))
+    kept = [(n, q) for n, those in zip(line, row, strict=True) for q in those if q >= 0]
+    assert kept == [*zip(*map(list, np.nonzero(alive)), strict=True)]
 
 
 def test_any_stop_token_ends_an_answer(
@@ -169,7 +323,7 @@ def test_any_stop_token_ends_an_answer(
   style = templates.Style(templates.LLAMA2, template)
   generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8, style=style)
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
-  assert generator(params, pixels, PROMPTS) == texts
+  assert texts_of(generator(params, pixels, PROMPTS)) == texts
 
 
 def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:
@@ -179,8 +333,9 @@ def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:
   assert generator.prefix_slot.tolist()[-SLOTS:] == [*range(SLOTS)]
 
 
-def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> None:
-  generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET)
+def test_mistakes_are_named(
+  params: Any, pixels: np.ndarray, generator: Generator
+) -> None:
   assert generator(params, pixels, []) == []
   with pytest.raises(ValueError, match="image 5, pixels holds 5") as caught:
     generator(params, pixels, [(5, "[vqa] secret question")])
@@ -190,3 +345,11 @@ def test_mistakes_are_named(params: Any, tokenizer: Any, pixels: np.ndarray) -> 
   assert "secret" not in str(caught.value)
   with pytest.raises(ValueError, match="max_new_tokens=0"):
     generator(params, pixels, PROMPTS, max_new_tokens=0)
+  for wrong in (
+    Sampling(0.0),
+    Sampling(1.0, 0.0),
+    Sampling(1.0, 1.5),
+    Sampling(seed=-1),
+  ):
+    with pytest.raises(ValueError, match="expected temperature > 0, 0 < top_p"):
+      generator(params, pixels, PROMPTS, sampling=wrong)

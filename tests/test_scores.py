@@ -388,6 +388,48 @@ def test_predictions_file_round_trip(tmp_path):
     predictions_lib.read_predictions(path, {})
 
 
+def test_a_killed_file_goes_on_and_a_wrong_one_is_refused(tmp_path):
+  entries = {e.id: e for e in EVERY_ENTRY}
+  predictions = predictions_lib.predict_values(
+    EVERY_ENTRY, [f"{e.answer}\r\u2028\n" for e in EVERY_ENTRY]
+  )
+  path = tmp_path / "imax.jsonl"
+  assert predictions_lib.read_whole_lines(path, entries) == {}
+  predictions_lib.write_predictions(path, predictions)
+  whole = path.read_bytes()
+  # Killed after any byte, it goes on behind the last whole line.
+  for cut in [*range(0, len(whole), 37), len(whole) - 1, len(whole)]:
+    path.write_bytes(whole[:cut])
+    known = predictions_lib.read_whole_lines(path, entries)
+    assert list(known.values()) == predictions[: whole[:cut].count(b"\n")]
+    with predictions_lib.appending(path) as add:
+      for prediction in predictions[len(known) :]:
+        add(prediction)
+    assert path.read_bytes() == whole, cut
+  # In whatever order they came, they are read in the entries'.
+  lines = whole.splitlines(keepends=True)
+  path.write_bytes(b"".join(lines[::-1]))
+  assert predictions_lib.read_predictions(path, entries) == predictions
+
+  def refused(content, match, among=entries):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=match) as caught:
+      predictions_lib.read_predictions(path, among)
+    assert "imax.jsonl" in str(caught.value)
+
+  refused(b"", "0 predictions for .* expected one each")
+  refused(b"", "0 predictions for 0 entries", {})
+  refused(b"".join(lines[:-1]), f"none for {EVERY_ENTRY[-1].id}")
+  refused(whole + lines[0], "has a prediction already")
+  refused(whole[:-1], "cut off")
+  other = {
+    **entries,
+    EVERY_ENTRY[0].id: dataclasses.replace(EVERY_ENTRY[0], answer="9"),
+  }
+  refused(whole, r"imax\.jsonl:1: .*another version of the data set", other)
+  refused(whole.replace(b'"text"', b'"test"', 1), "damaged")
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
   def broken():
     yield predict((EVERY_ENTRY[0], "0.5"))[0]

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +229,47 @@ def test_killed_and_resumed_is_the_same_run(
     assert lines[0] == lines[1]
 
 
+def test_a_killed_evaluation_ends_with_the_same_file(
+  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  workdir, name = tmp_path / "w", "evaluations/imax-s0"
+  shutil.copytree(done, workdir)
+  shutil.rmtree(workdir / name)
+  path, kills = workdir / name / "predictions.jsonl", 0
+  real = Study.stream
+
+  def killed(*asked: Any, **known: Any) -> Iterator[Any]:
+    for count, answer in enumerate(real(*asked, **known)):
+      if count == 5 + 7 * kills:
+        with path.open("ab") as file:  # as what dies in the middle of a line leaves it
+          file.write(b'{"id": "x')
+        raise Killed
+      yield answer
+
+  monkeypatch.setattr(Study, "stream", killed)
+  while True:
+    study, before = Study(config(), workdir), path.exists() and path.read_bytes()
+    try:
+      experiment.evaluate(study)
+      break
+    except Killed:
+      kills += 1
+      assert path.read_bytes().startswith(
+        before[: before.rfind(b"\n")] if before else b""
+      )
+  assert kills > 3
+  for file in ("predictions.jsonl", "scores.json"):
+    assert (workdir / name / file).read_bytes() == (done / name / file).read_bytes()
+  # One answer of another data set stops it: nothing is mixed.
+  (workdir / name / "station.json").unlink()
+  path.write_bytes(path.read_bytes().replace(b'"answer": "', b'"answer": "not ', 1))
+  mark = json.loads((done / name / "station.json").read_text("utf8"))
+  del mark["finished"]
+  (workdir / name / "station.json").write_text(json.dumps(mark))
+  with pytest.raises(ValueError, match="another version of the data set"):
+    experiment.evaluate(Study(config(), workdir))
+
+
 def test_a_run_that_diverges_says_so_in_one_line(done: Path, tmp_path: Path) -> None:
   workdir = tmp_path / "w"
   shutil.copytree(done, workdir)
@@ -251,6 +294,23 @@ def predict(done: Path, changed: ConfigDict | None = None, **request: str) -> No
   asked = {"image": str(image), "task": "report", "question": None} | request
   asked = {"checkpoint": checkpoint} | asked
   experiment.run(changed or config(), done, ["predict"], asked)
+
+
+def test_predict_draws_an_answer(
+  done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  said = []
+  for seed in ("1", "1", "2"):
+    predict(done, temperature="1.5", top_p="0.95", sample_seed=seed)
+    said.append(json.loads(capsys.readouterr().out))
+  assert said[0] == said[1]
+  assert said[0]["text"] != said[2]["text"]
+  assert said[0]["log_prob"] < 0
+  with pytest.raises(ValueError, match="need --temperature"):
+    predict(done, top_p="0.9")
+  for wrong in ("0", "warm", "nan"):
+    with pytest.raises(ValueError, match="--temperature"):
+      predict(done, temperature=wrong)
 
 
 def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:

@@ -1,42 +1,95 @@
-"""Greedy answers to many questions about many images.
+"""Answers to many questions about many images, greedy or drawn.
 
-    images ─prefill─▶ keys and values of each prefix ─┬─ question 1 ─extend─▶ ids ─▶ text
-    (once an image)              gathered a question  └─ question 2 ─extend─▶ …
+    image ─┐
+           ├─ a line: prefix │ question │ question … ─prefill─▶ grid ─decode─▶ ids ─▶ text
+    texts ─┘
 
-An image's prefix is computed once, however many questions are asked about it. Questions
-run in chunks of fixed shape: `rows` questions, padded on the left to one of a few
-lengths, so that few programs are compiled.
+An image's prefix is computed once with all of its questions behind it, and what it left is
+read by all of them (`grid`). Programs are compiled for few sizes of a grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data.features import Features
-from imax_jax.models.decoder import Cache
+from imax_jax.evaluate import grid
+from imax_jax.evaluate.grid import Sampling
 from imax_jax.models.vlm import Vlm
 
-_SHORTEST_PROMPT = 16
+_SHORTEST = 16
+_COLUMNS = 32  # tokens of an answer that have room at first
 
 
-def _padded_length(length: int) -> int:
-  """The next power of two: the program compiled for it serves all that are shorter."""
-  return max(_SHORTEST_PROMPT, 1 << (length - 1).bit_length())
+class Generated(NamedTuple):
+  """An answer.
+
+  log_prob: mean natural logarithm of its tokens' probabilities, the end token's included.
+  num_tokens: how many these are; an answer that the budget ends has no end token.
+  """
+
+  text: str
+  log_prob: float
+  num_tokens: int
+
+
+class Line(NamedTuple):
+  """An image and questions about it, by their numbers."""
+
+  image: int
+  questions: tuple[int, ...]
+
+
+def _size(length: int) -> int:
+  """The next of 16, 24, 32, 48, 64, 96, …: a program serves all that are shorter."""
+  size = max(_SHORTEST, _power(length))
+  return size * 3 // 4 if length <= size * 3 // 4 and size > _SHORTEST else size
+
+
+def _power(count: int) -> int:
+  """The next power of two."""
+  return 1 << (count - 1).bit_length()
+
+
+def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[Line]]:
+  """The lines of each grid.
+
+  Lines of about as many questions and tokens stand together: a grid is as wide as its
+  widest line.
+
+  Args:
+    images, lengths: the image and the number of tokens of each question.
+    rows: how many questions a grid may hold.
+  """
+  most = 1 << (rows.bit_length() - 1)
+  asked: dict[int, list[int]] = {}
+  for number, image in enumerate(images):
+    asked.setdefault(image, []).append(number)
+  by_width: dict[int, list[Line]] = {}
+  for image, numbers in sorted(asked.items()):
+    for at in range(0, len(numbers), most):
+      line = Line(image, tuple(numbers[at : at + most]))
+      by_width.setdefault(_power(len(line.questions)), []).append(line)
+  grids = []
+  for width, lines in sorted(by_width.items(), reverse=True):
+    lines.sort(key=lambda line: -sum(lengths[n] for n in line.questions))
+    high = most // width
+    grids += [lines[at : at + high] for at in range(0, len(lines), high)]
+  return grids
 
 
 class Generator:
-  """Greedy decoding, equal to running every row whole through the model at each token.
+  """Decoding, equal to running every row whole through the model at each token.
 
   Args:
     model: any `Vlm`; it is told nothing about tasks.
@@ -44,7 +97,6 @@ class Generator:
     num_slots: S, the image tokens of an image.
     max_new_tokens: the longest answer, its end token included.
     rows: questions that decode together.
-    images: images whose prefixes are kept at a time.
     style: how a question is put; its evaluation half is used.
   """
 
@@ -56,20 +108,15 @@ class Generator:
     max_new_tokens: int,
     *,
     rows: int = 64,
-    images: int = 64,
     style: templates.Style = templates.STYLES["llama2"],
   ) -> None:
-    self.model = model
     self.tokenizer = tokenizer
     self.max_new_tokens = max_new_tokens
     self.rows = rows
-    self.images = images
-    self.prefix_ids, self.prefix_slot = records.prefix_of(
-      tokenizer, num_slots, style.evaluation
-    )
+    prefix = records.prefix_of(tokenizer, num_slots, style.evaluation)
+    self.prefix_ids, self.prefix_slot = prefix
     self._layout = templates.layout_of(tokenizer, style.evaluation)
-    self._prefill = jax.jit(self._prefill_images)
-    self._decode = jax.jit(self._decode_rows, static_argnames="max_new_tokens")
+    self._programs = grid.Programs(model, self._layout.stop_ids)
 
   def __call__(
     self,
@@ -78,24 +125,52 @@ class Generator:
     prompts: Sequence[tuple[int, str]],
     *,
     max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
-  ) -> list[str]:
-    """Answers (image number, "[vqa] Is …?") in the order asked.
+  ) -> list[Generated]:
+    """`stream`, in the order asked."""
+    found = dict(
+      self.stream(
+        params, pixels, prompts, max_new_tokens=max_new_tokens, sampling=sampling,
+        progress=progress,
+      )
+    )  # fmt: skip
+    return [found[number] for number in range(len(prompts))]
+
+  def stream(
+    self,
+    params: Any,
+    pixels: np.ndarray | Features,
+    prompts: Sequence[tuple[int, str]],
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    known: Collection[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+  ) -> Iterator[tuple[int, Generated]]:
+    """Answers (image number, "[vqa] Is …?"), each with its number among `prompts`.
+
+    They come as they end, in an order that the prompts and the model decide.
 
     Args:
       params: the whole tree; without "encoder" if `pixels` holds features.
       pixels: uint8[N, H, W, C], or the frozen encoder's features float[N, P, D].
       prompts: what `Entry.prompt` holds, with the number of the image asked about.
       max_new_tokens: for this call, instead of the constructor's.
-      progress: called with (answered, all) after every chunk.
+      sampling: None: the likeliest token each time.
+      known: numbers whose answers are not asked for. The others are computed in the
+        company they would have had: their answers are the same to the last bit.
+      progress: called with (answered, all) as they come.
 
     Raises:
       ValueError: the number of an image that `pixels` does not hold, no room for an
-        answer, or a prompt that spells a special token.
+        answer, a prompt that spells a special token, or a sampling out of range.
     """
     budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     if budget < 1:
       raise ValueError(f"generate: max_new_tokens={budget}, expected at least 1")
+    if sampling is not None:
+      sampling.check()
     for image, _ in prompts:
       if not 0 <= image < len(pixels):
         raise ValueError(
@@ -106,129 +181,96 @@ class Generator:
       ids = [self._layout.prompt_ids(text) for _, text in prompts]
     except ValueError as error:
       raise ValueError(f"generate: a prompt is refused: {error}") from None
-    texts, answered = [""] * len(prompts), 0
-    for images, chunks in self._plan(prompts, ids):
-      cache = self._prefill(params, self._take(pixels, images))
-      place = {image: number for number, image in enumerate(images)}
-      for chunk in chunks:
-        held = [place[prompts[question][0]] for question in chunk]
-        inputs = self._pad([ids[question] for question in chunk], held)
-        out = np.asarray(self._decode(params, cache, *inputs, max_new_tokens=budget))
-        for question, row in zip(chunk, out, strict=False):
-          texts[question] = self._text(row)
-        answered += len(chunk)
-        if progress is not None:
-          progress(answered, len(prompts))
-    return texts
+    known = frozenset(known)
+    answered = len(known)
+    for lines in plan([image for image, _ in prompts], list(map(len, ids)), self.rows):
+      if all(number in known for line in lines for number in line.questions):
+        continue
+      for number, generated in self._answer(
+        params, pixels, lines, ids, budget, sampling
+      ):
+        if number not in known:
+          answered += 1
+          yield number, generated
+          if progress is not None:
+            progress(answered, len(prompts))
 
-  def _plan(
-    self, prompts: Sequence[tuple[int, str]], ids: Sequence[Sequence[int]]
-  ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """(images whose prefixes are kept together, chunks of the questions about them)."""
-    asked = sorted({image for image, _ in prompts})
-    for start in range(0, len(asked), self.images):
-      images = asked[start : start + self.images]
-      inside = set(images)
-      by_length: dict[int, list[int]] = {}
-      for question, (image, _) in enumerate(prompts):
-        if image in inside:
-          length = _padded_length(len(ids[question]))
-          by_length.setdefault(length, []).append(question)
-      chunks: list[list[int]] = []
-      for _, questions in sorted(by_length.items()):
-        # A chunk decodes until its longest answer ends: prompts that begin alike, of
-        # one task, have answers of like length.
-        questions.sort(key=lambda question: (prompts[question][1], question))
-        chunks += [
-          questions[at : at + self.rows] for at in range(0, len(questions), self.rows)
-        ]
-      yield images, chunks
-
-  def _take(self, pixels: np.ndarray | Features, images: Sequence[int]) -> np.ndarray:
-    """These images, and the first again until there are `self.images`."""
-    padded = [*images, *[images[0]] * (self.images - len(images))]
-    return np.asarray(pixels[np.array(padded)])
-
-  def _pad(
-    self, prompts: Sequence[Sequence[int]], images: Sequence[int]
-  ) -> tuple[np.ndarray, ...]:
-    """text int32[B, T] padded on the left, length int32[B] and image int32[B].
-
-    A row that is only there to fill the chunk has length 0.
-    """
-    length = max(_padded_length(len(prompt)) for prompt in prompts)
-    text = np.full((self.rows, length), self.tokenizer.pad_token_id, np.int32)
-    lengths, image = np.zeros(self.rows, np.int32), np.zeros(self.rows, np.int32)
-    for row, prompt in enumerate(prompts):
-      text[row, length - len(prompt) :] = prompt
-      lengths[row], image[row] = len(prompt), images[row]
-    return text, lengths, image
-
-  def _text(self, row: np.ndarray) -> str:
-    """The answer's ids up to its end token, as text."""
-    ends = np.flatnonzero(np.isin(row, self._layout.stop_ids))
-    ids = row[: ends[0]] if len(ends) else row
-    return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
-
-  def _prefill_images(self, params: Any, pixels: jax.Array) -> Cache:
-    """One row for each image, holding its prefix alone."""
-    shape = (pixels.shape[0], len(self.prefix_ids))
-    image = jnp.broadcast_to(jnp.arange(shape[0])[:, None], shape)
-    batch = {
-      "pixels": pixels,
-      "text": jnp.broadcast_to(self.prefix_ids, shape),
-      "slot": jnp.broadcast_to(self.prefix_slot, shape),
-      "position": jnp.broadcast_to(jnp.arange(shape[1]), shape),
-      "image": image,
-      "segment": jnp.zeros_like(image),
-    }
-    cache: Any = self.model.apply({"params": params}, batch, method="prefill")
-    return cache
-
-  def _decode_rows(
+  def _answer(
     self,
     params: Any,
-    prefixes: Cache,
-    text: jax.Array,
-    length: jax.Array,
-    image: jax.Array,
-    *,
-    max_new_tokens: int,
-  ) -> jax.Array:
-    """int32[B, max_new_tokens]: each row's answer, padded after its end token."""
-    rows, prompt_columns = text.shape
-    prefix = prefixes.k.shape[3]
-    free = prompt_columns + max_new_tokens
-    cache = jax.tree.map(
-      lambda x: jnp.pad(x[:, image], ((0, 0),) * 3 + ((0, free), (0, 0))), prefixes
+    pixels: np.ndarray | Features,
+    held: Sequence[Line],
+    ids: Sequence[Sequence[int]],
+    budget: int,
+    sampling: Sampling | None,
+  ) -> Iterator[tuple[int, Generated]]:
+    """The answers of one grid, as they end."""
+    batch, last, number = self._lay(pixels, held, ids)
+    columns = min(_COLUMNS, budget)
+    lines, rows = self._programs.prefill(
+      params, batch, last, number, sampling, columns=columns
     )
-    column = jnp.arange(prefix + free)
-    padding_end = (prefix + prompt_columns - length)[:, None, None]
-    stops = jnp.array(self._layout.stop_ids)
-    extend: Any = partial(self.model.apply, {"params": params}, method="extend")
+    step, going = 1, last >= 0
+    while True:
+      rows, step = self._programs.decode(
+        params, lines, rows, step, grid.fewer(going), sampling
+      )
+      said, total, done = map(np.asarray, (rows.said, rows.total, rows.done))
+      ended = going & (done | (int(step) == budget))
+      for at in sorted(zip(*np.nonzero(ended), strict=True), key=lambda at: number[at]):
+        yield int(number[at]), self._generated(said[at][: int(step)], float(total[at]))
+      going &= ~ended
+      if not going.any():
+        return
+      if int(step) == columns:
+        columns = min(2 * columns, budget)
+      line, row = grid.packed(going)
+      lines, rows = self._programs.pack(lines, rows, line, row, columns=columns)
+      number = np.take_along_axis(number[line], np.maximum(row, 0), axis=1)
+      going = row >= 0
 
-    def run(cache: Cache, text: jax.Array, start: Any) -> tuple[jax.Array, Cache]:
-      own = start + jnp.arange(text.shape[1])
-      mask = (column < prefix) | ((column >= padding_end) & (column <= own[:, None]))
-      # The padding between prefix and prompt takes no positions.
-      position = own - (prompt_columns - length)[:, None]
-      logits, cache = extend(cache, text, position, mask, start)
-      return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+  def _lay(
+    self,
+    pixels: np.ndarray | Features,
+    lines: Sequence[Line],
+    ids: Sequence[Sequence[int]],
+  ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """(`schema.Batch` of M lines, where questions end, their numbers; int32[M, Q]).
 
-    def more(state: Any) -> jax.Array:
-      step, _, done, _, _ = state
-      return (step < max_new_tokens) & ~done.all()
+    What only fills the grid is padding, and ends at -1.
+    """
+    height, width = _power(len(lines)), max(len(line.questions) for line in lines)
+    prefix, width = len(self.prefix_ids), _power(width)
+    longest = max(sum(len(ids[n]) for n in line.questions) for line in lines)
+    shape = (height, prefix + _size(longest))
+    batch = {
+      name: np.zeros(shape, np.int32) for name in ("text", "segment", "position")
+    }
+    batch |= {name: np.full(shape, -1, np.int32) for name in ("image", "slot")}
+    last, number = np.full((2, height, width), -1, np.int32)
+    for i, line in enumerate(lines):
+      batch["text"][i, :prefix] = self.prefix_ids
+      batch["slot"][i, :prefix] = self.prefix_slot
+      batch["position"][i, :prefix] = np.arange(prefix)
+      start = prefix
+      for j, question in enumerate(line.questions):
+        end = start + len(ids[question])
+        batch["text"][i, start:end] = ids[question]
+        batch["segment"][i, start:end] = j + 1
+        batch["position"][i, start:end] = prefix + np.arange(end - start)
+        last[i, j], number[i, j], start = end - 1, question, end
+      batch["image"][i, :start] = i
+    images = [line.image for line in lines]
+    images += images[:1] * (height - len(lines))
+    return batch | {"pixels": np.asarray(pixels[np.array(images)])}, last, number
 
-    def answer(state: Any) -> Any:
-      step, token, done, out, cache = state
-      start = prefix + prompt_columns + step - 1
-      token, cache = run(cache, token[:, None], start)
-      token = jnp.where(done, self.tokenizer.pad_token_id, token)
-      done |= jnp.isin(token, stops)
-      return step + 1, token, done, out.at[:, step].set(token), cache
+  def _generated(self, row: np.ndarray, log_prob: float) -> Generated:
+    """Of an answer's ids, and the sum of their log-probabilities."""
+    ends = np.flatnonzero(np.isin(row, self._layout.stop_ids))
+    count = int(ends[0]) + 1 if len(ends) else len(row)
+    text = self._text(row[: count - 1] if len(ends) else row)
+    return Generated(text, log_prob / count, count)
 
-    token, cache = run(cache, text, prefix)
-    done = (length == 0) | jnp.isin(token, stops)
-    out = jnp.full((rows, max_new_tokens), self.tokenizer.pad_token_id, jnp.int32)
-    state = (1, token, done, out.at[:, 0].set(token), cache)
-    return jax.lax.while_loop(more, answer, state)[3]
+  def _text(self, ids: np.ndarray) -> str:
+    """The answer's ids before its end token, as text."""
+    return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))

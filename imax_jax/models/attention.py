@@ -97,3 +97,41 @@ def attend(
     "BKTJ,BKJd->BKTd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )
   return (mixed / total).astype(v.dtype).reshape(rows, num_heads, tokens, width)
+
+
+def attend_both(
+  q: jax.Array,
+  shared: tuple[jax.Array, jax.Array],
+  own: tuple[jax.Array, jax.Array],
+  bias: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+  """`attend` to keys that a row's Q queries share and to each one's own, as if in one.
+
+  q [N, H, Q, d]; keys and values shared [N, K, J, d] twice, own [N, K, Q, A, d] twice;
+  bias float32[N, 1, Q, J] and float32[1, 1, 1, A] -> [N, H, Q, d]. The shared ones are read once
+  for all queries, and never laid beside the own.
+  """
+  rows, num_heads, tokens, width = q.shape
+  num_kv_heads = shared[0].shape[1]
+  groups = num_heads // num_kv_heads
+  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups * tokens, width)
+  near = jnp.einsum("BKTd,BKJd->BKTJ", q, shared[0], preferred_element_type=jnp.float32)
+  near += jnp.tile(bias[0], (1, 1, groups, 1)) if groups > 1 else bias[0]
+  split = (rows, num_kv_heads, groups, tokens)
+  late = jnp.einsum(
+    "BKGQd,BKQAd->BKGQA", q.reshape(*split, width), own[0],
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  late = (late + bias[1]).reshape(*near.shape[:3], -1)
+  top = jnp.maximum(near.max(-1, keepdims=True), late.max(-1, keepdims=True))
+  near, late = jnp.exp(near - top), jnp.exp(late - top)
+  total = near.sum(-1, keepdims=True) + late.sum(-1, keepdims=True)
+  mixed = jnp.einsum(
+    "BKTJ,BKJd->BKTd", near.astype(q.dtype), shared[1],
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  mixed += jnp.einsum(
+    "BKGQA,BKQAd->BKGQd", late.reshape(*split, -1).astype(q.dtype), own[1],
+    preferred_element_type=jnp.float32,
+  ).reshape(mixed.shape)  # fmt: skip
+  return (mixed / total).astype(q.dtype).reshape(rows, num_heads, tokens, width)

@@ -9,155 +9,19 @@ looks. Source: transformers' modeling_llama.py, modeling_qwen2.py and modeling_p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imax_jax import mesh as mesh_lib
 from imax_jax.models import attention
 from imax_jax.models import storage
+from imax_jax.models.block import Block
+from imax_jax.models.block import Linears
+from imax_jax.models.block import Past
+from imax_jax.models.block import RmsNorm
 from imax_jax.models.lora import Dense
-
-
-class Cache(NamedTuple):
-  """Keys and values of the tokens so far: each [L, B, K, J, d], J columns a row."""
-
-  k: jax.Array
-  v: jax.Array
-
-
-class RmsNorm(nn.Module):
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """float32[..., D] -> the same; the layer that reads it narrows it."""
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-    return wide * scale
-
-
-class Linears(NamedTuple):
-  """The linear layers of a block: all alike, but LoRA stands on those that match.
-
-  `targets` is a regular expression over their paths: "attn/q", "mlp/down".
-  """
-
-  fields: tuple[tuple[str, Any], ...]
-  rank: int
-  targets: str
-
-  def __call__(self, path: str, features: int, *, use_bias: bool = False) -> Dense:
-    rank = self.rank if re.fullmatch(self.targets, path) else 0
-    name = path.rpartition("/")[2]
-    return Dense(features, use_bias, rank, **dict(self.fields), name=name)
-
-
-class Attention(nn.Module):
-  num_heads: int
-  num_kv_heads: int
-  head_width: int
-  bias: bool
-  fused: bool
-  linear: Linears
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    cache: Cache | None,
-    layer: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
-    bias: jax.Array,
-    start: jax.Array | int,
-    deterministic: bool,
-  ) -> tuple[jax.Array, Cache | None]:
-    """x [B, T, D] -> the same, and the cache with x's keys in this layer's columns."""
-    rows, tokens, width = x.shape
-    q, k, v = (
-      part.reshape(rows, tokens, -1, self.head_width)
-      for part in self._project(x, deterministic)
-    )
-    q, k = attention.rotate(q, rotary), attention.rotate(k, rotary)
-    q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
-    if cache is not None:
-      # All layers' cache is carried whole, so that XLA writes these columns in place.
-      at = (layer, 0, 0, start, 0)
-      cache = Cache(
-        jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-        jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
-      )
-      k, v = cache.k[layer], cache.v[layer]
-    attend = attention.attend_causal if cache is None else attention.attend
-    mixed = attend(q, k, v, bias)
-    mixed = mixed.transpose(0, 2, 1, 3).reshape(rows, tokens, -1)
-    return self.linear("attn/o", width)(mixed, deterministic), cache
-
-  def _project(self, x: jax.Array, deterministic: bool) -> list[jax.Array]:
-    """Queries, keys and values, each [B, T, heads · d]."""
-    q_width = self.num_heads * self.head_width
-    kv_width = self.num_kv_heads * self.head_width
-
-    def dense(path: str, features: int) -> jax.Array:
-      return self.linear(path, features, use_bias=self.bias)(x, deterministic)
-
-    if self.fused:
-      fused = dense("attn/qkv", q_width + 2 * kv_width)
-      return jnp.split(fused, (q_width, q_width + kv_width), axis=-1)
-    widths = {"q": q_width, "k": kv_width, "v": kv_width}
-    return [dense(f"attn/{name}", width) for name, width in widths.items()]
-
-
-class Mlp(nn.Module):
-  mlp_width: int
-  fused: bool
-  linear: Linears
-
-  @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    if self.fused:
-      both = self.linear("mlp/gate_up", 2 * self.mlp_width)(x, deterministic)
-      gate, up = jnp.split(both, 2, axis=-1)
-    else:
-      gate = self.linear("mlp/gate", self.mlp_width)(x, deterministic)
-      up = self.linear("mlp/up", self.mlp_width)(x, deterministic)
-    return self.linear("mlp/down", x.shape[-1])(nn.silu(gate) * up, deterministic)
-
-
-class Block(nn.Module):
-  """One layer. `deterministic` is a field, so that scan and remat see arrays only."""
-
-  attention: Mapping[str, Any]
-  mlp_width: int
-  fused: bool
-  norm_eps: float
-  linear: Linears
-  deterministic: bool
-
-  @nn.compact
-  def __call__(
-    self,
-    carry: tuple[jax.Array, Cache | None],
-    layer: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
-    bias: jax.Array,
-    start: jax.Array | int,
-  ) -> tuple[tuple[jax.Array, Cache | None], None]:
-    x, cache = carry
-    if cache is None:
-      x = mesh_lib.lay_rows(x)
-    y = RmsNorm(self.norm_eps, name="attn_norm")(x)
-    attn = Attention(**self.attention, linear=self.linear, name="attn")
-    y, cache = attn(y, cache, layer, rotary, bias, start, self.deterministic)
-    x = x + y
-    y = RmsNorm(self.norm_eps, name="mlp_norm")(x)
-    y = Mlp(self.mlp_width, self.fused, self.linear, name="mlp")(y, self.deterministic)
-    return (x + y, cache), None
 
 
 class Decoder(nn.Module):
@@ -267,34 +131,30 @@ class Decoder(nn.Module):
     logits = self.embedding.attend(x) if self.tied else self.to_logits(x)
     return logits.astype(jnp.float32)
 
-  def empty_cache(self, rows: int, columns: int) -> Cache:
-    shape = (self.depth, rows, self.num_kv_heads, columns, self._head_width)
-    return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
     position: jax.Array,
     mask: jax.Array,
-    cache: Cache | None = None,
-    start: jax.Array | int = 0,
+    past: Past | None = None,
+    *,
+    remember: bool = False,
     deterministic: bool = True,
   ) -> tuple[jax.Array, Any]:
-    """x [B, T, D], position int32[B, T], mask bool[B, T, J] -> [B, T, D] before `head`.
+    """x [B, T, D], position int32[B, T] -> [B, T, D] before `head`, and a cache.
 
-    Without a cache, J is T. With one, x's keys and values are written into its columns
-    `start` to `start` + T first, and J is its number of columns.
-
-    Raises:
-      ValueError: a cache of more columns than `window`.
+    Without a past, mask is bool[B, T, T], and the cache the tokens' own keys and values
+    if they are to be remembered, else None. With one, x holds the next token of each of
+    N rows' Q continuations, [N, Q, D]; mask bool[N, Q, J] says which columns of its row
+    each reads, and the cache is `past.own` with theirs added.
     """
     block = storage.keep(Block, self.remat)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=self.depth,
       unroll=self.unroll,
     )
@@ -317,7 +177,6 @@ class Decoder(nn.Module):
       self.lora_targets,
     )
     rotary = attention.rotary_table(position, self._head_width, self.rope_base)
-    bias = attention.mask_bias(self._near(mask, position, cached=cache is not None))
     stack = layers(
       attention=heads,
       mlp_width=self.mlp_width,
@@ -325,24 +184,30 @@ class Decoder(nn.Module):
       norm_eps=self.norm_eps,
       linear=linear,
       deterministic=deterministic,
+      remember=remember,
       name="layers",
     )
-    index = jnp.arange(self.depth)
-    x = x.astype(jnp.float32)
-    (x, cache), _ = stack((x, cache), index, rotary, bias, start)
-    return x, cache
+    bias = self._bias(mask, position, past)
+    index, x = jnp.arange(self.depth), x.astype(jnp.float32)
+    if past is None:
+      (x, _), made = stack((x, None), index, None, rotary, bias, 0)
+      return x, made
+    carry = (x, past.own)
+    (x, own), _ = stack(carry, index, past.shared, rotary, bias, past.step)
+    return x, own
 
-  def _near(self, mask: jax.Array, position: jax.Array, *, cached: bool) -> jax.Array:
-    """The mask less the tokens that are too far back."""
-    if not self.window:
-      return mask
-    if not cached:
-      return mask & (position[:, :, None] - position[:, None, :] < self.window)
-    # The cache does not know its tokens' positions; with no more of them than this the
-    # window hides none.
-    if mask.shape[-1] > self.window:
-      raise ValueError(
-        f"decoder: {mask.shape[-1]} columns of prefix, prompt and answer, but a token "
-        f"attends to {self.window}; shorten them"
-      )
-    return mask
+  def _bias(self, mask: jax.Array, position: jax.Array, past: Past | None) -> Any:
+    """What is added to the scores; with a past, of its shared and of its own columns.
+
+    A token sees none that is `window` or more places before it.
+    """
+    before = position if past is None else past.position
+    if self.window:
+      mask &= position[:, :, None] - before[:, None, :] < self.window
+    if past is None:
+      return attention.mask_bias(mask)
+    column = jnp.arange(past.own.k.shape[-2])
+    own = column <= past.step
+    if self.window:
+      own &= past.step - column < self.window
+    return attention.mask_bias(mask), attention.mask_bias(own[None, None])

@@ -18,8 +18,9 @@ from imax_jax import schema
 from imax_jax import tree as tree_lib
 from imax_jax.models import attention
 from imax_jax.models import loss as loss_lib
+from imax_jax.models.block import Cache
+from imax_jax.models.block import Past
 from imax_jax.models.connector import Connector
-from imax_jax.models.decoder import Cache
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 
@@ -115,40 +116,37 @@ class Vlm(nn.Module):
     """Pixels [N, H, W, C] or features [N, P, D] -> [N, S, D]."""
     return self.mlp(pixels if pixels.ndim == 3 else self.encode(pixels))
 
-  def prefill(self, batch: Batch) -> Cache:
-    """Keys and values of the rows of a batch, here the prefix of each image: J = T."""
-    image_tokens = self.image_tokens(batch["pixels"])
-    rows, tokens = batch["text"].shape
-    _, cache = self.llm(
-      self._join(batch, image_tokens),
-      batch["position"],
-      attention.batch_mask(batch["image"], batch["segment"]),
-      self.llm.empty_cache(rows, tokens),
-    )
-    return cache
-
-  def extend(
-    self,
-    cache: Cache,
-    text: jax.Array,
-    position: jax.Array,
-    mask: jax.Array,
-    start: jax.Array | int,
-  ) -> tuple[jax.Array, Cache]:
-    """Runs T more text tokens of each row behind what the cache holds.
+  def prefill(self, batch: Batch, last: jax.Array) -> tuple[jax.Array, Cache]:
+    """Rows of an image with questions, each to be continued.
 
     Args:
-      cache: J columns, those from `start` to `start` + T still free.
-      text: int32[B, T].
-      position: int32[B, T].
-      mask: bool[B, T, J], the columns that each token attends to, its own included.
-      start: the column that the first of the T tokens takes.
+      batch: rows as in training; the texts after the prefix end where answers begin.
+      last: int32[B, Q], the place of each question's last token.
 
     Returns:
-      float32 logits[B, V] after the last token of each row, and the cache.
+      float32 logits[B, Q, V] after these tokens, and keys and values of all.
     """
-    x, cache = self.llm(self.llm.embed(text), position, mask, cache, start)
-    return self.llm.head(x[:, -1]), cache
+    image_tokens = self.image_tokens(batch["pixels"])
+    mask = attention.batch_mask(batch["image"], batch["segment"])
+    x = self._join(batch, image_tokens)
+    x, cache = self.llm(x, batch["position"], mask, remember=True)
+    return self.llm.head(jnp.take_along_axis(x, last[..., None], axis=1)), cache
+
+  def extend(
+    self, past: Past, text: jax.Array, position: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """Reads the next token of each of N rows' Q continuations.
+
+    Args:
+      past: what they look back on.
+      text, position: int32[N, Q].
+      mask: bool[N, Q, J], the shared columns that each reads.
+
+    Returns:
+      float32 logits[N, Q, V], and `past.own` with these tokens in column `past.step`.
+    """
+    x, own = self.llm(self.llm.embed(text), position, mask, past)
+    return self.llm.head(x), own
 
   def _join(self, batch: Any, image_tokens: jax.Array) -> jax.Array:
     """[B, T, D]: the image token where `slot` says one stands, else the text's."""

@@ -1,0 +1,174 @@
+"""One layer of a decoder, and what it remembers of the tokens it has seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imax_jax import mesh as mesh_lib
+from imax_jax.models import attention
+from imax_jax.models.lora import Dense
+
+
+class Cache(NamedTuple):
+  """Keys and values of tokens: each [L, N, K, J, d], J columns a row."""
+
+  k: jax.Array
+  v: jax.Array
+
+
+class Past(NamedTuple):
+  """What Q continuations of each of N rows look back on; all have said as many tokens.
+
+  shared: [L, N, K, J, d], of the row: what all of its continuations read.
+  position: int32[N, J], the rotary positions of its columns.
+  own: [L, N, K, Q, A, d], of each continuation's own tokens. Room for A of them.
+  step: how many of the A are there already: the column of the next.
+  """
+
+  shared: Cache
+  position: jax.Array
+  own: Cache
+  step: jax.Array | int
+
+
+class RmsNorm(nn.Module):
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """float32[..., D] -> the same; the layer that reads it narrows it."""
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+    return wide * scale
+
+
+class Linears(NamedTuple):
+  """The linear layers of a block: all alike, but LoRA stands on those that match.
+
+  `targets` is a regular expression over their paths: "attn/q", "mlp/down".
+  """
+
+  fields: tuple[tuple[str, Any], ...]
+  rank: int
+  targets: str
+
+  def __call__(self, path: str, features: int, *, use_bias: bool = False) -> Dense:
+    rank = self.rank if re.fullmatch(self.targets, path) else 0
+    name = path.rpartition("/")[2]
+    return Dense(features, use_bias, rank, **dict(self.fields), name=name)
+
+
+class Attention(nn.Module):
+  num_heads: int
+  num_kv_heads: int
+  head_width: int
+  bias: bool
+  fused: bool
+  linear: Linears
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+    bias: Any,
+    deterministic: bool,
+    layer: jax.Array,
+    shared: Cache | None,
+    own: Cache | None,
+    step: jax.Array | int,
+  ) -> tuple[jax.Array, Cache | None, Cache]:
+    """x [B, T, D] -> the same, `own` with x's keys in this layer, x's keys and values.
+
+    `shared` is this layer's, `own` that of all layers; without them x sees itself only.
+    """
+    rows, tokens, width = x.shape
+    q, k, v = (
+      part.reshape(rows, tokens, -1, self.head_width)
+      for part in self._project(x, deterministic)
+    )
+    q, k = attention.rotate(q, rotary), attention.rotate(k, rotary)
+    q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
+    if shared is None or own is None:
+      mixed = attention.attend_causal(q, k, v, bias)
+    else:
+      # All layers' columns are carried whole, so that XLA writes this one in place.
+      at = (layer, 0, 0, 0, step, 0)
+      own = Cache(
+        jax.lax.dynamic_update_slice(own.k, k[None, ..., None, :], at),
+        jax.lax.dynamic_update_slice(own.v, v[None, ..., None, :], at),
+      )
+      mixed = attention.attend_both(q, shared, (own.k[layer], own.v[layer]), bias)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(rows, tokens, -1)
+    return self.linear("attn/o", width)(mixed, deterministic), own, Cache(k, v)
+
+  def _project(self, x: jax.Array, deterministic: bool) -> list[jax.Array]:
+    """Queries, keys and values, each [B, T, heads · d]."""
+    q_width = self.num_heads * self.head_width
+    kv_width = self.num_kv_heads * self.head_width
+
+    def dense(path: str, features: int) -> jax.Array:
+      return self.linear(path, features, use_bias=self.bias)(x, deterministic)
+
+    if self.fused:
+      fused = dense("attn/qkv", q_width + 2 * kv_width)
+      return jnp.split(fused, (q_width, q_width + kv_width), axis=-1)
+    widths = {"q": q_width, "k": kv_width, "v": kv_width}
+    return [dense(f"attn/{name}", width) for name, width in widths.items()]
+
+
+class Mlp(nn.Module):
+  mlp_width: int
+  fused: bool
+  linear: Linears
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    if self.fused:
+      both = self.linear("mlp/gate_up", 2 * self.mlp_width)(x, deterministic)
+      gate, up = jnp.split(both, 2, axis=-1)
+    else:
+      gate = self.linear("mlp/gate", self.mlp_width)(x, deterministic)
+      up = self.linear("mlp/up", self.mlp_width)(x, deterministic)
+    return self.linear("mlp/down", x.shape[-1])(nn.silu(gate) * up, deterministic)
+
+
+class Block(nn.Module):
+  """One layer. `deterministic` is a field, so that scan and remat see arrays only."""
+
+  attention: Mapping[str, Any]
+  mlp_width: int
+  fused: bool
+  norm_eps: float
+  linear: Linears
+  deterministic: bool
+  remember: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    carry: tuple[jax.Array, Cache | None],
+    layer: jax.Array,
+    shared: Cache | None,
+    rotary: tuple[jax.Array, jax.Array],
+    bias: Any,
+    step: jax.Array | int,
+  ) -> tuple[tuple[jax.Array, Cache | None], Cache | None]:
+    x, own = carry
+    if own is None and not self.remember:
+      x = mesh_lib.lay_rows(x)
+    y = RmsNorm(self.norm_eps, name="attn_norm")(x)
+    attn = Attention(**self.attention, linear=self.linear, name="attn")
+    y, own, made = attn(y, rotary, bias, self.deterministic, layer, shared, own, step)
+    x = x + y
+    y = RmsNorm(self.norm_eps, name="mlp_norm")(x)
+    y = Mlp(self.mlp_width, self.fused, self.linear, name="mlp")(y, self.deterministic)
+    return (x + y, own), made if self.remember else None
