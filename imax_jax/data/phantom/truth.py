@@ -125,9 +125,9 @@ def _answers(
       return _yes(any(name == attributes[0] for name, _ in facts.pairs))
     case "verify", "abnormality" if place in _LUNGS:
       return _yes(bool(here) != opposite)
-    case "verify", "size":
+    case "verify", "size" if place == "cardiac silhouette":
       return _yes((facts.ctr > 0.5) != opposite)
-    case "verify", "plane":
+    case "verify", "plane" if blanks["viewpos"] in ("AP", "PA"):
       return _yes(blanks["viewpos"] == case.view)
     case "verify", "gender" if blanks["gender"] in _GENDERS:
       return _yes(_GENDERS[blanks["gender"]] == case.sex)
