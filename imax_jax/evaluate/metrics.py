@@ -1,6 +1,9 @@
 """The sixteen metrics of the paper's Table 2, each with its definition and version.
 
-What the paper (section 4.1.1) leaves open is decided in `additive.py` and `scores/`.
+`STRICT` scores what an answer says; what the paper (section 4.1.1) leaves open is decided
+in `additive.py` and `scores/`. `LEGACY` scores as the published scripts of its baseline
+do (`published.py`), to be compared with published numbers; what cannot be had so is in
+`NOT_LEGACY` with the reason and never another number.
 """
 
 from __future__ import annotations
@@ -8,13 +11,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
 from imax_jax.evaluate import additive
+from imax_jax.evaluate import published
 from imax_jax.evaluate.predictions import Predictions
 from imax_jax.evaluate.scores import text as text_scores
 from imax_jax.schema import Entry
+
+Statistics = Callable[[Predictions], np.ndarray]
+Combine = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,8 +42,8 @@ class Metric:
   definition: str  # one sentence
   version: str  # of what computes it
   unparsed: str  # what an answer that cannot be read costs
-  statistics: Callable[[Predictions], np.ndarray] = dataclasses.field(repr=False)
-  combine: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+  statistics: Statistics = dataclasses.field(repr=False)
+  combine: Combine = dataclasses.field(repr=False)
 
   def concerns(self, entry: Entry) -> bool:
     return entry.task == self.task and self.subtask in ("", entry.subtask)
@@ -55,7 +63,7 @@ class Metric:
 
 
 _OURS = "imax_jax 1"  # raised when a definition below changes
-_NLTK = f"nltk {version('nltk')}"
+_NLTK = f"imax_jax 1 = nltk {version('nltk')} + WordNet 3.0"
 _ROUGE = f"rouge-score {version('rouge-score')}"
 
 # What an answer that cannot be read costs.
@@ -104,7 +112,7 @@ STRICT: tuple[Metric, ...] = (
   ),
   Metric(
     "report_meteor", "report", "", "METEOR", False,
-    "Mean over reports of nltk's METEOR (α 0.9, β 3, γ 0.5): exact and stem matches.",
+    "Mean over reports of nltk's METEOR (α 0.9, β 3, γ 0.5): equal words, stems, synonyms.",
     _NLTK, _SCORE_ZERO, additive.of_pairs(text_scores.meteor), additive.mean,
   ),
   Metric(
@@ -153,3 +161,90 @@ STRICT: tuple[Metric, ...] = (
     _OURS, _SCORE_ZERO, additive.of_pairs(text_scores.answer_bleu1), additive.mean,
   ),
 )  # fmt: skip
+
+# ── The published scripts' ────────────────────────────────────────────────────────
+
+_SCRIPTS = "Uni-Med 5c902a5"
+_PTB = f"{_SCRIPTS}, pycocoevalcap 1.2 (PTBTokenizer 3.4.1)"
+_READ_AS_TEXT = (
+  "Nothing is parsed: the text is compared as it is, and none is left out."
+)
+_AT_THE_START = (
+  "IoU 0 unless four <numbers> open the text; words after them do no harm."
+)
+_DROPPED = "An empty text is LEFT OUT with its reference: silence costs nothing."
+_CONTAINED = (
+  'Share of answers that contain the reference, both normalised: "no" in "normal".'
+)
+_EQUAL = "Share of answers equal to the reference, both by their normalize_word."
+_SENTENCE_BLEU = (
+  "Mean over answers of nltk's sentence BLEU-1 on normalize_word's words."
+)
+# name: definition, version, cost of an unreadable answer, statistics, combine.
+_PUBLISHED: dict[str, tuple[str, str, str, Statistics, Combine]] = {
+  "report_bleu1": (
+    "Corpus BLEU-1 of Penn Treebank tokens, references cut to 50 words.",
+    _PTB, _DROPPED, published.report_bleu1, published.bleu1,
+  ),
+  "report_rouge1": (
+    "Mean over reports of the F measure of the sets of words of both normalised texts.",
+    f"{_SCRIPTS}, rouge 1.0.1", _DROPPED, published.report_rouge1, additive.mean,
+  ),
+  "multi_class_acc": (
+    _EQUAL, _SCRIPTS, _READ_AS_TEXT, published.equal, additive.mean,
+  ),
+  "rec_iou": (
+    "Mean IoU in thousandths of the image's sides, +1 on every side.",
+    _SCRIPTS, _AT_THE_START, published.overlaps, additive.mean,
+  ),
+  "rec_r50": (
+    "Share of boxes whose IoU, +1 on every side, is above 0.5.",
+    _SCRIPTS, _AT_THE_START, published.recalls, additive.mean,
+  ),
+  "reg_acc": (
+    _EQUAL, _SCRIPTS, _READ_AS_TEXT, published.equal, additive.mean,
+  ),
+  "vqa_verify_acc": (
+    _CONTAINED, _SCRIPTS, _READ_AS_TEXT, published.contained, additive.mean,
+  ),
+  "vqa_choose_bleu1": (
+    _SENTENCE_BLEU, _SCRIPTS, _READ_AS_TEXT, published.answer_bleu1, additive.mean,
+  ),
+  "vqa_query_bleu1": (
+    _SENTENCE_BLEU, _SCRIPTS, _READ_AS_TEXT, published.answer_bleu1, additive.mean,
+  ),
+}  # fmt: skip
+
+
+def legacy(meteor_jar: str | Path = "") -> tuple[Metric, ...]:
+  """The published scripts' metrics; METEOR too where the user has its jar.
+
+  `meteor_jar` is METEOR 1.5's `meteor-1.5.jar` with its folder `data` beside it.
+  """
+  rows = dict(_PUBLISHED)
+  if meteor_jar:
+    rows["report_meteor"] = (
+      "METEOR 1.5 (-l en -norm) of all reports' summed counts.",
+      f"{_PTB}, {Path(meteor_jar).name}", _DROPPED,
+      published.report_meteor(meteor_jar), published.meteor,
+    )  # fmt: skip
+  return tuple(
+    dataclasses.replace(
+      metric, definition=row[0], version=row[1], unparsed=row[2], statistics=row[3],
+      combine=row[4],
+    )
+    for metric in STRICT
+    if (row := rows.get(metric.name))
+  )  # fmt: skip
+
+
+LEGACY: tuple[Metric, ...] = legacy()
+NOT_LEGACY: dict[str, str] = {
+  metric.name: (
+    "needs METEOR 1.5's Java program: give its jar by config.evaluate.meteor_jar"
+    if metric.name == "report_meteor"
+    else "no published script computes it"
+  )
+  for metric in STRICT
+  if metric.name not in _PUBLISHED
+}

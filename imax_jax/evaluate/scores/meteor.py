@@ -10,6 +10,7 @@ number to be nltk's.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ def meteor(truth: Sequence[str], text: Sequence[str]) -> float:
   precision, recall = len(pairs) / len(text), len(pairs) / len(truth)
   mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
   chunks = 1 + sum(
-    (i + 1, j + 1) != after for (i, j), after in zip(pairs, pairs[1:], strict=False)
+    (i + 1, j + 1) != after for (i, j), after in itertools.pairwise(pairs)
   )
   return (1 - _GAMMA * (chunks / len(pairs)) ** _BETA) * mean
 

@@ -53,7 +53,7 @@ _PHONE = (
   rf"(?:\(\d{{2,3}}\){_GAP}?|\+{{0,2}}(?:\d{{2,4}}[- \u00a0])?\d{{2,4}}[- \u00a0])"
   rf"\d{{3,4}}[- \u00a0]?\d{{3,5}}"
 )
-_FRACTION = rf"(?:\d{{1,4}}[- \u00a0])?\d{{1,4}}[/⁄]\d{{1,4}}"
+_FRACTION = r"(?:\d{1,4}[- \u00a0])?\d{1,4}[/⁄]\d{1,4}"
 _ATTRIBUTE = r"[A-Za-z][\w:.-]*(?:=(?:\"[^\"]*\"|[^\s>]*))?"
 _TAG = rf"<(?:[!?][A-Za-z-][^>]*|/?[A-Za-z][\w:.-]*(?: +{_ATTRIBUTE})* */?)>"
 # What has the first group is the token; the rest of a match is what must follow it. The
@@ -76,7 +76,7 @@ _RULES = tuple(
     rf"([dDlL]{_TICK})",
     r"(')[A-Za-z]\S",  # opens a quotation
     rf"({_ELIDED}{_CHARACTER}+(?:{_DASH}{_ELIDED}{_CHARACTER}+)*)",
-    rf"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z]\.(?:[A-Za-z]\.)+|[A-Za-z0-9]+))+)",
+    r"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z]\.(?:[A-Za-z]\.)+|[A-Za-z0-9]+))+)",
     rf"({_PLAIN}(?:/{_PLAIN}){{1,2}})",
     r"([A-Z]+(?:&[A-Z]+)+)",
     rf"([-+]?{_NUMBER})",

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from nltk.stem import porter
-from nltk.translate import meteor_score
 from rouge_score import rouge_scorer
+
+from imax_jax.evaluate.scores import meteor as meteor_scores
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER_WORDS = (
@@ -156,38 +156,29 @@ def rouge1(truth: str, text: str) -> float:
   return float(_rouge1_scorer().score(truth, text)["rouge1"].fmeasure)
 
 
-class _NoWordNet:
-  """Stands in for nltk's WordNet reader, whose data is not shipped: no synonyms."""
+def rouge1_of_sets(truth: str, text: str) -> float:
+  """ROUGE-1 F measure of `rouge` 1.0.1: a word counts once, sentences end at points.
 
-  def synsets(self, word: str) -> list[str]:
-    del word
-    return []
-
-
-_NO_WORDNET = _NoWordNet()
-
-
-class _Stemmer:
-  """Porter's stemmer with a memory: the words of reports are few and come again."""
-
-  def __init__(self) -> None:
-    self.stem = functools.cache(porter.PorterStemmer().stem)
-
-
-_STEMMER = _Stemmer()
+  Neither text is empty.
+  """
+  want, got = (
+    {
+      word
+      for part in t.split(".")
+      if part
+      for word in " ".join(part.split()).split(" ")
+    }
+    for t in (truth, text)
+  )
+  shared = len(want & got)
+  precision, recall = shared / len(got), shared / len(want)
+  return 2.0 * (precision * recall / (precision + recall + 1e-8))
 
 
 def meteor(truth: str, text: str) -> float:
-  """METEOR of one pair by nltk: exact and Porter-stem matches, NO synonyms.
+  """METEOR of the words of one pair: nltk's, with WordNet 3.0's synonyms.
 
-  The published evaluation runs the Java METEOR 1.5, with synonyms and paraphrases; this
-  one is lower and comparable only with itself.
+  The published evaluation runs the Java METEOR 1.5, which weighs words and has
+  paraphrases; see `published.report_meteor`.
   """
-  return float(
-    meteor_score.meteor_score(
-      [report_words(truth)],
-      report_words(text),
-      stemmer=_STEMMER,
-      wordnet=_NO_WORDNET,
-    )
-  )
+  return meteor_scores.meteor(report_words(truth), report_words(text))
