@@ -50,10 +50,18 @@ def counts(jar: str | Path, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
       f"meteor_jar {str(jar)!r}: expected {COUNTS} numbers for each of {len(pairs)} "
       f"pairs, got {len(rows)} rows; METEOR 1.5 needs its folder `data` beside the jar"
     ) from None
-  # One chunk that is all of both is no fragmentation; so the program sums, too.
-  whole = (found[:, 20] == 1) & (found[:, 21:23] == found[:, 0:2]).all(axis=-1)
-  found[whole, 20] = 0.0
-  return found
+  return without_whole(found)
+
+
+def without_whole(rows: np.ndarray) -> np.ndarray:
+  """`rows` without the chunk of pairs that match as a whole.
+
+  That is no fragmentation, neither of the pair's own score nor of a sum's.
+  """
+  whole = (rows[:, 20] == 1) & (rows[:, 21:23] == rows[:, 0:2]).all(axis=-1)
+  rows = rows.copy()
+  rows[whole, 20] = 0.0
+  return rows
 
 
 def _run(jar: Path, lines: str) -> str:
