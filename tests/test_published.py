@@ -73,10 +73,10 @@ def test_the_pairs_are_many_and_hold_the_edges():
 
 
 def test_tokens_are_the_penn_treebank_tokenizers():
-  for side, said in zip(GOLDEN["ptb"], (lambda t: t, str.lower), strict=True):
-    texts = [said(pair[len(side) and GOLDEN["ptb"].index(side)]) for pair in PAIRS]
-    for raw, want in zip(texts, side, strict=True):
-      assert " ".join(ptb.report_tokens(raw)) == want, raw
+  truths, said = GOLDEN["ptb"]
+  for (truth, text_said), a, b in zip(PAIRS, truths, said, strict=True):
+    assert " ".join(ptb.report_tokens(truth)) == a, truth
+    assert " ".join(ptb.report_tokens(text_said.lower())) == b, text_said
 
 
 def test_bleu1_is_pycocoevalcaps():
@@ -97,22 +97,17 @@ def test_rouge1_is_the_rouge_packages():
   assert compared >= 500
 
 
-def test_rouge1_is_the_installed_rouges_after_both_normalisations():
+def test_legacy_rouge_is_the_installed_packages_on_both_normalisations():
   rouge = pytest.importorskip("rouge").Rouge(metrics=["rouge-1"])
-  want = []
-  for truth, said in PAIRS:
-    a, b = (published._twice(t) for t in (truth, said.lower()))
-    if truth.strip() and said.strip() and a and b:
-      want.append(rouge.get_scores(b, a)[0]["rouge-1"]["f"])
-  metric = LEGACY["report_rouge1"]
-  short = [(t, s) for t, s in PAIRS if len(t.split()) <= published.MAX_WORDS]
-  assert len(want) > len(short) > 300
-  # A reference that is not cut is scored as it is.
+  # A longer reference is cut before.
+  short = [pair for pair in PAIRS if len(pair[0].split()) <= published.MAX_WORDS]
   want = []
   for truth, said in short:
     a, b = (published._twice(t) for t in (truth, said.lower()))
     if truth.strip() and said.strip() and a and b:
       want.append(rouge.get_scores(b, a)[0]["rouge-1"]["f"])
+  assert 300 < len(want) < len(short)
+  metric = LEGACY["report_rouge1"]
   assert metric.value(reports(short)) == pytest.approx(100 * np.mean(want), **EXACT)
 
 
