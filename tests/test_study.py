@@ -22,7 +22,7 @@ from imax_jax import experiment
 from imax_jax import main
 from imax_jax import runs
 from imax_jax.data import shards
-from imax_jax.evaluate.metrics import METRICS
+from imax_jax.evaluate.metrics import STRICT
 from imax_jax.study import Study
 from imax_jax.train import loop
 from imax_jax.tree import flatten
@@ -55,7 +55,7 @@ def marks(workdir: Path) -> dict[str, int]:
 
 def test_results_are_whole(done: Path) -> None:
   results = json.loads((done / "results.json").read_text("utf8"))
-  names = {metric.name for metric in METRICS}
+  names = {metric.name for metric in STRICT}
   for run in ("constant", "dmax", "imax", "pseudo", "dmax_long"):
     assert results["tables"][run].keys() == names, run
     assert all(np.isfinite(v) for v in results["tables"][run].values())

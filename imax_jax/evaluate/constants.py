@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from imax_jax.data import prompts
-from imax_jax.evaluate.metrics import METRICS
+from imax_jax.evaluate.metrics import STRICT
 from imax_jax.evaluate.metrics import Metric
 from imax_jax.evaluate.predictions import predict_values
 from imax_jax.evaluate.scores import text as text_scores
@@ -63,7 +63,7 @@ def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
   for entry in sorted(train, key=lambda e: e.id):
     if entry.task == "vqa":
       by_prompt.setdefault(entry.prompt, []).append(entry)
-  best = functools.cache(lambda m, prompt: _best_answer(METRICS[m], by_prompt[prompt]))
+  best = functools.cache(lambda m, prompt: _best_answer(STRICT[m], by_prompt[prompt]))
   centres = _mean_boxes(train)
 
   def answer(metric: Metric, entry: Entry) -> str:
@@ -71,7 +71,7 @@ def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
       asked = np.array(entry.target.box)
       return min(centres, key=lambda name: float(np.abs(centres[name] - asked).sum()))
     if entry.prompt in by_prompt:
-      return best(METRICS.index(metric), entry.prompt)
+      return best(STRICT.index(metric), entry.prompt)
     return constant(metric, entry)
 
   return _scores(test, answer)
@@ -80,13 +80,13 @@ def blind_scores(train: Entries, test: Entries) -> dict[str, float]:
 def constant_answers(train: Entries) -> Callable[[Metric, Entry], str]:
   """(metric, test entry) -> the constant that is best for the metric."""
   kinds = _by_kind(train)
-  best = functools.cache(lambda m, kind: _best_answer(METRICS[m], kinds.get(kind, [])))
-  return lambda metric, entry: best(METRICS.index(metric), _kind(entry))
+  best = functools.cache(lambda m, kind: _best_answer(STRICT[m], kinds.get(kind, [])))
+  return lambda metric, entry: best(STRICT.index(metric), _kind(entry))
 
 
 def _scores(test: Entries, answer: Callable[[Metric, Entry], str]) -> dict[str, float]:
   scores = {}
-  for metric in METRICS:
+  for metric in STRICT:
     concerned = [entry for entry in test if metric.concerns(entry)]
     if concerned:
       texts = [answer(metric, entry) for entry in concerned]
@@ -128,7 +128,7 @@ def _best_answer(metric: Metric, entries: Entries) -> str:
   sign = -1.0 if metric.lower_is_better else 1.0
 
   def quality(answer: str) -> float:
-    return sign * metric.function(predict_values(judges, [answer] * len(judges)))
+    return sign * metric.value(predict_values(judges, [answer] * len(judges)))
 
   return max(candidates, key=quality)  # the first of equals
 

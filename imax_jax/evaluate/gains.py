@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from imax_jax.evaluate.metrics import METRICS
+from imax_jax.evaluate.metrics import STRICT
 from imax_jax.evaluate.metrics import Metric
 
 Scores = Mapping[str, float | None]
@@ -26,7 +26,7 @@ class Gain:
   excluded: dict[str, str]  # metric -> why it was not compared
 
 
-def gain(new: Scores, base: Scores, metrics: Sequence[Metric] = METRICS) -> Gain:
+def gain(new: Scores, base: Scores, metrics: Sequence[Metric] = STRICT) -> Gain:
   """Eq. 1: the mean over metrics of (new - base) / base × 100 %.
 
   The sign of the four error metrics is turned, so that a fall counts as a gain; with
@@ -70,7 +70,7 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def mean_scores(
-  per_seed: Sequence[Scores], metrics: Sequence[Metric] = METRICS
+  per_seed: Sequence[Scores], metrics: Sequence[Metric] = STRICT
 ) -> tuple[dict[str, float], dict[str, float | None]]:
   """({metric: mean}, {metric: sample std or None}) over the seeds that measured it."""
   means, deviations = {}, {}
@@ -82,7 +82,7 @@ def mean_scores(
 
 
 def paired_gains(
-  new: Sequence[Scores], base: Sequence[Scores], metrics: Sequence[Metric] = METRICS
+  new: Sequence[Scores], base: Sequence[Scores], metrics: Sequence[Metric] = STRICT
 ) -> dict[str, Any]:
   """One run's gain over another, seed by seed, as `results.json` holds it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from imax_jax.evaluate import additive
 from imax_jax.evaluate import metrics
 from imax_jax.evaluate.scores import text as text_scores
 from imax_jax.schema import TARGET_OF_TASK
@@ -32,10 +33,10 @@ def score(predictions: Iterable[Prediction]) -> dict[str, float]:
         f"{type(entry.target).__name__}"
       )
   values = {}
-  for metric in metrics.METRICS:
+  for metric in metrics.STRICT:
     concerned = [p for p in predictions if metric.concerns(p.entry)]
     if concerned:
-      values[metric.name] = metric.function(concerned)
+      values[metric.name] = metric.value(concerned)
   return values
 
 
@@ -66,6 +67,6 @@ def judge(prediction: Prediction) -> Verdict:
     total = len(entry.target.values)
     return Verdict(True if same == total else None, f"{same} of {total} labels right")
   if entry.task == "rec":
-    overlap = float(metrics.box_ious([prediction])[0])
+    overlap = float(additive.box_ious([prediction])[0])
     return Verdict(overlap > 0.5, f"IoU {overlap:.2f}")
-  return Verdict(metrics.is_right(prediction), "")
+  return Verdict(additive.is_right(prediction), "")

@@ -18,7 +18,7 @@ Results = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-  """A column of Table 2. `name` and `lower_is_better` are those of evaluate.METRICS."""
+  """A column of Table 2. `name` and `lower_is_better` are those of evaluate.metrics.STRICT."""
 
   name: str
   group: str  # three levels of heading

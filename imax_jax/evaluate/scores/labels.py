@@ -18,10 +18,17 @@ class F1(NamedTuple):
 def f1(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> F1:
   """Micro and macro F1 of bits [N, labels], 1 where the label is present.
 
-  Micro sums hits and errors over all labels; macro is the mean of the labels' own F1.
-  Division by zero: a label that occurs neither in truth nor in prediction has no F1 and
-  is left out of the macro mean; one that occurs in either but is never hit has F1 0; if
-  no label occurs at all, both scores are 0.
+  Raises:
+    ValueError: the shapes differ or are not [N, labels].
+  """
+  sums = counts(truth, predicted).sum(axis=0)
+  return F1(micro=float(micro_f1(sums)), macro=float(macro_f1(sums)))
+
+
+def counts(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> np.ndarray:
+  """What each row of bits [N, labels] adds: float64[N, 2 * labels].
+
+  First the hits of each label (TP), then its occurrences (2 TP + FP + FN).
 
   Raises:
     ValueError: the shapes differ or are not [N, labels].
@@ -32,12 +39,29 @@ def f1(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> F1:
       f"bits: expected two arrays [N, labels] of one shape, got {want.shape} and "
       f"{got.shape}; every prediction needs one bit for each label of its truth"
     )
-  hits = (want & got).sum(axis=0)
-  occurrences = want.sum(axis=0) + got.sum(axis=0)  # 2 TP + FP + FN
-  occurs = occurrences > 0
-  if not occurs.any():
-    return F1(micro=0.0, macro=0.0)
-  return F1(
-    micro=float(2 * hits.sum() / occurrences.sum()),
-    macro=float(np.mean(2 * hits[occurs] / occurrences[occurs])),
+  occurrences = want.astype(np.float64) + got
+  return np.concatenate([want & got, occurrences], axis=1)
+
+
+def micro_f1(sums: np.ndarray) -> np.ndarray:
+  """Hits and errors summed over all labels; float64[...] of sums [..., 2 * labels].
+
+  0 if no label occurs in truth or prediction.
+  """
+  hits, occurrences = (half.sum(axis=-1) for half in np.split(sums, 2, axis=-1))
+  return np.where(
+    occurrences > 0, 2 * hits / np.where(occurrences > 0, occurrences, 1), 0
   )
+
+
+def macro_f1(sums: np.ndarray) -> np.ndarray:
+  """The mean of the labels' own F1; float64[...] of sums [..., 2 * labels].
+
+  A label that occurs neither in truth nor in prediction has no F1 and is left out of the
+  mean; one that occurs in either but is never hit has F1 0; if no label occurs at all,
+  the score is 0.
+  """
+  hits, occurrences = np.split(sums, 2, axis=-1)
+  occurs = occurrences > 0
+  each = np.where(occurs, 2 * hits / np.where(occurs, occurrences, 1), 0)
+  return each.sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)

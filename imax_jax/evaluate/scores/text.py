@@ -6,14 +6,14 @@ All return fractions in [0, 1]; `evaluate/metrics.py` multiplies by 100.
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from nltk.stem import porter
-from nltk.translate import meteor_score
+import numpy as np
 from rouge_score import rouge_scorer
+
+from imax_jax.evaluate.scores import meteor as meteor_scores
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER_WORDS = (
@@ -97,22 +97,42 @@ def report_words(text: str) -> list[str]:
 def bleu1(truths: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]) -> float:
   """Corpus BLEU-1 of tokenised texts, one reference each.
 
-  Clipped unigram matches over the words generated, both summed over the corpus, times
-  the brevity penalty exp(1 - reference length / generated length) where that is below 1
-  (Papineni et al. 2002). A corpus of one pair is nltk's `sentence_bleu` with weights
-  (1, 0, 0, 0) and no smoothing.
+  A corpus of one pair is nltk's `sentence_bleu` with weights (1, 0, 0, 0) and no
+  smoothing.
 
   Raises:
     ValueError: the two sequences differ in length.
   """
-  matched = generated = wanted = 0
-  for truth, text in zip(truths, texts, strict=True):
-    matched += (Counter(truth) & Counter(text)).total()
-    generated += len(text)
-    wanted += len(truth)
-  if not matched:
-    return 0.0
-  return matched / generated * math.exp(min(0.0, 1.0 - wanted / generated))
+  return float(bleu1_of(bleu1_counts(truths, texts).sum(axis=0)))
+
+
+def bleu1_counts(
+  truths: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]
+) -> np.ndarray:
+  """What each pair adds to BLEU-1: float64[N, 3].
+
+  Words matched (no more often than in the reference), generated and wanted.
+  """
+  return np.array(
+    [
+      ((Counter(truth) & Counter(text)).total(), len(text), len(truth))
+      for truth, text in zip(truths, texts, strict=True)
+    ],
+    np.float64,
+  ).reshape(-1, 3)
+
+
+def bleu1_of(sums: np.ndarray) -> np.ndarray:
+  """BLEU-1, float64[...], of `bleu1_counts` summed over a corpus, float64[..., 3].
+
+  The share of the words generated that match, times the brevity penalty
+  exp(1 - reference length / generated length) where that is below 1 (Papineni et al.
+  2002); 0 where nothing was generated.
+  """
+  matched, generated, wanted = np.moveaxis(sums, -1, 0)
+  words = np.where(generated > 0, generated, 1.0)
+  brevity = np.exp(np.minimum(0.0, 1.0 - wanted / words))
+  return np.where(generated > 0, matched / words * brevity, 0.0)
 
 
 def answer_bleu1(truth: str, text: str, *, legacy: bool = False) -> float:
@@ -136,38 +156,29 @@ def rouge1(truth: str, text: str) -> float:
   return float(_rouge1_scorer().score(truth, text)["rouge1"].fmeasure)
 
 
-class _NoWordNet:
-  """Stands in for nltk's WordNet reader, whose data is not shipped: no synonyms."""
+def rouge1_of_sets(truth: str, text: str) -> float:
+  """ROUGE-1 F measure of `rouge` 1.0.1: a word counts once, sentences end at points.
 
-  def synsets(self, word: str) -> list[str]:
-    del word
-    return []
-
-
-_NO_WORDNET = _NoWordNet()
-
-
-class _Stemmer:
-  """Porter's stemmer with a memory: the words of reports are few and come again."""
-
-  def __init__(self) -> None:
-    self.stem = functools.cache(porter.PorterStemmer().stem)
-
-
-_STEMMER = _Stemmer()
+  Neither text is empty.
+  """
+  want, got = (
+    {
+      word
+      for part in t.split(".")
+      if part
+      for word in " ".join(part.split()).split(" ")
+    }
+    for t in (truth, text)
+  )
+  shared = len(want & got)
+  precision, recall = shared / len(got), shared / len(want)
+  return 2.0 * (precision * recall / (precision + recall + 1e-8))
 
 
 def meteor(truth: str, text: str) -> float:
-  """METEOR of one pair by nltk: exact and Porter-stem matches, NO synonyms.
+  """METEOR of the words of one pair: nltk's, with WordNet 3.0's synonyms.
 
-  The published evaluation runs the Java METEOR 1.5, with synonyms and paraphrases; this
-  one is lower and comparable only with itself.
+  The published evaluation runs the Java METEOR 1.5, which weighs words and has
+  paraphrases; see `published.report_meteor`.
   """
-  return float(
-    meteor_score.meteor_score(
-      [report_words(truth)],
-      report_words(text),
-      stemmer=_STEMMER,
-      wordnet=_NO_WORDNET,
-    )
-  )
+  return meteor_scores.meteor(report_words(truth), report_words(text))
