@@ -18,6 +18,7 @@ from imax_jax.data.phantom import hospital
 from imax_jax.data.phantom.truth import Truth
 from imax_jax.evaluate.scores import boxes
 from imax_jax.evaluate.scores import findings
+from imax_jax.evaluate.scores import labels
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.pseudo import stages
@@ -110,11 +111,10 @@ def score(said: Entry, truth: Target) -> float:
   match said.target, truth:
     case Ratio(value), Ratio(true):
       return float(abs(value - true) <= page.RATIO_OFF)
-    case Report(text), Bits(values, labels):
-      named = {finding for finding, there in findings.read(text).items() if there}
-      present = {name for name, bit in zip(labels, values, strict=True) if bit}
-      both = len(named) + len(present)
-      return 2 * len(named & present) / both if both else 1.0
+    case Report(text), Bits(true):
+      # Where nothing is found and nothing named, nothing is wrong.
+      named = findings.bits(text)
+      return labels.f1([true], [named]).micro if any(true) or any(named) else 1.0
     case Bits(values), Bits(true):
       return float(np.mean(np.equal(values, true)))
     case Region(box=box), Region(box=true) if said.task == "rec":

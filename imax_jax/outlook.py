@@ -36,8 +36,10 @@ def text(study: Study) -> str:
   lines = []
   for seed in study.config.seeds:
     lines.append(f"  the three stages, seed {seed}")
-    for stage, station, state, words in _stages(study, seed):
-      lines.append(f"    {stage:<9} {station:<32} {state:<10} {words}")
+    found = list(_stages(study, seed))
+    width = max(len(station) for _, station, _, _ in found)
+    for stage, station, state, words in found:
+      lines.append(f"    {stage:<9} {station:<{width}} {state:<10} {words}")
   return "\n".join(lines)
 
 

@@ -119,7 +119,7 @@ def _keep(study: Study, seed: int, row: str) -> PseudoRecords:
 
   def make(folder: Path) -> None:
     labels = LabelFile(path)
-    verdict = filters.judge(labels, records, chosen, findings.read)
+    verdict = filters.judge(labels, records, chosen, findings.stated)
     with (folder / stream.REJECTED).open("w", encoding="utf8") as file:
       for entry_id, task, reason in filters.rejected(labels, verdict):
         line = {"id": entry_id, "task": task, "reason": reason}

@@ -34,13 +34,13 @@ CLEAR = Bits((0,) * 10)
 EDEMA = Bits(tuple(int(name == "Edema") for name in FINDINGS))
 
 
-def read_findings(text: str) -> dict[str, bool]:
+def read_findings(text: str) -> dict[str, str]:
   """Of texts such as "edema, no nodule"."""
   found = {}
   for part in text.lower().rstrip(".?").split(", "):
     for name in FINDINGS:
       if name.lower() in part:
-        found[name] = not part.startswith("no ")
+        found[name] = "absent" if part.startswith("no ") else "present"
   return found
 
 
@@ -133,6 +133,7 @@ def test_an_organ_that_was_not_asked_for() -> None:
     (entry("multi_label", EDEMA), entry("report", Report("edema")), True),
     (entry("multi_label", EDEMA), entry("report", Report("no edema")), False),
     (entry("multi_label", EDEMA), entry("report", Report("the heart")), True),
+    (entry("multi_label", EDEMA), entry("report", Report("lung opacity")), True),
   ],
 )
 def test_findings_that_two_labels_see_otherwise(

@@ -33,6 +33,10 @@ from imax_jax.schema import Report
 CTR, CPAR = "ctr and rec disagree", "cpar and rec disagree"
 ORGAN, FINDING = "reg and rec disagree", "findings disagree"
 REASONS = (CTR, CPAR, ORGAN, FINDING)
+# Text -> {finding: "present", "absent" or "uncertain"}.
+ReadFindings = Callable[[str], Mapping[str, str]]
+# Wider than the other nine and labelled by other rules, so texts say nothing of it.
+_WIDER = "Lung Opacity"
 MOST_OFF_CTR = 0.05
 # The heart fills more of its box than a lung.
 CPAR_OF_BOXES, MOST_TIMES_CPAR = 1.3, 1.35
@@ -41,7 +45,7 @@ CPAR_OF_BOXES, MOST_TIMES_CPAR = 1.3, 1.35
 def find(
   record: ImageRecord,
   labels: Mapping[int, Entry],
-  read_findings: Callable[[str], Mapping[str, bool]],
+  read_findings: ReadFindings,
 ) -> dict[int, str]:
   """{number: reason} of the labels that another label or an original entry contradicts.
 
@@ -115,26 +119,34 @@ def _wrong(
   return [*present, *absent]
 
 
-def _findings(
-  entry: Entry, read_findings: Callable[[str], Mapping[str, bool]]
-) -> dict[str, bool]:
+def _findings(entry: Entry, read_findings: ReadFindings) -> dict[str, bool]:
   """What an entry says is there (True) or is not (False)."""
   match entry.target:
     case Bits(values, labels):
       return dict(zip(labels, map(bool, values), strict=True))
     case Grade(name, classes) if classes == EDEMA_GRADES:
       # Vascular congestion is not yet edema, and often labelled so.
-      said = {EDEMA_GRADES[0]: False, EDEMA_GRADES[2]: True, EDEMA_GRADES[3]: True}
-      return {"Edema": said[name]} if name in said else {}
+      known = {EDEMA_GRADES[0]: False, EDEMA_GRADES[2]: True, EDEMA_GRADES[3]: True}
+      return {"Edema": known[name]} if name in known else {}
     case Report(text):
-      return dict(read_findings(text))
+      return _stated(read_findings(text))
     case Answer(question, answers):
       affirmed = ", ".join(answers)
       if entry.subtask == "verify":
         affirmed = question if affirmed.casefold() == "yes" else ""
-      named = [f for f, is_there in read_findings(affirmed).items() if is_there]
+      said = _stated(read_findings(affirmed))
+      named = [finding for finding, is_there in said.items() if is_there]
       # "Is there A or B?" affirms neither by itself.
       if entry.subtask == "verify" and len(named) != 1:
         return {}
       return dict.fromkeys(named, True)
   return {}
+
+
+def _stated(said: Mapping[str, str]) -> dict[str, bool]:
+  """What is said without a doubt."""
+  return {
+    finding: status == "present"
+    for finding, status in said.items()
+    if status != "uncertain" and finding != _WIDER
+  }

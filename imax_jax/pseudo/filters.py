@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -24,8 +23,6 @@ from imax_jax.pseudo.labels import LabelFile
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
 
-# Findings that a text says are there (True) or are not (False).
-ReadFindings = Callable[[str], Mapping[str, bool]]
 # What a label is rejected for; a verdict is a place in this list, 0: it is kept.
 REASONS = (
   "", "low confidence", *contradictions.REASONS, "its box from rec is rejected",
@@ -67,13 +64,13 @@ def judge(
   labels: LabelFile,
   records: Sequence[ImageRecord],
   filters: Filters,
-  read_findings: ReadFindings,
+  read_findings: contradictions.ReadFindings,
 ) -> np.ndarray:
   """uint8[lines]: for each label its place in `REASONS`, 0 where it is kept.
 
   Args:
     records: the split that the labels are of.
-    read_findings: what a report or an answer says of the ten findings.
+    read_findings: what a text says of the ten findings: `evaluate.scores.findings.stated`.
 
   Raises:
     ValueError: a filter's value, or labels of other records.

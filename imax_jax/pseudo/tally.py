@@ -16,6 +16,9 @@ import numpy as np
 from imax_jax.data import prompts
 from imax_jax.pseudo import labels as labels_lib
 from imax_jax.pseudo.labels import LabelFile
+from imax_jax.schema import EDEMA_GRADES
+from imax_jax.schema import FINDINGS
+from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
 from imax_jax.schema import Bits
 from imax_jax.schema import Entry
@@ -32,6 +35,7 @@ _BINS = 24
 _DECILES = 10
 # Answers are counted as classes in these groups; of multi-label, the labels present.
 _GROUPS = ("multi_class", "multi_label", "reg", "verify")
+_KNOWN = (*EDEMA_GRADES, *FINDINGS, *ORGANS, "yes", "no")  # in the order to show
 
 
 class Training:
@@ -209,9 +213,10 @@ class Tally:
     }  # fmt: skip
     found = {}
     for group in _GROUPS:
-      names = sorted({
-        name for mark in marks.values() for which, name in mark.counts if which == group
-      })  # fmt: skip
+      said = {
+        n for mark in marks.values() for which, n in mark.counts if which == group
+      }
+      names = [name for name in _KNOWN if name in said] + sorted(said - {*_KNOWN})
       if names:
         found[group] = [
           {"class": name}
