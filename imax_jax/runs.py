@@ -234,9 +234,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
     snapshots = {phase: round(at * num_steps) for phase, at in phases}
   elif run == "dmax_long":
     num_steps = stages.control_steps(stages_of(study), steps)
-  elif run in map(
-    stages.pretraining_of, rows := stages.rows(plain(study.config.pseudo))
-  ):
+  elif run in map(stages.pretraining_of, rows := _rows(study)):
     [stage] = [stage for stage in stages_of(study) if stage.name == "pretrain"]
     [row] = [row for row in rows if stages.pretraining_of(row) == run]
     labels = study.ledger.digest(
@@ -253,6 +251,11 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def _rows(study: Study) -> dict[str, dict[str, Any]]:
+  """Those of earlier commands, too: what an ablation no longer asked for is made from."""
+  return stages.possible_rows(plain(study.config.pseudo))
+
+
 def labels_inputs(study: Study, seed: int | str) -> dict[str, Any]:
   """What the pseudo labels of a seed are made from."""
   p = study.config.pseudo
@@ -267,7 +270,7 @@ def labels_inputs(study: Study, seed: int | str) -> dict[str, Any]:
 def kept_inputs(study: Study, row: str, seed: int | str) -> dict[str, Any]:
   """What decides which of a seed's labels a row keeps."""
   labels = study.ledger.digest(stages.labels_station(seed), labels_inputs(study, seed))
-  return {"labels": labels, "filters": stages.rows(plain(study.config.pseudo))[row]}
+  return {"labels": labels, "filters": _rows(study)[row]}
 
 
 def evaluation_inputs(study: Study, name: str) -> dict[str, Any]:

@@ -277,6 +277,8 @@ def test_an_ablation_filters_the_labels_that_are_there(workdir: Path) -> None:
     lines = (workdir / f"pseudo/kept_{name}-s0/rejected.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == whole - kept
     assert trained_on(workdir, f"pseudo_{name}-s0") == trained_on(workdir, "dmax-s0")
+    # A later command that does not ask for the row still knows what it is.
+    assert runs.digest(open_study(workdir), f"pseudo_{name}-s0")
 
 
 def test_what_has_changed_is_done_again_and_no_more(workdir: Path) -> None:

@@ -89,7 +89,7 @@ def control_steps(
 
 
 def rows(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """The strategy's rows of Table 2, and the filters (`filters.Filters`) of each.
+  """The strategy's rows of Table 2 that are asked for, and each one's filters.
 
   The second and later ones are ablations: the same labels, otherwise filtered.
 
@@ -100,15 +100,22 @@ def rows(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   Raises:
     ValueError: an ablation without a name among `named_filters`.
   """
-  found = {"pseudo": dict(config["filters"])}
-  for name in config["ablations"]:
-    if name not in config["named_filters"]:
-      raise ValueError(
-        f"pseudo.ablations: {name!r} is none of pseudo.named_filters, "
-        f"{list(config['named_filters'])}"
-      )
-    found[f"pseudo_{name}"] = config["filters"] | config["named_filters"][name]
-  return found
+  unknown = sorted(set(config["ablations"]) - config["named_filters"].keys())
+  if unknown:
+    raise ValueError(
+      f"pseudo.ablations: {unknown[0]!r} is none of pseudo.named_filters, "
+      f"{list(config['named_filters'])}"
+    )
+  named = ("pseudo", *(f"pseudo_{name}" for name in config["ablations"]))
+  return {row: chosen for row, chosen in possible_rows(config).items() if row in named}
+
+
+def possible_rows(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The same of all that have a name, in their order, asked for or not."""
+  more = config["named_filters"].items()
+  return {"pseudo": dict(config["filters"])} | {
+    f"pseudo_{name}": config["filters"] | chosen for name, chosen in more
+  }
 
 
 def pretraining_of(row: str) -> str:
