@@ -1,14 +1,16 @@
 """The audit of pseudo-IMAX: what was asked, made, kept, and how far it is true.
 
-Written behind the labels of all seeds as WORKDIR/audit.json and WORKDIR/report/audit.html.
+The station `audit` holds audit.json and audit.html; the page is copied to report/.
 What is true is known of a phantom's films alone; elsewhere the page says so.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from imax_jax.evaluate.scores import boxes
 from imax_jax.evaluate.scores import findings
 from imax_jax.evaluate.scores import labels
 from imax_jax.ledger import plain
+from imax_jax.ledger import whole
 from imax_jax.ledger import write_json
 from imax_jax.pseudo import stages
 from imax_jax.pseudo import stream
@@ -39,25 +42,53 @@ from imax_jax.study import Study
 
 
 def write(study: Study) -> None:
-  """Both files, of the seeds whose labels are made and as the config has them."""
-  found = collect(study)
-  if not found["about"]["seeds"]:
+  """Both files, of the seeds whose labels are made; those that are up to date stay.
+
+  All processes must take part.
+
+  Raises:
+    ValueError: labels of other settings, of other data, or damaged.
+  """
+  kept = _kept(study)
+  if not kept:
     return
-  write_json(study.workdir / "audit.json", found)
-  page.write_audit(found, study.workdir / "report" / "audit.html")
+
+  def make(folder: Path) -> None:
+    found = collect(study)
+    write_json(folder / "audit.json", found)
+    page.write_audit(found, folder / "audit.html")
+
+  inputs = {"kept": kept, "title": study.config.title}
+  folder = study.ledger.station("audit", inputs, make)
+  if study.is_chief:
+    with whole(study.workdir / "report" / "audit.html") as part:
+      shutil.copyfile(folder / "audit.html", part)
+
+
+def _kept(study: Study) -> dict[str, str]:
+  """{station: digest} of all labels kept; of a seed whose rows are not all there none."""
+  rows = stages.rows(plain(study.config.pseudo))
+  found: dict[str, str] = {}
+  for seed in study.config.seeds:
+    stations = {stages.kept_station(row, seed): row for row in rows}
+    if all(map(study.ledger.is_done, stations)):
+      for station, row in stations.items():
+        inputs = runs.kept_inputs(study, row, seed)
+        found[station] = study.ledger.digest(station, inputs)
+  return found
 
 
 def collect(study: Study) -> dict[str, Any]:
   """The content of audit.json; the seeds are put together.
 
   Raises:
-    ValueError: labels of other settings, of other data, or damaged.
+    ValueError: as `write`.
   """
-  rows = stages.rows(plain(study.config.pseudo))
+  rows, stations = stages.rows(plain(study.config.pseudo)), _kept(study)
   done = [
     seed
     for seed in study.config.seeds
-    if all(study.ledger.is_done(stages.kept_station(row, seed)) for row in rows)
+    if stages.kept_station("pseudo", seed) in stations
   ]
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
   records = study.records("dmax_train")
@@ -68,7 +99,6 @@ def collect(study: Study) -> dict[str, Any]:
     kept = {}
     for row in rows:
       station = stages.kept_station(row, seed)
-      study.ledger.digest(station, runs.kept_inputs(study, row, seed))
       kept[row] = np.load(study.workdir / station / "kept.npy")
       rejected = json.loads((study.workdir / station / "counts.json").read_text("utf8"))
       audit.add_rejected(row, rejected["rejected"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from imax_jax import answers
+from imax_jax import audit
 from imax_jax import build as build_lib
 from imax_jax import choices
 from imax_jax import conversion
@@ -84,9 +85,10 @@ def train(study: Study) -> None:
 
 
 def report(study: Study) -> None:
-  """Collects results.json, writes the page and shows the table."""
+  """Collects results.json, writes the pages and shows the table."""
   if study.is_chief:
     results_lib.write(study)
+  audit.write(study)
 
 
 def foundation(study: Study) -> None:

@@ -70,8 +70,7 @@ def pseudo(study: Study) -> None:
       )
       name = f"{row}-s{seed}"
       runs.fit(study, name, records, pixels, start=pretrained, **runs.plan(study, name))
-  if study.is_chief:
-    audit.write(study)
+  audit.write(study)
 
 
 def _label(study: Study, seed: int, primary: _Weights) -> None:

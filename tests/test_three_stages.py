@@ -333,7 +333,7 @@ def test_the_audit_of_one_that_talks_nonsense_at_times(
   monkeypatch.undo()
   monkeypatch.setattr(strategy.runs, "fit", weigh)
   play(workdir, Player(workdir, nonsense=0.4))
-  found = json.loads((workdir / "audit.json").read_text())
+  found = json.loads((workdir / "audit" / "audit.json").read_text())
   counts = found["counts"]
   for task, asked in counts["asked"].items():
     rejected = sum(counts["rejected"].get(task, {}).values())
@@ -349,6 +349,9 @@ def test_the_audit_of_one_that_talks_nonsense_at_times(
   }
   assert texts
   assert not [text for text in texts if text in page]
+  before = marks(workdir)
+  audit.write(study)
+  assert marks(workdir) == before
   found["accuracy"] = {}  # as of radiographs of which nobody knows what is true
   audit.page.write_audit(found, workdir / "other.html")
   assert "Not known: only a phantom" in (workdir / "other.html").read_text("utf8")
