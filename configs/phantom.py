@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # than all pseudo labels of all images: as many images are labelled as IMAX has.
   c.pseudo = {
     "num_images": 320,  # drawn by the seed; 0: all
-    "images_at_once": 64,  # asked about and written together: what a killed run repeats
+    "images_at_once": 160,  # asked about and written together: what a killed run repeats
     "tasks": schema.TASKS,
     "questions_per_image": 3,
     "pretrain_epochs": 0.75,

@@ -18,7 +18,6 @@ import numpy as np
 
 from imax_jax.pseudo import contradictions
 from imax_jax.pseudo import labels as labels_lib
-from imax_jax.pseudo.label import ORIGIN
 from imax_jax.pseudo.labels import LabelFile
 from imax_jax.schema import Entry
 from imax_jax.schema import ImageRecord
@@ -166,11 +165,7 @@ def _drop_regions(labels: LabelFile, verdict: np.ndarray) -> None:
 
 def _shares(entries: Iterable[Entry]) -> dict[tuple[str, str, str], float]:
   """{class: its share among its task's original entries}."""
-  counts = collections.Counter(
-    one
-    for entry in entries
-    if entry.origin.source != ORIGIN and (one := class_of(entry))
-  )
+  counts = collections.Counter(one for entry in entries if (one := class_of(entry)))
   totals: collections.Counter[tuple[str, str]] = collections.Counter()
   for (task, kind, _), number in counts.items():
     totals[task, kind] += number
