@@ -121,7 +121,7 @@ def _counts(audit: Audit) -> str:
     "<p>Missing is what an image lacks of the seven tasks: two ratios, a report, a grade, "
     "ten labels, three boxes, three names of organs and the configured number of "
     "questions. Made is what could be read and can be a label. The columns behind it are "
-    f"what each row of Table 2 trains on.</p>{table}"
+    f"what rows of Table 2 train on, by their filters.</p>{table}"
   )
 
 
@@ -181,6 +181,8 @@ def _classes(audit: Audit) -> str:
 
 def _accuracy(audit: Audit) -> str:
   found = audit["accuracy"]
+  if not found and not audit["counts"]["made"]:
+    return '<p class="absent">No label was made.</p>'
   if not found:
     return (
       '<p class="absent">Not known: only a phantom hospital says what is true of each '
@@ -213,8 +215,9 @@ def _accuracy(audit: Audit) -> str:
 
 
 def _row_title(audit: Audit, row: str) -> str:
-  used = [f"{k} {v}" for k, v in audit["about"]["rows"][row].items() if v]
-  return f"{row}: {', '.join(used) or 'all'}"
+  used = audit["about"]["rows"][row].items()
+  named = [key if value is True else f"{key} {value}" for key, value in used if value]
+  return ", ".join(named) or "all"
 
 
 def _percent(part: int, total: int) -> str:
