@@ -185,9 +185,9 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.model.decoder.update({"mlp_width": 32, "vocab_size": 400})
   c.train.epochs = 1.0
   c.train.save_steps = 2
-  c.pseudo.update({"num_images": 8, "images_at_once": 3})
-  c.pseudo.update({"pretrain_epochs": 0.2, "finetune_epochs": 0.5})
+  c.pseudo.update({"num_images": 8, "pretrain_epochs": 0.2, "finetune_epochs": 0.5})
   c.evaluate = {"max_new_tokens": 8, "rows": 32}
   c.fisher.group_size = 4
   c.fisher.num_groups = 2
+  c.pseudo.images_at_once = 3
   return c
