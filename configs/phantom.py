@@ -63,11 +63,22 @@ def get_config(arg: str = "") -> ConfigDict:
   # Epochs are counted in DMAX's entries, so that steps compare. Pre-training sees less
   # than all pseudo labels of all images: as many images are labelled as IMAX has.
   c.pseudo = {
-    "num_images": 320,
+    "num_images": 320,  # drawn by the seed; 0: all
+    "images_at_once": 160,  # asked about and written together: what a killed run repeats
+    "tasks": schema.TASKS,
     "questions_per_image": 3,
     "pretrain_epochs": 0.75,
     "finetune_epochs": 0.75,
     "pretrain_from": "primary",  # or "foundation": the other reading of the paper
+    # What the row "pseudo" leaves out (pseudo/filters.py): nothing, as the paper seems to.
+    "filters": {"confidence": 0.0, "agreement": False, "balance": 0.0},
+    # More rows, "pseudo_confidence" and so on: the same labels under these filters.
+    "ablations": (),
+    "named_filters": {
+      "confidence": {"confidence": 0.25},
+      "agreement": {"agreement": True},
+      "balance": {"balance": 1.5},
+    },
   }
   c.evaluate = {"max_new_tokens": 112, "rows": 128}  # the longest report has 102
   # METEOR 1.5's meteor-1.5.jar, `data` beside it: then the legacy METEOR is scored too.
@@ -188,4 +199,5 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.evaluate.update({"max_new_tokens": 8, "rows": 32})
   c.fisher.group_size = 4
   c.fisher.num_groups = 2
+  c.pseudo.images_at_once = 3
   return c

@@ -20,6 +20,9 @@ from imax_jax.data import sources
 from imax_jax.data.geometry import Geometry
 from imax_jax.data.sources import intake as intake_lib
 from imax_jax.ledger import plain
+from imax_jax.pseudo import filters
+from imax_jax.pseudo import label
+from imax_jax.pseudo import stages
 from imax_jax.schema import TASKS
 from imax_jax.study import UsageError
 from imax_jax.train import optim
@@ -134,6 +137,30 @@ def needs_thousandths(d: ConfigDict, verb: str) -> None:
       f"{verb} asks about boxes in thousandths, x before y; this config writes them "
       f"otherwise (data.boxes: order {d.boxes.order}, scale {d.boxes.scale})"
     )
+
+
+def check_pseudo(p: ConfigDict) -> None:
+  """The config's `pseudo`: what can be refused before an image is labelled.
+
+  Raises:
+    UsageError: with the flag at fault.
+  """
+  for key, least in {
+    "num_images": 0,
+    "images_at_once": 1,
+    "questions_per_image": 0,
+  }.items():
+    if p[key] < least:
+      raise UsageError(f"--config.pseudo.{key}={p[key]}: expected {least} or more")
+  try:
+    label.check_tasks(p.tasks)
+    for row, chosen in stages.rows(plain(p)).items():
+      try:
+        filters.Filters(**chosen).check()
+      except (TypeError, ValueError) as error:
+        raise ValueError(f"pseudo: the filters of the row {row}: {error}") from None
+  except ValueError as error:
+    raise UsageError(f"--config.{error}") from None
 
 
 # Keys of the config's `train`, and the least that each may be.

@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from imax_jax import answers
+from imax_jax import audit
 from imax_jax import build as build_lib
 from imax_jax import choices
 from imax_jax import comparison
@@ -95,6 +96,8 @@ def report(study: Study, folders: str | None = None) -> None:
     comparison.write(study, [folder for folder in folders.split(",") if folder])
   elif study.is_chief:
     results_lib.write(study)
+  if not folders:
+    audit.write(study)
 
 
 def foundation(study: Study) -> None:

@@ -203,6 +203,24 @@ def splits_of(study: Study) -> list[str]:
   return sorted(found | {asked[verb] for verb in study.config.verbs if verb in asked})
 
 
+def stage_steps(study: Study) -> dict[str, int]:
+  """{"primary": steps, "pretrain": …, "finetune": …}, all counted in DMAX's entries.
+
+  Raises:
+    ValueError: the data are not there, or of another config.
+  """
+  study.require_data()
+  built = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
+  entries = built["splits"]["dmax_train"]["entries"]
+  p = study.config.pseudo
+  epochs = {
+    "primary": study.config.train.epochs,
+    "pretrain": p.pretrain_epochs,
+    "finetune": p.finetune_epochs,
+  }
+  return {stage: feed.num_steps(study, entries, each) for stage, each in epochs.items()}
+
+
 def plan(study: Study, name: str) -> dict[str, Any]:
   """`fit`'s seed, num_steps, snapshots and inputs of one of the study's runs.
 
@@ -210,15 +228,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
     ValueError: what it is made from is not there, or of another config.
   """
   run, seed = name.rsplit("-s", 1)
-  t, p = study.config.train, study.config.pseudo
-  study.require_data()
-  built = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  entries = built["splits"]["dmax_train"]["entries"]
-  steps = {
-    "primary": feed.num_steps(study, entries, t.epochs),
-    "pretrain": feed.num_steps(study, entries, p.pretrain_epochs),
-    "finetune": feed.num_steps(study, entries, p.finetune_epochs),
-  }
+  steps = stage_steps(study)
   snapshots, num_steps = {}, steps["primary"]
   inputs: dict[str, Any] = {"data": study.require_data(), "split": split_of(name)}
   if run in ("dmax", "imax", *controls.ALL):
@@ -226,13 +236,16 @@ def plan(study: Study, name: str) -> dict[str, Any]:
     snapshots = {phase: round(at * num_steps) for phase, at in phases}
   elif run == "dmax_long":
     num_steps = stages.control_steps(stages_of(study), steps)
-  elif run == "pseudo_pretrain":
+  elif run in map(stages.pretraining_of, rows := _rows(study)):
     [stage] = [stage for stage in stages_of(study) if stage.name == "pretrain"]
-    labels = study.ledger.digest(f"pseudo/labels-s{seed}", labels_inputs(study, seed))
+    [row] = [row for row in rows if stages.pretraining_of(row) == run]
+    labels = study.ledger.digest(
+      stages.kept_station(row, seed), kept_inputs(study, row, seed)
+    )
     num_steps, inputs = steps["pretrain"], {"labels": labels, "start": stage.start}
-  elif run == "pseudo":
+  elif run in rows:
     num_steps = steps["finetune"]
-    inputs = {"pretrain": digest(study, f"pseudo_pretrain-s{seed}")}
+    inputs = {"pretrain": digest(study, f"{stages.pretraining_of(run)}-s{seed}")}
   else:
     raise ValueError(f"{name}: not a run of the study")
   return {
@@ -240,15 +253,26 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def _rows(study: Study) -> dict[str, dict[str, Any]]:
+  """Those of earlier commands, too: what an ablation no longer asked for is made from."""
+  return stages.possible_rows(plain(study.config.pseudo))
+
+
 def labels_inputs(study: Study, seed: int | str) -> dict[str, Any]:
   """What the pseudo labels of a seed are made from."""
   p = study.config.pseudo
+  asked = ("num_images", "images_at_once", "tasks", "questions_per_image")
   return {
     "primary": digest(study, f"dmax-s{seed}"),
-    "questions_per_image": p.questions_per_image,
-    "num_images": p.num_images,
     "max_new_tokens": study.config.evaluate.max_new_tokens,
+    **{key: plain(p[key]) for key in asked},
   }
+
+
+def kept_inputs(study: Study, row: str, seed: int | str) -> dict[str, Any]:
+  """What decides which of a seed's labels a row keeps."""
+  labels = study.ledger.digest(stages.labels_station(seed), labels_inputs(study, seed))
+  return {"labels": labels, "filters": _rows(study)[row]}
 
 
 def evaluation_inputs(study: Study, name: str) -> dict[str, Any]:

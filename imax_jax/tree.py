@@ -7,11 +7,14 @@ whole path wins, every leaf must match some rule, and every rule must be used.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 Tree = Mapping[str, Any]
 Rules = Sequence[tuple[str, Any]]
@@ -39,6 +42,19 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(key, {})
     node[leaf] = value
   return tree
+
+
+def digest(tree: Tree, *facts: str) -> str:
+  """64 hexadecimal digits of all leaves' paths, types, shapes and values, and of `facts`.
+
+  The same on every machine and however the leaves are placed or stored.
+  """
+  found = hashlib.sha256("\n".join(facts).encode())
+  for path, leaf in flatten(tree).items():
+    array = np.ascontiguousarray(leaf)
+    found.update(f"\n{path} {array.dtype} {array.shape}\n".encode())
+    found.update(array.reshape(-1).view(np.uint8).data)
+  return found.hexdigest()
 
 
 def map_paths(function: Callable[[str, Any], Any], tree: Tree) -> dict[str, Any]:

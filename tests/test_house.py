@@ -45,6 +45,8 @@ FLOORS = (
   ("imax_jax.deliver", 4),
   ("imax_jax.foundation", 4),
   ("imax_jax.conversion", 4),
+  ("imax_jax.audit", 4),
+  ("imax_jax.outlook", 4),
   ("imax_jax.strategy", 4),
   ("imax_jax.answers", 4),
   ("imax_jax.spectra", 4),

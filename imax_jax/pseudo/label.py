@@ -1,9 +1,9 @@
 """Cross-task pseudo labels: DMAX's missing tasks, as the primary model answers them.
 
-    records ─missing_requests─▶ requests ─generate─▶ texts ─┐
-               (all but REG)                                ├─to_entries─▶ entries
-    records ─region_requests──▶ requests ─generate─▶ texts ─┘
-               (REG, on the boxes that REC gave)
+    images ─missing_requests─▶ requests ─generate─▶ answers ─┐
+              (all but REG)                                  ├─to_labels─▶ labels
+    images ─region_requests──▶ requests ─generate─▶ answers ─┘
+              (REG, on the boxes that REC gave)
 
 (paper 4.2.2 and Figure 4). A request is an `Entry` whose target holds the question's
 side only: classes, labels, the organ's name, the box, the question. What is true of the
@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
-from absl import logging
 
 from imax_jax.data import prompts
+from imax_jax.pseudo.questions import Pool
 from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
@@ -42,77 +42,67 @@ from imax_jax.schema import Region
 from imax_jax.schema import Report
 from imax_jax.schema import Target
 
-ORIGIN = "pseudo"  # source, file and rule of what a model said
+ORIGIN = "pseudo"  # source and rule of what a model said
 # What a request's target says where an answer would stand. `parse` reads none of it.
 _ANYWHERE: Box = (0.0, 0.0, 1.0, 1.0)
+NO_BOX = "no box from rec"
 
 
-class Question(NamedTuple):
-  """A question that may be asked of any image."""
+class Said(Protocol):
+  """What a model answers: `evaluate.generate.Generated`."""
 
-  text: str
-  subtask: str  # "verify", "choose" or "query"
-  content_type: str
+  @property
+  def text(self) -> str: ...
+  @property
+  def log_prob(self) -> float:
+    """Mean natural log-probability of its tokens, the end token included."""
+
+  @property
+  def num_tokens(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-  """What to ask of records[index]: `entry.prompt`. `entry.answer` is empty."""
+  """What to ask of the image at `place`: `entry.prompt`. `entry.answer` is empty."""
 
-  index: int
+  place: int
   entry: Entry
 
 
-# The requests' answers, in their order.
-Generate = Callable[[Sequence[Request]], Sequence[str]]
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class Labelled:
-  """`entries[i]` are the pseudo labels of records[i]; `dropped` counts by "task: why"."""
+class Label:
+  """A pseudo label: an answer that could be read, as a training entry."""
 
-  entries: dict[int, tuple[Entry, ...]]
-  dropped: dict[str, int]
-
-
-class PseudoRecords(Sequence[ImageRecord]):
-  """Pseudo-IMAX: the records, each with its pseudo labels behind its own entries.
-
-  Records are read when they are asked for, as the wrapped ones are.
-  """
-
-  def __init__(
-    self, records: Sequence[ImageRecord], entries: Mapping[int, tuple[Entry, ...]]
-  ) -> None:
-    self._records = records
-    self._entries = dict(entries)
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]
-    index = range(len(self))[index]
-    record = self._records[index]
-    more = self._entries.get(index, ())
-    return dataclasses.replace(record, entries=record.entries + more)
+  place: int  # of its image in the split that is labelled
+  entry: Entry
+  log_prob: float  # rounded to 1e-6
+  num_tokens: int
 
 
-def question_pool(records: Sequence[ImageRecord]) -> tuple[Question, ...]:
-  """All VQA questions of the training images, as often as they were asked.
+class Rejected(NamedTuple):
+  """What was asked, or could not be, and gave no label. No word of an answer is kept."""
 
-  Training images only: a test question must not be seen before the test.
-  """
-  return tuple(
-    Question(entry.target.question, entry.subtask, entry.target.content_type)
-    for record in _each(records)
-    for entry in record.entries
-    if isinstance(entry.target, Answer)
-  )
+  id: str
+  task: str
+  reason: str
+  log_prob: float | None  # None: it was not asked
+
+
+def check_tasks(tasks: Collection[str]) -> None:
+  """Raises a ValueError for tasks that cannot be labelled."""
+  unknown = sorted(set(tasks) - set(TASKS))
+  if unknown:
+    raise ValueError(f"pseudo: tasks {unknown} are unknown; expected some of {TASKS}")
+  if "reg" in tasks and "rec" not in tasks:
+    raise ValueError(
+      "pseudo: 'reg' is asked about the boxes that 'rec' answers: add 'rec' to the "
+      "tasks, or leave 'reg' out"
+    )
 
 
 def missing_requests(
-  records: Sequence[ImageRecord],
-  questions: Sequence[Question],
+  images: Mapping[int, ImageRecord],
+  pool: Pool,
   *,
   seed: int,
   questions_per_image: int,
@@ -122,64 +112,60 @@ def missing_requests(
 
   Calculation and REC are looked at by sub-task (an image with CTR alone lacks CPAR), the
   others by task. An image without VQA gets `questions_per_image` distinct questions
-  drawn from `questions` by the seed and its place, and by nothing that is known of it:
+  drawn from the pool by the seed and its place, and by nothing that is known of it:
   questions made to fit its findings would tell the label. The paper does not say how
   its questions were chosen.
 
+  Args:
+    images: {place in its split: image}, in the order in which they are asked.
+
   Raises:
-    ValueError: an unknown task, or no question to draw from.
+    ValueError: an unknown task, REG without REC, or no question to draw from.
   """
-  unknown = sorted(set(tasks) - set(TASKS))
-  if unknown:
-    raise ValueError(f"pseudo: tasks {unknown} are unknown; expected some of {TASKS}")
-  if "vqa" in tasks and questions_per_image > 0 and not questions:
+  check_tasks(tasks)
+  if "vqa" in tasks and questions_per_image > 0 and not pool:
     raise ValueError(
-      "pseudo: no question to ask: the question pool is empty. Give question_pool() the "
-      "training records, or leave 'vqa' out of the tasks."
+      "pseudo: no question to ask: the question pool is empty, since no training image "
+      "has VQA entries. Leave 'vqa' out of the tasks, or give questions_per_image 0."
     )
-  # In order of first appearance; drawing from `questions` itself keeps frequencies.
-  num_distinct = len(dict.fromkeys(questions))
   requests: list[Request] = []
-  for index, record in enumerate(_each(records)):
+  for place, record in images.items():
     for task, subtask, target in _simple_questions(record, tasks):
-      requests.append(Request(index, _ask(record.image_id, task, subtask, target, 0)))
+      requests.append(Request(place, _ask(record.image_id, task, subtask, target, 0)))
     if "vqa" in tasks and not any(entry.task == "vqa" for entry in record.entries):
-      rng = np.random.default_rng((seed, index))
-      count = min(questions_per_image, num_distinct)
+      rng = np.random.default_rng((seed, place))
       numbers: collections.Counter[str] = collections.Counter()
-      for question in _draw(questions, count, rng):
+      for question in pool.draw(questions_per_image, rng):
         target = Answer(question.text, (), question.content_type)
         number = numbers[question.subtask]
         numbers[question.subtask] += 1
         entry = _ask(record.image_id, "vqa", question.subtask, target, number)
-        requests.append(Request(index, entry))
+        requests.append(Request(place, entry))
   return requests
 
 
 def region_requests(
-  records: Sequence[ImageRecord],
+  images: Mapping[int, ImageRecord],
   requests: Sequence[Request],
-  texts: Sequence[str],
-) -> tuple[list[Request], dict[str, int]]:
+  said: Sequence[Said],
+  *,
+  max_new_tokens: int,
+) -> tuple[list[Request], list[Rejected]]:
   """REG of every organ that an image lacks, asked of the box that REC has for it.
 
   That is the image's own REC entry, else the model's answer to `requests`. Returns the
-  requests and what could not be asked, counted: organs without a readable box.
+  requests and what could not be asked: organs without a valid box.
   """
-  _check_lengths(requests, texts)
+  check_lengths(requests, said)
   predicted: dict[tuple[int, str], Box] = {}
-  for request, text in zip(requests, texts, strict=True):
-    entry = request.entry
-    if entry.task == "rec":
-      try:
-        target = prompts.parse(entry, text)
-      except prompts.ParseError:
-        continue  # counted as a REC label by `to_entries`, and below as a REG one
-      assert isinstance(target, Region)
-      predicted[request.index, entry.subtask] = target.box
+  for request, answer in zip(requests, said, strict=True):
+    if request.entry.task == "rec":
+      target, _ = read(request.entry, answer, max_new_tokens)
+      if isinstance(target, Region):
+        predicted[request.place, request.entry.subtask] = target.box
   asked: list[Request] = []
-  dropped: collections.Counter[str] = collections.Counter()
-  for index, record in enumerate(_each(records)):
+  rejected: list[Rejected] = []
+  for place, record in images.items():
     have = {entry.subtask for entry in record.entries if entry.task == "reg"}
     own = {
       entry.subtask: entry.target.box
@@ -189,102 +175,82 @@ def region_requests(
     for organ in ORGANS:
       if organ in have:
         continue
-      box = own.get(organ, predicted.get((index, organ)))
+      box = own.get(organ, predicted.get((place, organ)))
       if box is None:
-        dropped["reg: no box from rec"] += 1
+        entry_id = f"{record.image_id}/reg/{organ}/0.{ORIGIN}"
+        rejected.append(Rejected(entry_id, "reg", NO_BOX, None))
         continue
       entry = _ask(record.image_id, "reg", organ, Region(organ, box), 0)
-      asked.append(Request(index, entry))
-  return asked, dict(sorted(dropped.items()))
+      asked.append(Request(place, entry))
+  return asked, rejected
 
 
-def to_entries(requests: Sequence[Request], texts: Sequence[str]) -> Labelled:
+def to_labels(
+  requests: Sequence[Request],
+  said: Sequence[Said],
+  *,
+  model: str,
+  first_row: int,
+  max_new_tokens: int,
+) -> tuple[list[Label], list[Rejected]]:
   """Answered requests as training entries, in the words that real ones have.
 
-  An entry's id is the request's with ".pseudo" behind it and its origin is
-  Origin("pseudo", …, place among the requests). A text that cannot be read is dropped and
-  counted by task and reason; the text itself is nowhere kept.
+  An entry's id is the request's with ".pseudo" behind it; its origin is Origin("pseudo",
+  the model's hash, its row among all that is wanted, "pseudo"). A text that cannot be read, or
+  says what no label of its task says, is rejected by its reason.
   """
-  _check_lengths(requests, texts)
-  entries: dict[int, list[Entry]] = {}
-  dropped: collections.Counter[str] = collections.Counter()
-  for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
-    asked = request.entry
-    try:
-      target = prompts.parse(asked, text)
-    except prompts.ParseError as error:
-      dropped[f"{asked.task}: {error.reason}"] += 1
+  check_lengths(requests, said)
+  labels: list[Label] = []
+  rejected: list[Rejected] = []
+  for row, (request, answer) in enumerate(zip(requests, said, strict=True), first_row):
+    asked, log_prob = request.entry, round(float(answer.log_prob), 6)
+    target, reason = read(asked, answer, max_new_tokens)
+    if target is None:
+      rejected.append(Rejected(f"{asked.id}.{ORIGIN}", asked.task, reason, log_prob))
       continue
+    origin = Origin(ORIGIN, model, row, ORIGIN)
     number = int(asked.id.rsplit("/", 1)[1])
-    annotation = Annotation(
-      asked.image_id,
-      asked.task,
-      asked.subtask,
-      target,
-      Origin(ORIGIN, ORIGIN, row, ORIGIN),
+    entry = prompts.make_entry(
+      Annotation(asked.image_id, asked.task, asked.subtask, target, origin), number
     )
-    try:
-      entry = prompts.make_entry(annotation, number)
-    except ValueError:
-      dropped[f"{asked.task}: not a valid target"] += 1
-      continue
     entry = dataclasses.replace(entry, id=f"{entry.id}.{ORIGIN}")
-    entries.setdefault(request.index, []).append(entry)
-  return Labelled(
-    {index: tuple(found) for index, found in entries.items()},
-    dict(sorted(dropped.items())),
-  )
+    labels.append(Label(request.place, entry, log_prob, int(answer.num_tokens)))
+  return labels, rejected
 
 
-def to_records(
-  records: Sequence[ImageRecord], requests: Sequence[Request], texts: Sequence[str]
-) -> tuple[PseudoRecords, dict[str, int]]:
-  """`to_entries`, put behind the records' own entries."""
-  labelled = to_entries(requests, texts)
-  return PseudoRecords(records, labelled.entries), labelled.dropped
+def read(asked: Entry, said: Said, max_new_tokens: int) -> tuple[Target | None, str]:
+  """(what an answer says, "") if it can be a label of its task, else (None, why not).
 
-
-def label(
-  records: Sequence[ImageRecord],
-  generate: Generate,
-  questions: Sequence[Question],
-  *,
-  seed: int,
-  questions_per_image: int,
-  tasks: Collection[str] = TASKS,
-) -> tuple[PseudoRecords, dict[str, int]]:
-  """Pseudo-IMAX of DMAX: asks, then asks REG on the boxes answered, and reads.
-
-  Args:
-    records: DMAX's training images.
-    generate: the primary model's greedy answers to requests, in their order.
-    questions: `question_pool` of the training images.
-
-  Returns:
-    (records with pseudo labels, {"task: why": labels dropped}).
-
-  Raises:
-    ValueError: an unknown task, an empty question pool, or a `generate` that does not
-      give one text a request.
+  One of `max_new_tokens` was cut off before its end, and would teach to stop there.
   """
-  requests = missing_requests(
-    records, questions, seed=seed, questions_per_image=questions_per_image, tasks=tasks
-  )
-  texts = list(generate(requests)) if requests else []
-  unasked: dict[str, int] = {}
-  if "reg" in tasks:
-    more, unasked = region_requests(records, requests, texts)
-    requests = requests + more
-    texts += list(generate(more)) if more else []
-  labelled, dropped = to_records(records, requests, texts)
-  dropped = dict(sorted((dropped | unasked).items()))
-  logging.info(
-    "pseudo: %d labels asked for %d images, %d dropped",
-    len(requests),
-    len(records),
-    sum(dropped.values()),
-  )
-  return labelled, dropped
+  try:
+    target = prompts.parse(asked, said.text)
+  except prompts.ParseError as error:
+    return None, error.reason
+  if said.num_tokens >= max_new_tokens:
+    return None, "unfinished"
+  match target:
+    case Ratio(value) if not 0 < value < (1 if asked.subtask == "ctr" else 1000):
+      return None, "no possible ratio"
+    case Region(box=(x_min, y_min, x_max, y_max)) if x_min == x_max or y_min == y_max:
+      return None, "box without area"
+    case Region(name) if name not in ORGANS:
+      return None, "no organ"
+    case Answer(answers=answers) if not all(part.strip() for part in answers):
+      return None, "an empty part"
+    case Answer(answers=answers) if asked.subtask == "verify":
+      if [part.casefold() for part in answers] not in (["yes"], ["no"]):
+        return None, "neither yes nor no"
+  return target, ""
+
+
+def check_lengths(requests: Sequence[Request], said: Sequence[Said]) -> None:
+  """Raises a ValueError unless each request has its answer."""
+  if len(requests) != len(said):
+    raise ValueError(
+      f"pseudo: {len(requests)} requests but {len(said)} answers; generate must answer "
+      "each request once, in order"
+    )
 
 
 def _simple_questions(
@@ -321,26 +287,3 @@ def _ask(image_id: str, task: str, subtask: str, target: Target, number: int) ->
     target=target,
     origin=Origin(ORIGIN, ORIGIN, 0, ORIGIN),
   )
-
-
-def _draw(
-  questions: Sequence[Question], count: int, rng: np.random.Generator
-) -> list[Question]:
-  """`count` distinct questions, the frequent ones more often; count <= the distinct."""
-  drawn: dict[Question, None] = {}
-  while len(drawn) < count:
-    drawn[questions[int(rng.integers(len(questions)))]] = None
-  return list(drawn)
-
-
-def _each(records: Sequence[ImageRecord]) -> Iterator[ImageRecord]:
-  """By index: records on disk need not be iterable."""
-  return (records[index] for index in range(len(records)))
-
-
-def _check_lengths(requests: Sequence[Request], texts: Sequence[str]) -> None:
-  if len(requests) != len(texts):
-    raise ValueError(
-      f"pseudo: {len(requests)} requests but {len(texts)} texts; generate must answer "
-      "each request once, in order"
-    )

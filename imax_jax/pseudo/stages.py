@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import Literal
 
 FOUNDATION = "foundation"
@@ -82,3 +83,51 @@ def control_steps(
   {"primary": 400, "pretrain": 400, "finetune": 200} -> 1000.
   """
   return sum(steps[stage.name] for stage in lineage(stages, name))
+
+
+# ── Names ─────────────────────────────────────────────────────────────────────────
+
+
+def rows(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The strategy's rows of Table 2 that are asked for, and each one's filters.
+
+  The second and later ones are ablations: the same labels, otherwise filtered.
+
+    {"filters": {"confidence": 0.0, …}, "ablations": ["balance"],
+     "named_filters": {"balance": {"balance": 1.5}, …}, …}
+      -> {"pseudo": {"confidence": 0.0, …}, "pseudo_balance": {"balance": 1.5, …}}
+
+  Raises:
+    ValueError: an ablation without a name among `named_filters`.
+  """
+  unknown = sorted(set(config["ablations"]) - config["named_filters"].keys())
+  if unknown:
+    raise ValueError(
+      f"pseudo.ablations: {unknown[0]!r} is none of pseudo.named_filters, "
+      f"{list(config['named_filters'])}"
+    )
+  named = ("pseudo", *(f"pseudo_{name}" for name in config["ablations"]))
+  return {row: chosen for row, chosen in possible_rows(config).items() if row in named}
+
+
+def possible_rows(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The same of all that have a name, in their order, asked for or not."""
+  more = config["named_filters"].items()
+  return {"pseudo": dict(config["filters"])} | {
+    f"pseudo_{name}": config["filters"] | chosen for name, chosen in more
+  }
+
+
+def pretraining_of(row: str) -> str:
+  """The run of a row's second training: "pseudo_balance" -> "pseudo_pretrain_balance"."""
+  return f"pseudo_pretrain{row.removeprefix('pseudo')}"
+
+
+def labels_station(seed: int | str) -> str:
+  """Where the labels of a seed are made, once for all rows."""
+  return f"pseudo/labels-s{seed}"
+
+
+def kept_station(row: str, seed: int | str) -> str:
+  """Where a row's filters say which of them to keep: "pseudo/kept_balance-s0"."""
+  return f"pseudo/kept{row.removeprefix('pseudo')}-s{seed}"
