@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from imax_jax import mesh as mesh_lib
 from imax_jax.models import attention
 from imax_jax.models import storage
+from imax_jax.models import taps
 from imax_jax.models.lora import Dense
 
 
@@ -289,10 +290,10 @@ class Decoder(nn.Module):
     Raises:
       ValueError: a cache of more columns than `window`.
     """
-    block = storage.keep(Block, self.remat)
+    block = taps.behind(Block) if self.has_variable(taps.NAME, "layers") else Block
     layers = nn.scan(
-      block,
-      variable_axes={"params": 0},
+      storage.keep(block, self.remat),
+      variable_axes={"params": 0, taps.NAME: 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=self.depth,
