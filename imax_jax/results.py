@@ -21,6 +21,7 @@ from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
+from imax_jax.fisher import compare
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.report import examples
@@ -70,7 +71,7 @@ def collect(study: Study) -> dict[str, Any]:
     "constant": constants.constant_scores(known, asked),
     "blind": constants.blind_scores(known, asked),
   }
-  config = study.config
+  config, fisher = study.config, _fisher(study)
   gained = {
     name: gains.paired_gains(
       [scores[new, s] for s in both], [scores[base, s] for s in both]
@@ -88,7 +89,8 @@ def collect(study: Study) -> dict[str, Any]:
     "spread": {run: deviation for run, (_, deviation) in means.items()},
     "per_seed": per_seed,
     "gains": gained,
-    "fisher": _fisher(study),
+    "fisher": fisher,
+    "fisher_changes": compare.changes(fisher),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),

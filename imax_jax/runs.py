@@ -267,7 +267,9 @@ def fisher_inputs(study: Study, name: str) -> dict[str, Any]:
     "seed": f.seed,
     "normalise": f.normalise,
     "answers": plain(f.answers),
-    "max_new_tokens": study.config.evaluate.max_new_tokens if "model" in f.answers else 0,
+    "max_new_tokens": study.config.evaluate.max_new_tokens
+    if "model" in f.answers
+    else 0,
   }
 
 

@@ -26,6 +26,17 @@ from imax_jax.models import zoo
 from imax_jax.models.vlm import Vlm
 
 NUM_ROWS, TOKENS, IMAGE_TOKENS, VOCABULARY, WIDTH, RANK, LAYERS = 6, 9, 2, 11, 5, 2, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  """Compiling is what the time goes to."""
+  before = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -236,7 +247,9 @@ def test_sampled_gram_is_the_fisher_matrix_of_the_chosen_columns(rows_at_once):
     loss, trainable, frozen, batch, scalars=scalars, rows_at_once=rows_at_once
   )
   np.testing.assert_allclose(found.entries, jacobian[:, columns], rtol=2e-4, atol=2e-6)
-  np.testing.assert_allclose(found.sampled, gram.gram_of(jacobian[:, columns]), rtol=1e-3)
+  np.testing.assert_allclose(
+    found.sampled, gram.gram_of(jacobian[:, columns]), rtol=1e-3
+  )
   for path, trace in traces.items():
     np.testing.assert_allclose(found.traces[path], trace, rtol=1e-4, err_msg=path)
   assert sum(t.sum() for t in found.traces.values()) == pytest.approx(
@@ -249,9 +262,9 @@ def test_gradients_of_lora_a_vanish_while_b_is_zero():
   trainable, frozen = make_params(zero_b=True)
   batch = make_batch()
   rows = grads.split_rows(batch)
-  gradients = jax.jit(
-    functools.partial(grads.row_gradients, loss, normalise="sum")
-  )(trainable, frozen, rows)
+  gradients = jax.jit(functools.partial(grads.row_gradients, loss, normalise="sum"))(
+    trainable, frozen, rows
+  )
   assert not np.any(gradients["decoder/layers/attn/q/lora_a"])
   assert np.abs(gradients["decoder/layers/attn/q/lora_b"]).min() > 0
   scalars = gram.choose_scalars(trainable, seed=0)
@@ -510,7 +523,9 @@ def test_planted_spectra_are_found(eigenvalues, rows_at_once):
   rows=st.integers(1, 9), width=st.integers(1, 12), scale=st.floats(-6, 6),
   seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_entropy_is_at_most_ln_n_and_order_and_scale_play_no_part(rows, width, scale, seed):
+def test_entropy_is_at_most_ln_n_and_order_and_scale_play_no_part(
+  rows, width, scale, seed
+):
   rng = np.random.default_rng(seed)
   jacobian = rng.normal(size=(rows, width)) * np.exp(rng.normal(size=(rows, 1)))
   found = spectrum(gram.gram_of(jacobian))
@@ -527,7 +542,9 @@ def test_the_order_of_entries_plays_no_part(rows_at_once):
   batch, order = make_batch(), np.random.default_rng(0).permutation(NUM_ROWS)
   # Rows say which image is theirs, and `supervised` counts through all of them.
   kept = {name: batch[name] for name in ("pixels", "supervised")}
-  other = {name: value if name in kept else value[order] for name, value in batch.items()}
+  other = {
+    name: value if name in kept else value[order] for name, value in batch.items()
+  }
   first, second = (
     gram.measure_gram(loss, trainable, frozen, one, rows_at_once=rows_at_once).exact
     for one in (batch, other)

@@ -71,8 +71,10 @@ def _pairs(
   ]
 
 
-def change(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> dict[str, Any]:
-  """"change", "interval" and "p" of each seed's (new, base) values; see `changes`."""
+def change(
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0
+) -> dict[str, Any]:
+  """ "change", "interval" and "p" of each seed's (new, base) values; see `changes`."""
   rng = np.random.default_rng(seed)
   new = np.concatenate([values for values, _ in pairs])
   base = np.concatenate([values for _, values in pairs])

@@ -43,9 +43,7 @@ class Answered:
     sample: (batch, its number) -> tokens.
   """
 
-  def __init__(
-    self, batches: Any, sample: Callable[[Batch, int], np.ndarray]
-  ) -> None:
+  def __init__(self, batches: Any, sample: Callable[[Batch, int], np.ndarray]) -> None:
     self._batches, self._sample = batches, sample
 
   def __len__(self) -> int:
@@ -69,7 +67,9 @@ def replace_answers(batch: Batch, answers: np.ndarray) -> Batch:
   """
   starts, lengths = prompt_lengths(batch), (answers != NO_TOKEN).sum(axis=1)
   if not lengths.all():
-    raise ValueError(f"fisher: {int((lengths == 0).sum())} sampled answers have no token")
+    raise ValueError(
+      f"fisher: {int((lengths == 0).sum())} sampled answers have no token"
+    )
   rows = len(starts)
   longest = int((starts + lengths).max())
   size = (rows, -(-longest // _MULTIPLE) * _MULTIPLE)

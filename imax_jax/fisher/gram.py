@@ -216,7 +216,9 @@ def _indices(
   flat = tree_lib.flatten(trainable)
   _check_scalars(scalars or {}, flat)
   return {
-    path: np.asarray((scalars or {}).get(path, (0,) * num_matrices(path, leaf)), np.int32)
+    path: np.asarray(
+      (scalars or {}).get(path, (0,) * num_matrices(path, leaf)), np.int32
+    )
     for path, leaf in flat.items()
   }
 

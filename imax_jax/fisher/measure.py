@@ -82,12 +82,16 @@ def measure(
       )
     if progress is not None:
       progress(number + 1, len(batches))
-  parameters = sum(math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values())
+  parameters = sum(
+    math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values()
+  )
   largest = np.max([np.abs(one.entries).max(axis=0) for one in found], axis=0)
   sampled = _spectra("sampled", gram.num_scalars(scalars), [g.sampled for g in found])
   exact = _spectra("exact", parameters, [g.exact for g in found])
   sampled["vanishing"] = int((largest == 0).sum())
-  share = {path: np.mean([g.traces[path] for g in found], axis=0) for path in found[0].traces}
+  share = {
+    path: np.mean([g.traces[path] for g in found], axis=0) for path in found[0].traces
+  }
   total = sum(float(part.sum()) for part in share.values())
   exact["vanishing"] = sum(int((part == 0).sum()) for part in share.values())
   exact["trace"] = {path: (100 * part / total).tolist() for path, part in share.items()}

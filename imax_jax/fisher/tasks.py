@@ -38,7 +38,9 @@ def between(
   """
   seen = {task for group in tasks for task in group}
   names = [task for task in TASKS if task in seen] + sorted(seen - set(TASKS))
-  sums = {key: np.zeros((len(names), len(names))) for key in ("cosine", "conflict", "square")}
+  sums = {
+    key: np.zeros((len(names), len(names))) for key in ("cosine", "conflict", "square")
+  }
   pairs = np.zeros((len(names), len(names)))
   for gram, group in zip(grams, tasks, strict=True):
     if len(group) != len(gram):
