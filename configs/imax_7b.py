@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.pseudo.num_images = 38_080  # as many as IMAX has to train on
   c.pseudo.pretrain_epochs = c.pseudo.finetune_epochs = 3.0
   c.evaluate.update({"max_new_tokens": 512, "rows": 16})
-  c.fisher.num_groups = 50
+  c.fisher.num_groups, c.fisher.rows_at_once = 50, 0
   c.fisher.runs = tuple(run for run in ("dmax", "imax") if run in runs)
   if tiny:
     phantom.tiny(c)

@@ -87,8 +87,15 @@ def get_config(arg: str = "") -> ConfigDict:
   c.fisher = ConfigDict()
   c.fisher.runs = ("dmax", "imax")
   c.fisher.phases = (("initial", 0.0), ("early", 0.2), ("mid", 0.6), ("late", 1.0))
-  c.fisher.seed = 0
-  c.fisher.rows_at_once = 1  # fastest on a CPU
+  c.fisher.seeds = ()  # of the study's; (): the first
+  c.fisher.seed = 0  # draws the entries and the scalar of each matrix
+  # An answer's log-likelihood, summed over its tokens as Eq. 2 has it, or their "mean".
+  c.fisher.normalise = "sum"
+  # Whose: "data" is the paper's, the empirical Fisher; "model", drawn, is the true one.
+  c.fisher.answers = ("data",)
+  # 0: all of a group, and their gradients one matrix after the other. 1 is fastest on a
+  # CPU; it keeps the gradients of a group, 32 times the trainable parameters.
+  c.fisher.rows_at_once = 1
   c.fisher.group_size = 32
   c.fisher.num_groups = 12
   c.report = {"examples_per_task": 6}

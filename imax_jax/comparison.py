@@ -18,6 +18,7 @@ from imax_jax import evaluated
 from imax_jax import results as results_lib
 from imax_jax.evaluate import intervals
 from imax_jax.evaluate import pooling
+from imax_jax.fisher import compare
 from imax_jax.ledger import differing
 from imax_jax.ledger import write_json
 from imax_jax.report import arms
@@ -170,6 +171,7 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
   pairs = {pair.name: (pair.new, pair.base) for pair in arms.PAIRS}
   pooled = pooling.pool(seeds, pairs, blind=arms.BLIND)
   first = next(iter(members.values()))
+  fisher = [spectrum for r in members.values() for spectrum in r["fisher"]]
   return {
     "about": {**first["about"], "title": title},
     "folders": [str(folder) for folder in members],
@@ -179,7 +181,8 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
     **evaluated.told(
       [one for results in members.values() for one in results["evaluations"]]
     ),
-    "fisher": [row for results in members.values() for row in results["fisher"]],
+    "fisher": fisher,
+    "fisher_changes": compare.changes(fisher),
     "caveats": results_lib.caveats(first["config"]["data"]["source"], pooled["gains"]),
     "config": first["config"],
   }

@@ -122,10 +122,18 @@ def _validated(
 def samples(
   study: Study, split: str, num_groups: int, size: int, seed: int
 ) -> EntryBatches:
-  """Random entries of a split, for the Fisher information."""
+  """Random entries of a split, for the Fisher information; each process has its rows."""
   tokenized = _tokenized(study, study.records(split), [])
   pairs = pipeline.draw(tokenized, num_groups, size, seed=seed)
-  return EntryBatches(tokenized, _reader(study.pixels(split)), pairs, group_size=size)
+  share = mesh_lib.row_share(study.mesh)
+  return EntryBatches(
+    tokenized,
+    _reader(study.pixels(split)),
+    pairs,
+    group_size=size,
+    process_index=share.process_index,
+    process_count=share.process_count,
+  )
 
 
 def num_steps(study: Study, num_entries: int, epochs: float) -> int:

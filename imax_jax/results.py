@@ -21,6 +21,7 @@ from imax_jax.data import shards
 from imax_jax.evaluate import pooling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
+from imax_jax.fisher import compare
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
 from imax_jax.report import arms
@@ -61,7 +62,7 @@ def collect(study: Study) -> dict[str, Any]:
     {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
     blind=arms.BLIND,
   )
-  config = study.config
+  config, fisher = study.config, _fisher(study)
   return {
     "about": _about(study),
     "scorer": "strict",
@@ -78,7 +79,8 @@ def collect(study: Study) -> dict[str, Any]:
         for (run, seed), one in found.items()
       ]
     ),
-    "fisher": _fisher(study),
+    "fisher": fisher,
+    "fisher_changes": compare.changes(fisher),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),

@@ -291,6 +291,11 @@ def fisher_inputs(study: Study, name: str) -> dict[str, Any]:
     "run": digest(study, name),
     "groups": [f.num_groups, f.group_size],
     "seed": f.seed,
+    "normalise": f.normalise,
+    "answers": plain(f.answers),
+    "max_new_tokens": study.config.evaluate.max_new_tokens
+    if "model" in f.answers
+    else 0,
   }
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imax_jax import feed
 from imax_jax import progress
 from imax_jax import runs
+from imax_jax import tree as tree_lib
+from imax_jax.data import templates
+from imax_jax.data.pipeline import EntryBatches
+from imax_jax.fisher import expected
 from imax_jax.fisher import gram
 from imax_jax.fisher import measure
 from imax_jax.ledger import write_json
@@ -15,32 +22,79 @@ from imax_jax.study import Study
 
 
 def fisher(study: Study) -> None:
-  """Spectra of both runs at four phases, each on samples of its own training set."""
+  """Spectra of both runs at four phases, each on samples of its own training set.
+
+  WORKDIR/fisher/RUN/spectra.json is a list of `measure.measure`'s dicts, each with the
+  "phase", whose "answers" they are ("data", "model") and how these were "normalised".
+
+  Raises:
+    ValueError: an unknown choice, a seed that is not the study's, groups that the mesh
+      does not divide, more samples than there are entries, or a run that has not finished.
+  """
   f = study.config.fisher
-  seed = study.config.seeds[0]
-  _, frozen = study.own_parameters.split(seed)
-  loss = vlm.row_loss(study.model)
-  for name in f.runs:
-    split = f"{name}_train"
-    folder = study.workdir / "runs" / f"{name}-s{seed}"
-    inputs = runs.fisher_inputs(study, f"{name}-s{seed}")
+  _check(study)
+  for seed in f.seeds or study.config.seeds[:1]:
+    for name in f.runs:
+      run = f"{name}-s{seed}"
+      inputs = runs.fisher_inputs(study, run)
+      make = functools.partial(_make, study, f"{name}_train", seed, run)
+      study.ledger.station(f"fisher/{run}", inputs, make, together=True)
 
-    def make(out: Path, split: str = split, run: Path = folder) -> None:
-      batches = feed.samples(study, split, f.num_groups, f.group_size, f.seed)
-      found = []
-      for phase, _ in f.phases:
-        trainable = runs.weights_of(study, run, phase)
-        with progress.bar(f"fisher {split} {phase}") as tick:
-          spectra = measure.measure(
-            loss,
-            trainable,
-            frozen,
-            batches,
-            scalars=gram.choose_scalars(trainable, seed=f.seed),
-            rows_at_once=f.rows_at_once,
-            progress=tick,
-          )
-        found += [{"phase": phase, **spectrum} for spectrum in spectra]
-      write_json(out / "spectra.json", found)
 
-    study.ledger.station(f"fisher/{name}-s{seed}", inputs, make)
+def _check(study: Study) -> None:
+  f = study.config.fisher
+  for key, allowed in (("answers", ("data", "model")), ("seeds", study.config.seeds)):
+    unknown = [value for value in f[key] if value not in allowed]
+    if unknown:
+      raise ValueError(f"fisher.{key}: {unknown}, expected some of {tuple(allowed)}")
+  gram.check_rows(f.group_size, study.mesh)
+
+
+def _make(study: Study, split: str, seed: int, run: str, out: Path) -> None:
+  f, found = study.config.fisher, []
+  _, frozen = study.parameters.split(seed)
+  batches = feed.samples(study, split, f.num_groups, f.group_size, f.seed)
+  loss, sample = vlm.row_loss(study.model), _sampler(study)
+  for phase, _ in f.phases:
+    trainable = runs.weights_of(
+      study, study.workdir / "runs" / run, phase, together=True
+    )
+    scalars = gram.choose_scalars(trainable, seed=f.seed)
+    for answers in f.answers:
+      fed: Any = batches
+      if answers == "model":
+        params = tree_lib.merge(trainable, frozen)
+        fed = expected.Answered(batches, functools.partial(sample, params))
+      with progress.bar(f"fisher {run} {phase} {answers}") as tick:
+        spectra = measure.measure(
+          loss,
+          trainable,
+          frozen,
+          fed,
+          scalars=scalars,
+          normalise=f.normalise,
+          rows_at_once=f.rows_at_once,
+          tapped=vlm.TAPPED,
+          mesh=study.mesh,
+          tasks_of=functools.partial(_tasks, batches),
+          progress=tick,
+        )
+      common = {"phase": phase, "answers": answers, "normalised": f.normalise}
+      found += [common | spectrum for spectrum in spectra]
+  if study.is_chief:
+    write_json(out / "spectra.json", found)
+
+
+def _sampler(study: Study) -> expected.Sample:
+  layout = templates.layout_of(study.tokenizer, study.style.evaluation)
+  return expected.make_sampler(
+    study.model,
+    layout.stop_ids,
+    study.config.evaluate.max_new_tokens,
+    seed=study.config.fisher.seed,
+    mesh=study.mesh,
+  )
+
+
+def _tasks(batches: EntryBatches, number: int) -> Sequence[str]:
+  return [entry.task for entry in batches.entries(number)]

@@ -21,8 +21,9 @@ from imax_jax import tree as tree_lib
 from imax_jax.data import packing
 from imax_jax.schema import Batch
 
-# loss(trainable, frozen, batch of one row) -> (sum of weighted nll, sum of weights).
-Loss = Callable[[Any, Any, Mapping[str, Any]], tuple[Any, Any]]
+# loss(trainable, frozen, batch of one row) -> (sum of weighted nll, sum of weights); with
+# the taps of some of its weights as a fourth argument where it hangs them in itself.
+Loss = Callable[..., tuple[Any, Any]]
 Normalise = Literal["sum", "mean"]
 Rows = dict[str, np.ndarray]
 
@@ -57,7 +58,9 @@ def split_rows(batch: Batch) -> Rows:
         f"{np.count_nonzero(weight[row])} weighted tokens. Pack the batch with "
         "share_prefix=False and leave no row empty."
       )
-  rows: Rows = {"pixels": np.asarray(batch["pixels"])[shown][:, None]}
+  # A process's rows count the images of the whole batch, and it holds its own.
+  first = shown.min() if len(batch["pixels"]) <= shown.max() else 0
+  rows: Rows = {"pixels": np.asarray(batch["pixels"])[shown - first][:, None]}
   rows["image"] = np.where(real, 0, -1).astype(image.dtype)[:, None]
   rows["text"] = np.asarray(batch["text"])[:, None]
   rows["slot"] = np.asarray(batch["slot"])[:, None]
@@ -69,35 +72,52 @@ def split_rows(batch: Batch) -> Rows:
   return rows
 
 
+def log_likelihood(loss: Loss, normalise: Normalise) -> Callable[..., jax.Array]:
+  """`loss`'s arguments, of one row -> log p of its answer, summed or averaged over it.
+
+  Raises:
+    ValueError: another word than sum or mean.
+  """
+  if normalise not in ("sum", "mean"):
+    raise ValueError(f"fisher: normalise must be 'sum' or 'mean', got {normalise!r}")
+
+  def value(*arguments: Any) -> jax.Array:
+    total, weight = (jnp.sum(part) for part in loss(*arguments))
+    return -(total / weight if normalise == "mean" else total).astype(jnp.float32)
+
+  return value
+
+
 def row_gradients(
   loss: Loss,
   trainable: tree_lib.Tree,
   frozen: tree_lib.Tree,
   rows: Mapping[str, Any],
   *,
-  normalise: Normalise = "mean",
-  rows_at_once: int | None = None,
+  normalise: Normalise,
+  rows_at_once: int = 0,
+  shards: int = 1,
 ) -> dict[str, jax.Array]:
   """{path: float32[B, *leaf]}: to be called inside `jax.jit`.
 
-  `rows_at_once` bounds how many rows' activations are alive together; None runs all
-  the rows in one `vmap`. The gradients themselves are B times the trainable size.
+  `rows_at_once` bounds how many rows' activations are alive together on each of the
+  `shards` that the rows lie on; 0 runs all the rows in one `vmap`. The gradients
+  themselves are B times the trainable size.
   """
-  if normalise not in ("sum", "mean"):
-    raise ValueError(f"fisher: normalise must be 'sum' or 'mean', got {normalise!r}")
-
-  def log_likelihood(trainable: Any, row: Mapping[str, Any]) -> jax.Array:
-    total, weight = loss(trainable, frozen, row)
-    total, weight = jnp.sum(total), jnp.sum(weight)
-    return -(total / weight if normalise == "mean" else total).astype(jnp.float32)
+  value = log_likelihood(loss, normalise)
 
   def one(row: Mapping[str, Any]) -> dict[str, jax.Array]:
-    gradient = tree_lib.flatten(jax.grad(log_likelihood)(trainable, row))
+    gradient = tree_lib.flatten(jax.grad(value)(trainable, frozen, row))
     return {path: leaf.astype(jnp.float32) for path, leaf in gradient.items()}
 
-  if rows_at_once is None:
+  if not rows_at_once:
     return jax.vmap(one)(dict(rows))
-  return jax.lax.map(one, dict(rows), batch_size=rows_at_once)
+  # Each turn takes some rows of every shard, so that none of them waits.
+  turns = jax.tree.map(
+    lambda x: x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1), dict(rows)
+  )
+  found = jax.lax.map(jax.vmap(one), turns, batch_size=rows_at_once)
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "normalise", "rows_at_once"))
@@ -107,7 +127,7 @@ def _flat_gradients(
   frozen: tree_lib.Tree,
   rows: Mapping[str, Any],
   normalise: Normalise,
-  rows_at_once: int | None,
+  rows_at_once: int,
 ) -> jax.Array:
   gradients = row_gradients(
     loss, trainable, frozen, rows, normalise=normalise, rows_at_once=rows_at_once
@@ -124,18 +144,19 @@ def per_example_grads(
   frozen: tree_lib.Tree,
   batch: Batch,
   *,
-  normalise: Normalise = "mean",
-  rows_at_once: int | None = None,
+  normalise: Normalise = "sum",
+  rows_at_once: int = 0,
 ) -> jax.Array:
   """The rows of the Jacobian of Eq. 2: float32[B, p].
 
   Row b is the gradient of log p(answer | image, prompt) of entry b with respect to the
-  trainable parameters, leaves in sorted order of path. The paper does not say whether
-  an answer's log-likelihood is summed or averaged over its tokens; "mean" follows the
-  loss of Uni-Med (uni_med/models/uni_med.py, reduction="mean"), "sum" is the plain
-  log-likelihood, in which long answers weigh more.
+  trainable parameters, leaves in sorted order of path. "sum" over the answer's tokens is
+  Eq. 2 as it is defined, the probability of the whole answer, and the default: only of it
+  is the Fisher information a Fisher information (model samples' gradients have mean
+  zero). The paper does not say whether its own code averages; "mean" follows the loss of
+  Uni-Med (uni_med/models/uni_med.py, reduction="mean"), and long answers weigh less.
 
-  This holds all B x p numbers; `gram.gram_matrices` never does. `loss` is a static
+  This holds all B x p numbers; `gram.measure_gram` never lays them out. `loss` is a static
   argument: hand in the same function object each time, or every call compiles anew.
 
   Raises:

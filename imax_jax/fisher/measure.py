@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
 
+import numpy as np
+from jax.sharding import Mesh
+
 from imax_jax import tree as tree_lib
 from imax_jax.fisher import grads
 from imax_jax.fisher import gram
+from imax_jax.fisher import tasks
 from imax_jax.fisher.spectrum import spectrum
 from imax_jax.schema import Batch
 
@@ -29,10 +33,12 @@ def measure(
   frozen: tree_lib.Tree,
   batches: Batches,
   *,
-  kinds: Sequence[gram.Kind] = gram.KINDS,
-  scalars: gram.Scalars | None = None,
-  normalise: grads.Normalise = "mean",
-  rows_at_once: int | None = None,
+  scalars: gram.Scalars,
+  normalise: grads.Normalise = "sum",
+  rows_at_once: int = 0,
+  tapped: str = "",
+  mesh: Mesh | None = None,
+  tasks_of: Callable[[int], Sequence[str]] | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
   """One spectrum for each batch and kind (paper 4.2.2: 1,600 samples, 50 batches of 32).
@@ -40,59 +46,68 @@ def measure(
   Returns a JSON-able dict for each kind:
 
       {"kind": "sampled", "parameters": 450, "entropy_limit": 3.466,   # ln N
-       "entropy": [nats, …], "dominant": [percent, …], "rank": [d, …]}  # one a batch
+       "entropy": [nats, …], "dominant": [percent, …], "rank": [d, …],  # one a batch
+       "vanishing": 224}     # scalars, or parameters' matrices, that have no gradient
 
-  `scalars` are `gram.choose_scalars`' and are only needed for "sampled". `progress` is
-  called with (batches done, all batches). `batches` is read by index, one at a time.
+  and for "exact" also
+
+       "trace": {path: [percent, …]}   # what each of its matrices adds to the trace
+       "tasks": …                      # `tasks.between`, with `tasks_of`
+
+  Args:
+    batches: read by index, one at a time.
+    tasks_of: the task of each of a batch's rows.
+    progress: called with (batches done, all batches).
+
+  The others are `gram.measure_gram`'s.
 
   Raises:
     ValueError: no batch, batches of different N (their entropies have different
-      limits), gradients that all vanish, or what `gram.gram_matrices` raises.
+      limits), gradients that all vanish, or what `gram.measure_gram` raises.
   """
   if not len(batches):
     raise ValueError("fisher: no batch to measure; give it at least one of N entries")
-  results = _empty(trainable, kinds, scalars)
-  sizes: set[int] = set()
+  found: list[gram.Gram] = []
   for number in range(len(batches)):
-    batch = batches[number]
-    sizes.add(int(batch["text"].shape[0]))
+    one = gram.measure_gram(
+      loss, trainable, frozen, batches[number], scalars=scalars, normalise=normalise,
+      rows_at_once=rows_at_once, tapped=tapped, mesh=mesh,
+    )  # fmt: skip
+    found.append(one)
+    sizes = sorted({len(gram.exact) for gram in found})
     if len(sizes) > 1:
       raise ValueError(
-        f"fisher: batches have different numbers of rows {sorted(sizes)}; entropies are "
+        f"fisher: batches have different numbers of rows {sizes}; entropies are "
         "comparable only at one N. Drop the incomplete batch."
       )
-    matrices = gram.gram_matrices(
-      loss, trainable, frozen, batch,
-      kinds=kinds, scalars=scalars, normalise=normalise, rows_at_once=rows_at_once,
-    )  # fmt: skip
-    for kind, matrix in matrices.items():
-      found = spectrum(matrix)
-      results[kind]["entropy"].append(found.entropy)
-      results[kind]["dominant"].append(found.dominant)
-      results[kind]["rank"].append(len(found.eigenvalues))
     if progress is not None:
       progress(number + 1, len(batches))
-  for result in results.values():
-    result["entropy_limit"] = math.log(min(*sizes, result["parameters"]))
-  return list(results.values())
-
-
-def _empty(
-  trainable: tree_lib.Tree, kinds: Sequence[gram.Kind], scalars: gram.Scalars | None
-) -> dict[str, dict[str, Any]]:
-  leaves = tree_lib.flatten(trainable).values()
-  parameters = {
-    "sampled": gram.num_scalars(scalars or {}),
-    "exact": sum(math.prod(leaf.shape) for leaf in leaves),
+  parameters = sum(
+    math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values()
+  )
+  largest = np.max([np.abs(one.entries).max(axis=0) for one in found], axis=0)
+  sampled = _spectra("sampled", gram.num_scalars(scalars), [g.sampled for g in found])
+  exact = _spectra("exact", parameters, [g.exact for g in found])
+  sampled["vanishing"] = int((largest == 0).sum())
+  share = {
+    path: np.mean([g.traces[path] for g in found], axis=0) for path in found[0].traces
   }
+  total = sum(float(part.sum()) for part in share.values())
+  exact["vanishing"] = sum(int((part == 0).sum()) for part in share.values())
+  exact["trace"] = {path: (100 * part / total).tolist() for path, part in share.items()}
+  if tasks_of is not None:
+    names = [tasks_of(number) for number in range(len(batches))]
+    exact["tasks"] = tasks.between([g.exact for g in found], names)
+  return [sampled, exact]
+
+
+def _spectra(kind: str, parameters: int, grams: Sequence[np.ndarray]) -> dict[str, Any]:
+  spectra = [spectrum(one) for one in grams]
   return {
-    kind: {
-      "kind": kind,
-      "parameters": parameters[kind],
-      "entropy_limit": 0.0,
-      "entropy": [],
-      "dominant": [],
-      "rank": [],
-    }
-    for kind in kinds
+    "kind": kind,
+    "parameters": parameters,
+    "entropy_limit": math.log(min(len(grams[0]), parameters)),
+    "entropy": [one.entropy for one in spectra],
+    "dominant": [one.dominant for one in spectra],
+    "rank": [len(one.eigenvalues) for one in spectra],
   }

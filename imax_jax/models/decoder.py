@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from imax_jax.models import attention
 from imax_jax.models import storage
+from imax_jax.models import taps
 from imax_jax.models.block import Block
 from imax_jax.models.block import Linears
 from imax_jax.models.block import Past
@@ -149,10 +150,10 @@ class Decoder(nn.Module):
     N rows' Q continuations, [N, Q, D]; mask bool[N, Q, J] says which columns of its row
     each reads, and the cache is `past.own` with theirs added.
     """
-    block = storage.keep(Block, self.remat)
+    block = taps.behind(Block) if self.has_variable(taps.NAME, "layers") else Block
     layers = nn.scan(
-      block,
-      variable_axes={"params": 0},
+      storage.keep(block, self.remat),
+      variable_axes={"params": 0, taps.NAME: 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=self.depth,

@@ -18,6 +18,7 @@ from imax_jax import schema
 from imax_jax import tree as tree_lib
 from imax_jax.models import attention
 from imax_jax.models import loss as loss_lib
+from imax_jax.models import taps
 from imax_jax.models.block import Cache
 from imax_jax.models.block import Past
 from imax_jax.models.connector import Connector
@@ -159,15 +160,24 @@ class Vlm(nn.Module):
 # A model's loss as a function of its weights.
 
 
-def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """(trainable, frozen, batch) -> each row's weighted sum of nll, and its weight.
+# What `row_loss` hangs taps in itself: these weights' gradients are made layer by layer.
+TAPPED = r"decoder/layers/.*"
 
-  To be made once and kept: jax compiles anew for each new function.
+
+def row_loss(model: Vlm) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(trainable, frozen, batch, taps) -> each row's weighted sum of nll, and its weight.
+
+  Only the Fisher hands in taps, those of `TAPPED` (see `models.taps`). To be made once
+  and kept: jax compiles anew for each new function.
   """
 
-  def loss(trainable: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    params = tree_lib.merge(trainable, frozen)
-    found: Any = model.apply({"params": params}, batch, method="loss")
+  def loss(
+    trainable: Any, frozen: Any, batch: Any, hung: Any = None
+  ) -> tuple[jax.Array, jax.Array]:
+    variables = {"params": tree_lib.merge(trainable, frozen)}
+    if hung:
+      variables[taps.NAME] = hung
+    found: Any = model.apply(variables, batch, method="loss")
     return found
 
   return loss

@@ -10,6 +10,7 @@ from imax_jax.report import figures
 from imax_jax.report import markup
 from imax_jax.report import page
 from imax_jax.report import scorers
+from imax_jax.report import spectra
 from imax_jax.report import table1
 from imax_jax.report import table2
 from imax_jax.report import tables
@@ -44,7 +45,7 @@ def _page(rows: Mapping[str, Results]) -> str:
       f"<h3>IMAX relative to DMAX</h3>{page.radar(results)}"
     )
     if results.get("fisher"):
-      body += f"<h3>Fisher spectra</h3>{page.fisher(results)}"
+      body += f"<h3>Fisher spectra</h3>{spectra.section(results)}"
     name = f"row{number}"
     sections.append((name, markup.text(title), markup.apart(body, name)))
   lede = (

@@ -26,11 +26,6 @@ from imax_jax.report import tables
 from imax_jax.report.examples import Example
 from imax_jax.report.tables import Results
 
-# Section 4.2.3 of the paper: IMAX against DMAX at the four phases, in percent.
-_PAPER_FISHER = {
-  "entropy": (-3.38, -6.38, -5.80, -4.05),
-  "dominant": (2.24, 4.62, 2.70, 2.19),
-}
 _PLAINLY = {
   "phantom": (
     "<p><strong>These are phantom numbers.</strong> Every radiograph, report and question "
@@ -76,7 +71,7 @@ def _page(results: Results, examples: Sequence[Example]) -> str:
     ("radar", "IMAX relative to DMAX", radar(results)),
     ("data", "The data sets", _data(results)),
     ("training", "Training", _training(results)),
-    ("fisher", "Fisher spectra", fisher(results)),
+    ("fisher", "Fisher spectra", spectra.section(results)),
     ("scorers", "Two scorers", scorers.scorers(results)),
     ("examples", "Radiographs, questions and answers", films.films(examples, about)),
     ("method", "What ran", _method(results)),
@@ -236,45 +231,6 @@ def _training(results: Results) -> str:
     "model: the table is."
   )
   return markup.figure(figures.curves(results), caption)
-
-
-def fisher(results: Results) -> str:
-  figure = spectra.fisher(results)
-  if not figure:
-    return markup.figure("", "")
-  intro = (
-    "<p>How evenly the Fisher information spreads over directions (spectral entropy of "
-    "the non-zero eigenvalues), and what share the largest eigenvalue holds. The paper "
-    "samples one scalar of every trainable matrix; the exact version takes all trainable "
-    "parameters, through the Gram matrix of the examples’ gradients, which has the same "
-    "non-zero eigenvalues.</p>"
-  )
-  caption = "After the paper’s Figure 5: violin, quartiles and median of the draws, seeds pooled."
-  rows, quoted = [], []
-  entries = [row for row in results.get("fisher") or [] if isinstance(row, Mapping)]
-  for key, title in (("entropy", "spectral entropy"), ("dominant", "dominant ratio")):
-    for kind in ("sampled", "exact"):
-      chosen = [row for row in entries if row.get("kind") == kind]
-      if chosen:
-        rows.append([f"{title}, {kind}", *_fisher_changes(chosen, key)])
-    quoted.append(len(rows))
-    rows.append(
-      [f"{title}, the paper’s"] + [f"{tables.signed(v)} %" for v in _PAPER_FISHER[key]]
-    )
-  table = markup.facts(("IMAX against DMAX, mean", *spectra.PHASES), rows, muted=quoted)
-  return intro + markup.figure(figure, caption) + table
-
-
-def _fisher_changes(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-  cells = []
-  for phase in spectra.PHASES:
-    new = spectra.samples(rows, "imax", phase, key)
-    base = spectra.samples(rows, "dmax", phase, key)
-    if not len(new) or not len(base) or base.mean() == 0:
-      cells.append("–")
-    else:
-      cells.append(f"{tables.signed(100 * (new.mean() / base.mean() - 1))} %")
-  return cells
 
 
 # ── What ran ──────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""Figure 5: how the Fisher information spreads at four phases of training."""
+"""The page's Fisher section: Figure 5, its changes with tests, tasks and layers."""
 
 from __future__ import annotations
 
@@ -9,40 +9,170 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from imax_jax.report import arms
+from imax_jax.report import markup
 from imax_jax.report import style
+from imax_jax.report import tables
 from imax_jax.report.tables import Results
 
 PHASES: tuple[str, ...] = ("initial", "early", "mid", "late")
+_ARMS = ("dmax", "imax")
+# Section 4.2.3 of the paper: IMAX against DMAX at the four phases, in percent.
+_PAPER = {"entropy": (-3.38, -6.38, -5.80, -4.05), "dominant": (2.24, 4.62, 2.70, 2.19)}
+_INDICATORS = {
+  "entropy": "spectral entropy",
+  "dominant": "dominant eigenvalue ratio, %",
+}
+_KINDS = {
+  ("sampled", "data"): "one scalar a matrix",
+  ("exact", "data"): "all trainable parameters",
+  ("sampled", "model"): "one scalar a matrix, the model’s answers",
+  ("exact", "model"): "all trainable parameters, the model’s answers",
+}
+_SHORT = {
+  "calculation": "ratio", "report": "report", "multi_class": "class",
+  "multi_label": "labels", "rec": "REC", "reg": "REG", "vqa": "VQA",
+}  # fmt: skip
+_MEASURES = {
+  "overlap": "overlap of Fisher matrices",
+  "cosine": "mean cosine of gradients",
+  "conflict": "share of negative products",
+}
+
+
+def section(results: Results) -> str:
+  """The whole section; "not run" without a spectrum."""
+  figure = fisher(results)
+  if not figure:
+    return markup.figure("", "")
+  rows = _rows(results)
+  caption = "After the paper’s Figure 5: violin, quartiles and median of the groups, seeds pooled."
+  parts = [_intro(rows), markup.figure(figure, caption), _changes(results)]
+  if svg := tasks(results):
+    parts.append(
+      markup.figure(
+        svg,
+        "What two tasks’ gradients have to do with each other at the last phase: entries "
+        "of both that stand in one group, an entry never with itself. Overlap is the cosine "
+        "between the tasks’ own Fisher matrices: 1 where they move the same directions. "
+        "Gradients that pull apart have a negative cosine; unrelated ones conflict in half "
+        "of all pairs.",
+      )
+    )
+  if svg := layers(results):
+    parts.append(
+      markup.figure(
+        svg, "What each part adds to the trace, the sum of all eigenvalues."
+      )
+    )
+  return "".join(parts)
+
+
+# ── Words and tables ──────────────────────────────────────────────────────────────
+
+
+def _intro(rows: Sequence[Mapping[str, Any]]) -> str:
+  text = (
+    "<p>How evenly the Fisher information spreads over directions (spectral entropy of "
+    "the non-zero eigenvalues), and what share the largest eigenvalue holds. The paper "
+    "samples one scalar of every trainable matrix; the exact version takes all trainable "
+    "parameters, through the Gram matrix of the examples’ gradients, which has the same "
+    "non-zero eigenvalues.</p>"
+  )
+  said = []
+  if words := {str(row["normalised"]) for row in rows if row.get("normalised")}:
+    how = {
+      "sum": "summed over its tokens, as Eq. 2 has it",
+      "mean": "averaged over its tokens",
+    }
+    said.append(
+      f"An answer’s log-likelihood is {' or '.join(how.get(w, w) for w in sorted(words))}."
+    )
+  if any(row.get("answers") == "model" for row in rows):
+    said.append(
+      "The model’s answers are drawn from it token after token, one an entry: their "
+      "spectra are those of the true Fisher matrix, the data’s those of the empirical one."
+    )
+  limits = [float(row["entropy_limit"]) for row in rows if row.get("entropy_limit")]
+  if limits:
+    said.append(
+      f"No entropy can exceed {max(limits):.3f}, the logarithm of a group’s entries."
+    )
+  first = [r for r in rows if r.get("phase") == PHASES[0] and r.get("vanishing")]
+  if gone := next((row for row in first if row["kind"] == "sampled"), None):
+    said.append(
+      "At the initial phase LoRA’s B is zero, and with it every gradient of its A: "
+      f"{gone['vanishing']} of {gone['parameters']} chosen scalars have no gradient there, "
+      "and are no eigenvalue."
+    )
+  return f"{text}<p>{' '.join(said)}</p>" if said else text
+
+
+def _changes(results: Results) -> str:
+  """The relative changes beside the paper's, with interval and test."""
+  found = {
+    (c["kind"], c["answers"], c["indicator"], c["phase"]): c
+    for c in results.get("fisher_changes") or []
+    if isinstance(c, Mapping)
+  }
+  rows, quoted = [], []
+  for indicator, title in (
+    ("entropy", "spectral entropy"),
+    ("dominant", "dominant ratio"),
+  ):
+    for (kind, answers), words in _KINDS.items():
+      cells = [
+        _change(found.get((kind, answers, indicator, phase))) for phase in PHASES
+      ]
+      if set(cells) != {"–"}:
+        rows.append([f"{title}, {words}", *cells])
+    quoted.append(len(rows))
+    paper = [f"{tables.signed(value)} %" for value in _PAPER[indicator]]
+    rows.append([f"{title}, the paper’s", *paper])
+  if len(rows) == len(quoted):
+    return ""
+  note = (
+    "<p>In brackets the 95 % bootstrap interval over groups, then p of a two-sided "
+    "permutation test that exchanges groups between the data sets. Both know the drawing "
+    "of groups only: another training of the same data may differ by more.</p>"
+  )
+  return markup.facts(("IMAX against DMAX", *PHASES), rows, muted=quoted) + note
+
+
+def _change(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return "–"
+  low, high = (tables.signed(end) for end in found["interval"])
+  p = found["p"]
+  chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+  return f"{tables.signed(found['change'])} % [{low}, {high}], {chance}"
+
+
+# ── Figures ───────────────────────────────────────────────────────────────────────
 
 
 def fisher(results: Results) -> str:
-  """Figure 5, extended: both indicators of both estimates at each phase."""
-  rows = [row for row in results.get("fisher") or [] if isinstance(row, Mapping)]
-  kinds = [k for k in ("sampled", "exact") if any(row.get("kind") == k for row in rows)]
+  """Figure 5, extended: both indicators of each estimate at each phase."""
+  rows = _rows(results)
+  kinds = [kind for kind in _KINDS if any(_kind(row) == kind for row in rows)]
   if not kinds:
     return ""
-  titles = {
-    "sampled": "sampled: one scalar a matrix",
-    "exact": "exact: all trainable parameters",
-  }
   with style.new_figure(9.8, 2.75 * len(kinds) + 0.5) as figure:
     engine: Any = figure.get_layout_engine()
     engine.set(hspace=0.09, wspace=0.05)
     grid = figure.subplots(len(kinds), 2, squeeze=False)
     for kind, line in zip(kinds, grid, strict=True):
-      for axes, key, title in (
-        (line[0], "entropy", "spectral entropy"),
-        (line[1], "dominant", "dominant eigenvalue ratio, %"),
-      ):
-        _violins(axes, [row for row in rows if row.get("kind") == kind], key)
-        axes.set_title(f"{title} ({titles[kind]})")
+      chosen = [row for row in rows if _kind(row) == kind]
+      for axes, (key, title) in zip(line, _INDICATORS.items(), strict=True):
+        _violins(axes, chosen, key)
+        axes.set_title(f"{title} ({_KINDS[kind]})")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
     return style.to_svg(
       figure, "fisher", "Spectral entropy and dominant eigenvalue ratio of the Fisher "
-      "information by training phase for DMAX and IMAX; numbers in the table below",
+      "information by training phase for DMAX and IMAX; changes in the table below",
     )  # fmt: skip
 
 
@@ -53,7 +183,7 @@ def samples(
   values = [
     value
     for row in rows
-    if re.sub(r"-s\d+$", "", str(row.get("run"))) == arm and row.get("phase") == phase
+    if _arm(row) == arm and row.get("phase") == phase
     for value in row.get(key) or []
     if value is not None
   ]
@@ -61,8 +191,70 @@ def samples(
   return array[np.isfinite(array)]
 
 
+def tasks(results: Results) -> str:
+  """Heat maps of what tasks have to do with each other, a row an arm."""
+  shown = _exact(results, PHASES[-1], "tasks")
+  if not shown:
+    return ""
+  with style.new_figure(9.8, 3.35 * len(shown) + 0.2) as figure:
+    grid = figure.subplots(len(shown), len(_MEASURES), squeeze=False)
+    for (arm, found), line in zip(shown.items(), grid, strict=True):
+      for axes, (key, title) in zip(line, _MEASURES.items(), strict=True):
+        names = [_SHORT.get(name, name) for name in found["names"]]
+        _heat(axes, found[key], names, zero=0.5 if key == "conflict" else 0.0)
+        axes.set_title(f"{title}, {arms.ARM[arm].title}", fontsize=8.5)
+    return style.to_svg(
+      figure, "fisher-tasks", "Overlap, mean cosine and conflict between the gradients of "
+      "each two tasks, for DMAX and IMAX",
+    )  # fmt: skip
+
+
+def layers(results: Results) -> str:
+  """Each layer's share of the trace, LoRA's A and B apart, first and last phase."""
+  found = {phase: _exact(results, phase, "trace") for phase in (PHASES[0], PHASES[-1])}
+  found = {phase: arms for phase, arms in found.items() if arms}
+  if not found:
+    return ""
+  with style.new_figure(9.8, 2.9) as figure:
+    grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    for axes, (phase, arms) in zip(grid, found.items(), strict=True):
+      for arm, traces in arms.items():
+        _stack(axes, traces, arm)
+      axes.set_title(f"share of the trace, %, {phase}")
+      axes.grid(axis="y")
+      axes.spines["left"].set_visible(False)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    return style.to_svg(
+      figure, "fisher-layers", "Share of the trace of the Fisher information by layer for "
+      "DMAX and IMAX at the first and last phase",
+    )  # fmt: skip
+
+
+def _rows(results: Results) -> list[Mapping[str, Any]]:
+  return [row for row in results.get("fisher") or [] if isinstance(row, Mapping)]
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, str]:
+  return str(row.get("kind")), str(row.get("answers", "data"))
+
+
+def _arm(row: Mapping[str, Any]) -> str:
+  return re.sub(r"-s\d+$", "", str(row.get("run")))
+
+
+def _exact(results: Results, phase: str, field: str) -> dict[str, Any]:
+  """{arm: the field} of the first seed's exact spectrum of the data's answers."""
+  found: dict[str, Any] = {}
+  for row in _rows(results):
+    named = _kind(row) == ("exact", "data") and row.get("phase") == phase
+    if named and row.get(field) and _arm(row) in _ARMS:
+      found.setdefault(_arm(row), row[field])
+  return {arm: found[arm] for arm in _ARMS if arm in found}
+
+
 def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-  for arm, shift in (("dmax", -0.2), ("imax", 0.2)):
+  for arm, shift in zip(_ARMS, (-0.2, 0.2), strict=True):
     colour = style.RUN_COLOURS[arm]
     for place, phase in enumerate(PHASES):
       values = samples(rows, arm, phase, key)
@@ -85,3 +277,54 @@ def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
   axes.set_xlim(-0.55, len(PHASES) - 0.45)
   axes.grid(axis="y")
   axes.spines["left"].set_visible(False)
+
+
+def _heat(
+  axes: Axes,
+  values: Sequence[Sequence[float | None]],
+  names: Sequence[str],
+  *,
+  zero: float,
+) -> None:
+  """A square a pair: blue above `zero`, orange below, the stronger the farther."""
+  for row, line in enumerate(values):
+    for column, value in enumerate(line):
+      away = 0.0 if value is None else (value - zero) / (1 - zero)
+      colour = style.RUN_COLOURS["imax" if away >= 0 else "dmax"]
+      square = Rectangle(
+        (column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=min(abs(away), 1) * 0.7,
+        linewidth=0,
+      )  # fmt: skip
+      axes.add_patch(square)
+      text = "–" if value is None else f"{value:.2f}".replace("-", "−")
+      axes.text(column, row, text, ha="center", va="center", fontsize=6.5)
+  places = range(len(names))
+  axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+  axes.set_yticks(places, names)
+  axes.tick_params(length=0, labelsize=7.5)
+  axes.set_xlim(-0.5, len(names) - 0.5)
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  axes.set_aspect("equal")
+  axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _stack(axes: Axes, traces: Mapping[str, Sequence[float]], arm: str) -> None:
+  """Bars: the connector, every layer's B and on it its A, and all the rest."""
+  depth = max([len(x) for path, x in traces.items() if "/layers/" in path], default=0)
+  low, high = np.zeros(depth + 2), np.zeros(depth + 2)
+  for path, shares in traces.items():
+    if path.startswith("connector/"):
+      low[0] += sum(shares)
+    elif "/layers/" in path:
+      part = high if path.endswith("lora_a") else low
+      part[1 : 1 + len(shares)] += shares
+    else:
+      low[-1] += sum(shares)
+  names = ["connector", *map(str, range(1, depth + 1)), "rest"]
+  if not low[-1]:
+    low, high, names = low[:-1], high[:-1], names[:-1]
+  at = np.arange(len(names)) + (-0.2 if arm == "dmax" else 0.2)
+  colour, title = style.RUN_COLOURS[arm], arms.ARM[arm].title
+  axes.bar(at, low, 0.36, color=colour, alpha=0.85, label=f"{title}: weights, LoRA’s B")
+  axes.bar(at, high, 0.36, low, color=colour, alpha=0.4, label=f"{title}: LoRA’s A")
+  axes.set_xticks(range(len(names)), names)

@@ -1,0 +1,118 @@
+"""Tests and intervals of the changes, and what tasks have to do with each other."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from imax_jax.fisher import compare
+from imax_jax.fisher import tasks
+
+
+def rows_of(new, base, **fields) -> list[dict]:
+  """One seed's rows of both arms, the same values for both indicators."""
+  common = {"seed": 0, "phase": "mid", "kind": "exact", "answers": "data"} | fields
+  return [
+    {"run": run, "entropy": list(values), "dominant": list(values)} | common
+    for run, values in (("imax", new), ("dmax", base))
+  ]
+
+
+def test_a_small_permutation_test_is_the_exhaustive_one():
+  new, base = np.array([3.0, 4.1, 5.2, 4.4]), np.array([2.9, 3.1, 3.6, 2.7, 3.3])
+  everything = np.concatenate([new, base])
+  logs = []
+  for chosen in itertools.combinations(range(9), 4):
+    left = np.isin(np.arange(9), chosen)
+    logs.append(abs(np.log(everything[left].mean() / everything[~left].mean())))
+  observed = abs(np.log(new.mean() / base.mean()))
+  exact = np.mean(np.array(logs) >= observed * (1 - 1e-12))
+  found = compare.change([(new, base)])
+  assert found["change"] == pytest.approx(100 * (new.mean() / base.mean() - 1))
+  assert found["p"] == pytest.approx(exact, abs=0.012)
+  assert compare.change([(base, new)])["p"] == pytest.approx(exact, abs=0.012)
+
+
+def test_p_is_uniform_where_nothing_differs_and_intervals_cover():
+  """50 groups an arm, as the paper has, of a skewed distribution."""
+  rng = np.random.default_rng(0)
+  low, covered, trials = 0, 0, 120
+  for _ in range(trials):
+    new, base = rng.gamma(4, 1.05, 50), rng.gamma(4, 1.0, 50)
+    found = compare.change([(new, base)])
+    covered += found["interval"][0] <= 5 <= found["interval"][1]
+    low += compare.change([(rng.gamma(4, 1, 50), base)])["p"] < 0.1
+  assert 0.87 < covered / trials <= 1
+  assert 0.03 < low / trials < 0.19
+
+
+def test_a_seed_s_groups_are_exchanged_among_themselves():
+  """Seeds that differ by much more than arms do hide nothing."""
+  rng = np.random.default_rng(1)
+  noise = rng.normal(0, 0.01, (2, 12))
+  pairs = [(level + 0.05 + noise[0], level + noise[1]) for level in (1.0, 30.0)]
+  assert compare.change(pairs)["p"] < 0.001
+  mixed = tuple(np.concatenate(parts) for parts in zip(*pairs, strict=True))
+  assert compare.change([mixed])["p"] > 0.5
+
+
+def test_changes_are_of_each_kind_phase_and_indicator_that_both_arms_have():
+  rng = np.random.default_rng(2)
+  values = rng.normal(2, 0.1, (2, 9))
+  rows = [
+    *rows_of(*values), *rows_of(*values, kind="sampled"), *rows_of(*values, phase="late"),
+    *rows_of(*values, answers="model"), *rows_of(*values, seed=1),
+    *rows_of(*values, phase="early")[:1],
+  ]  # fmt: skip
+  found = compare.changes(rows)
+  assert len(found) == 4 * 2
+  assert {(c["kind"], c["answers"], c["phase"]) for c in found} == {
+    ("exact", "data", "mid"), ("sampled", "data", "mid"), ("exact", "data", "late"),
+    ("exact", "model", "mid"),
+  }  # fmt: skip
+  assert found == compare.changes(rows)
+  for change in found:
+    assert change["interval"][0] < change["change"] < change["interval"][1]
+    assert 1 / 10_001 <= change["p"] <= 1
+  assert compare.changes([]) == []
+
+
+def test_tasks_overlap_as_their_fisher_matrices_do():
+  """Many groups of gradients from known covariances, one of them shared."""
+  rng = np.random.default_rng(0)
+  roots = {"rec": np.diag([3.0, 1, 0, 0]), "reg": np.diag([1.0, 1, 2, 0]),
+           "vqa": np.diag([0.0, 0, 0, 1])}  # fmt: skip
+  names = ["vqa", "rec", "reg", "rec", "reg", "rec", "vqa", "reg"]
+  grams = []
+  for _ in range(600):
+    gradients = np.stack([roots[name] @ rng.normal(size=4) for name in names])
+    grams.append(gradients @ gradients.T / len(names))
+  found = tasks.between(grams, [names] * len(grams))
+  assert found["names"] == ["rec", "reg", "vqa"]
+  assert found["pairs"][0] == [6 * 600, 9 * 600, 6 * 600]
+  matrices = [root @ root for root in roots.values()]
+  for a, b in itertools.product(range(3), range(3)):
+    one, other = matrices[a], matrices[b]
+    wanted = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
+    assert found["overlap"][a][b] == pytest.approx(wanted, abs=0.06), (a, b)
+    if "vqa" not in (found["names"][a], found["names"][b]):
+      assert found["cosine"][a][b] == pytest.approx(0, abs=0.06)
+      assert found["conflict"][a][b] == pytest.approx(0.5, abs=0.05)
+  assert found["cosine"][0][2] == found["conflict"][0][2] == 0
+
+
+def test_conflict_and_missing_pairs_are_told_apart():
+  gradients = np.array([[1.0, 0], [2, 0.1], [-1, 0], [-3, 0.2], [0, 0]])
+  found = tasks.between(
+    [gradients @ gradients.T], [["report", "report", "vqa", "vqa", "rec"]]
+  )
+  assert found["names"] == ["report", "rec", "vqa"]
+  assert found["conflict"][0][2] == 1
+  assert found["cosine"][0][2] < -0.98
+  assert found["conflict"][0][0] == 0
+  assert found["cosine"][0][1] is None  # a gradient of zero has no angle
+  assert found["pairs"][1] == [0, 0, 0]
+  with pytest.raises(ValueError, match="2 tasks of a group of 5"):
+    tasks.between([gradients @ gradients.T], [["vqa", "rec"]])
