@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -83,9 +84,15 @@ def test_the_sums_of_all_patients_are_the_metric():
 
 
 def test_the_order_of_the_answers_does_not_matter():
+  """Some metrics' columns come as their entries do, as the labels of an F1."""
+
+  def first_apart(predictions):
+    return _numbers(predictions) - float(predictions[0].text)
+
+  metric = dataclasses.replace(UP, statistics=first_apart)
   found = answers([0.1, 0.5, 0.9])
   one, other = (
-    intervals.tally({"up": list(ps)}, patients(3), BOTH) for ps in (found, found[::-1])
+    intervals.tally({"up": ps}, patients(3), [metric]) for ps in (found, found[::-1])
   )
   assert one.asked == other.asked
   assert np.array_equal(one.matrix, other.matrix)

@@ -10,7 +10,10 @@ Two things are left to chance, and each has its own words here:
 
 A claim about how to train needs the first; the second is about the very models that were
 trained. Where all seeds were asked about the same patients, one draw of patients serves
-them all; where each has a test split of its own, each gets its own.
+them all; where each has a test split of its own, each gets its own, and the spread over
+seeds holds the patients' already: the two-level interval is then on the careful side. Of
+two or three seeds the bootstrap knows little, and Student's interval is the wide one; an
+effect is told from zero only where both exclude it (report/tables.py).
 """
 
 from __future__ import annotations
