@@ -11,8 +11,8 @@ or one by hand:
   python -m imax_jax.main --config configs/phantom_study.py:equal-0 \\
     --workdir runs/phantom_study/equal-0 --config.data.root=runs/phantom_study/hospital-0
 
-    equal    IMAX and DMAX of as many entries; the three stages and their step-matched
-             control; the control datasets of data/controls.py; spectra
+    equal    IMAX and DMAX of as many entries; the three stages, with each of their filters
+             too, and their step-matched control; the controls of data/controls.py; spectra
     few      a quarter of the images
     noise    three in ten training entries answer as another image does, in both datasets
     unseen   DMAX's films are negatives, of which the foundation has seen none
@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if not tiny:
     _study(c, int(draw))
   if c.row == "equal":
+    c.pseudo.ablations = ("confidence", "agreement", "balance")
     c.data.construct.controls = ("same_images", "same_count")
     c.train.runs = ("dmax", "imax", "dmax_long", "same_images", "core", "same_count")
   else:
@@ -68,4 +69,4 @@ def _study(c: ConfigDict, draw: int) -> None:
   c.train.epochs = 6.0
   c.train.max_shapes = 1  # a run of a minute is not worth compiling three
   c.pseudo.update({"num_images": 0, "pretrain_epochs": 3.0, "finetune_epochs": 3.0})
-  c.fisher.num_groups = 50
+  c.fisher.num_groups, c.fisher.rows_at_once = 50, 0

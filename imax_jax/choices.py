@@ -23,6 +23,7 @@ from imax_jax.ledger import plain
 from imax_jax.pseudo import filters
 from imax_jax.pseudo import label
 from imax_jax.pseudo import stages
+from imax_jax.report import arms
 from imax_jax.schema import TASKS
 from imax_jax.study import UsageError
 from imax_jax.train import optim
@@ -159,6 +160,11 @@ def check_pseudo(p: ConfigDict) -> None:
         filters.Filters(**chosen).check()
       except (TypeError, ValueError) as error:
         raise ValueError(f"pseudo: the filters of the row {row}: {error}") from None
+      if row not in arms.TRAINED:
+        raise ValueError(
+          f"pseudo.ablations: {row} would be trained and shown nowhere; give it a line "
+          "of ARMS in imax_jax/report/arms.py"
+        )
   except ValueError as error:
     raise UsageError(f"--config.{error}") from None
 
