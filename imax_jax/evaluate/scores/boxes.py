@@ -11,19 +11,18 @@ def iou(
 ) -> np.ndarray:
   """Intersection over union of boxes [..., 4] = (x_min, y_min, x_max, y_max).
 
-  `float64[...]`, in [0, 1] without `plus_one`; leading axes broadcast. A box whose sides are reversed or
-  empty has no area, and two of no area have IoU 0. `plus_one` is Uni-Med's computeIoU: it
-  counts both edge pixels of integer boxes (width x_max - x_min + 1) and multiplies the
-  sides of a reversed box as they are, so that its IoU may be negative or above 1.
+  `float64[...]` in [0, 1]; leading axes broadcast. A box whose sides are reversed or
+  empty has no area, and two of no area have IoU 0. `plus_one` counts both edge pixels
+  of integer boxes (width x_max - x_min + 1), as Uni-Med's computeIoU does; the study
+  measures continuous boxes in units of 0…1000 and does not.
   """
   a = np.asarray(truth, np.float64)
   b = np.asarray(predicted, np.float64)
-  edge, least = (1.0, -np.inf) if plus_one else (0.0, 0.0)
+  edge = 1.0 if plus_one else 0.0
 
-  def area(low: np.ndarray, high: np.ndarray, least: float = least) -> np.ndarray:
-    return np.prod(np.maximum(high - low + edge, least), axis=-1)
+  def area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.prod(np.maximum(high - low + edge, 0.0), axis=-1)
 
-  low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-  shared = area(low, high, 0.0)
+  shared = area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
   joint = area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - shared
-  return np.where(joint != 0, shared / np.where(joint != 0, joint, 1.0), 0.0)
+  return np.where(joint > 0, shared / np.where(joint > 0, joint, 1.0), 0.0)
