@@ -250,7 +250,7 @@ def test_a_killed_evaluation_ends_with_the_same_file(
   while True:
     study, before = Study(config(), workdir), path.exists() and path.read_bytes()
     try:
-      experiment.evaluate(study)
+      answers.evaluate(study)
       break
     except Killed:
       kills += 1
@@ -267,7 +267,7 @@ def test_a_killed_evaluation_ends_with_the_same_file(
   del mark["finished"]
   (workdir / name / "station.json").write_text(json.dumps(mark))
   with pytest.raises(ValueError, match="another version of the data set"):
-    experiment.evaluate(Study(config(), workdir))
+    answers.evaluate(Study(config(), workdir))
 
 
 def test_a_run_that_diverges_says_so_in_one_line(done: Path, tmp_path: Path) -> None:
