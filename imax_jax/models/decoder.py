@@ -79,6 +79,16 @@ class Decoder(nn.Module):
   def _head_width(self) -> int:
     return self.head_width or self.width // self.num_heads
 
+  @property
+  def _heads(self) -> dict[str, Any]:
+    return {
+      "num_heads": self.num_heads,
+      "num_kv_heads": self.num_kv_heads,
+      "head_width": self._head_width,
+      "bias": self.qkv_bias,
+      "fused": self.fused,
+    }
+
   def setup(self) -> None:
     if (
       not self.head_width and self.width % self.num_heads
@@ -159,13 +169,6 @@ class Decoder(nn.Module):
       length=self.depth,
       unroll=self.unroll,
     )
-    heads = {
-      "num_heads": self.num_heads,
-      "num_kv_heads": self.num_kv_heads,
-      "head_width": self._head_width,
-      "bias": self.qkv_bias,
-      "fused": self.fused,
-    }
     linear = Linears(
       (
         ("alpha", self.lora_alpha),
@@ -179,7 +182,7 @@ class Decoder(nn.Module):
     )
     rotary = attention.rotary_table(position, self._head_width, self.rope_base)
     stack = layers(
-      attention=heads,
+      attention=self._heads,
       mlp_width=self.mlp_width,
       fused=self.fused,
       norm_eps=self.norm_eps,
