@@ -298,7 +298,7 @@ def test_lines_hold_an_images_questions_once() -> None:
 def test_rows_are_packed_without_loss() -> None:
   rng = np.random.default_rng(0)
   for _ in range(50):
-    alive = rng.random((int(rng.integers(1, 9)), int(rng.integers(1, 9)))) < 0.4
+    alive = rng.random(1 << rng.integers(0, 4, 2)) < 0.4
     if not alive.any():
       continue
     line, row = grid.packed(alive)
