@@ -78,12 +78,14 @@ def make_params(model: Vlm, rules) -> tuple[dict, dict]:
   batch = make_batches()[0]
   made = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"]
   rng = np.random.default_rng(0)
-  moved = tree_lib.map_paths(
-    lambda path, leaf: np.asarray(
-      (path.endswith("scale")) + 0.2 * rng.normal(size=leaf.shape), np.float32
-    ),
-    made,
-  )
+
+  def draw(path: str, leaf) -> np.ndarray:
+    """Of a size at which the loss is tame, and B is not zero."""
+    size = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.1
+    size *= 0.1 if path.endswith("lora_b") else 1
+    return np.float32(path.endswith("scale") + size * rng.normal(size=leaf.shape))
+
+  moved = tree_lib.map_paths(draw, made)
   return tree_lib.split(moved, rules)
 
 

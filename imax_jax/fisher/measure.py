@@ -82,23 +82,37 @@ def measure(
       )
     if progress is not None:
       progress(number + 1, len(batches))
-  parameters = sum(
-    math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values()
-  )
+  names = tasks_of and [tasks_of(number) for number in range(len(batches))]
+  return [
+    _sampled(found, gram.num_scalars(scalars)),
+    _exact(found, trainable, names or None),
+  ]
+
+
+def _sampled(found: Sequence[gram.Gram], scalars: int) -> dict[str, Any]:
   largest = np.max([np.abs(one.entries).max(axis=0) for one in found], axis=0)
-  sampled = _spectra("sampled", gram.num_scalars(scalars), [g.sampled for g in found])
-  exact = _spectra("exact", parameters, [g.exact for g in found])
-  sampled["vanishing"] = int((largest == 0).sum())
-  share = {
-    path: np.mean([g.traces[path] for g in found], axis=0) for path in found[0].traces
+  spectra = _spectra("sampled", scalars, [one.sampled for one in found])
+  return spectra | {"vanishing": int((largest == 0).sum())}
+
+
+def _exact(
+  found: Sequence[gram.Gram],
+  trainable: tree_lib.Tree,
+  names: Sequence[Sequence[str]] | None,
+) -> dict[str, Any]:
+  sizes = [math.prod(leaf.shape) for leaf in tree_lib.flatten(trainable).values()]
+  grams = [one.exact for one in found]
+  traces = {
+    path: np.mean([one.traces[path] for one in found], axis=0)
+    for path in found[0].traces
   }
-  total = sum(float(part.sum()) for part in share.values())
-  exact["vanishing"] = sum(int((part == 0).sum()) for part in share.values())
-  exact["trace"] = {path: (100 * part / total).tolist() for path, part in share.items()}
-  if tasks_of is not None:
-    names = [tasks_of(number) for number in range(len(batches))]
-    exact["tasks"] = tasks.between([g.exact for g in found], names)
-  return [sampled, exact]
+  total = sum(float(part.sum()) for part in traces.values())
+  return {
+    **_spectra("exact", sum(sizes), grams),
+    "vanishing": sum(int((part == 0).sum()) for part in traces.values()),
+    "trace": {path: (100 * part / total).tolist() for path, part in traces.items()},
+    **({} if names is None else {"tasks": tasks.between(grams, names)}),
+  }
 
 
 def _spectra(kind: str, parameters: int, grams: Sequence[np.ndarray]) -> dict[str, Any]:
