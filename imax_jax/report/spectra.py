@@ -104,8 +104,7 @@ def _intro(rows: Sequence[Mapping[str, Any]]) -> str:
   if gone := next((row for row in first if row["kind"] == "sampled"), None):
     said.append(
       "At the initial phase LoRA’s B is zero, and with it every gradient of its A: "
-      f"{gone['vanishing']} of {gone['parameters']} chosen scalars have no gradient there, "
-      "and are no eigenvalue."
+      f"{gone['vanishing']} of {gone['parameters']} chosen scalars have no gradient there."
     )
   return f"{text}<p>{' '.join(said)}</p>" if said else text
 
@@ -201,7 +200,7 @@ def tasks(results: Results) -> str:
     for (arm, found), line in zip(shown.items(), grid, strict=True):
       for axes, (key, title) in zip(line, _MEASURES.items(), strict=True):
         names = [_SHORT.get(name, name) for name in found["names"]]
-        _heat(axes, found[key], names, zero=0.5 if key == "conflict" else 0.0)
+        _heat(axes, found[key], names, against=key == "conflict")
         axes.set_title(f"{title}, {arms.ARM[arm].title}", fontsize=8.5)
     return style.to_svg(
       figure, "fisher-tasks", "Overlap, mean cosine and conflict between the gradients of "
@@ -284,19 +283,23 @@ def _heat(
   values: Sequence[Sequence[float | None]],
   names: Sequence[str],
   *,
-  zero: float,
+  against: bool,
 ) -> None:
-  """A square a pair: blue above `zero`, orange below, the stronger the farther."""
+  """A square a pair, the stronger the farther from 0: blue together, orange apart.
+
+  `against`: of shares of pairs that pull apart, of which half say nothing.
+  """
   for row, line in enumerate(values):
     for column, value in enumerate(line):
-      away = 0.0 if value is None else (value - zero) / (1 - zero)
-      colour = style.RUN_COLOURS["imax" if away >= 0 else "dmax"]
+      known = 0.0 if value is None else value
+      along = 1 - 2 * known if against and value is not None else known
+      colour = style.RUN_COLOURS["imax" if along >= 0 else "dmax"]
       square = Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=min(abs(away), 1) * 0.7,
+        (column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=min(abs(along), 1) * 0.7,
         linewidth=0,
       )  # fmt: skip
       axes.add_patch(square)
-      text = "–" if value is None else f"{value:.2f}".replace("-", "−")
+      text = "–" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
       axes.text(column, row, text, ha="center", va="center", fontsize=6.5)
   places = range(len(names))
   axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
@@ -327,4 +330,6 @@ def _stack(axes: Axes, traces: Mapping[str, Sequence[float]], arm: str) -> None:
   colour, title = style.RUN_COLOURS[arm], arms.ARM[arm].title
   axes.bar(at, low, 0.36, color=colour, alpha=0.85, label=f"{title}: weights, LoRA’s B")
   axes.bar(at, high, 0.36, low, color=colour, alpha=0.4, label=f"{title}: LoRA’s A")
-  axes.set_xticks(range(len(names)), names)
+  every = 1 + depth // 12
+  shown = [n if n[0] in "cr" or int(n) % every == 0 else "" for n in names]
+  axes.set_xticks(range(len(names)), shown)
