@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,7 @@ def alone(options: argparse.Namespace, name: str) -> dict[str, Any]:
   return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--image_tokens", type=int, default=64, choices=(64, 256))
@@ -336,7 +337,11 @@ def main() -> None:
   parser.add_argument("--limit", type=float, default=0.0, help="GiB of a process")
   parser.add_argument("--contenders", default=",".join(_CONTENDERS))
   parser.add_argument("--only", default="", help="one contender; prints JSON")
-  options = parser.parse_args()
+  return parser.parse_args(arguments)
+
+
+def main() -> None:
+  options = parsed()
   if options.limit:
     most_bytes = int(options.limit * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))

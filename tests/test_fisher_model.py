@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import fisher as benchmark
 from imax_jax import mesh as mesh_lib
 from imax_jax import tree as tree_lib
 from imax_jax.data import records
@@ -32,7 +33,12 @@ PAPER = ((r"connector/.*", True), (r".*/lora_[ab]", True), (r".*", False))
 ALL = ((r"encoder/.*", False), (r".*", True))
 
 
-loss_of = functools.cache(vlm.row_loss)
+_LOSSES: dict[int, object] = {}
+
+
+def loss_of(model: Vlm):
+  """One function a model: jax compiles anew for each new one."""
+  return _LOSSES.setdefault(id(model), vlm.row_loss(model))
 
 
 @functools.cache
@@ -137,6 +143,18 @@ def test_taps_in_scanned_layers_give_the_gram_of_explicit_gradients(rules, chang
     start += leaf.size
   wanted = np.stack([columns[p, m] for p in scalars for m in range(len(scalars[p]))], 1)
   np.testing.assert_allclose(found.entries, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_gram_is_that_of_torch_func_on_the_same_weights():
+  sizes = ("rows", 4), ("width", 32), ("depth", 2), ("vocab", 40), ("times", 1)
+  words = [word for name, size in sizes for word in (f"--{name}", str(size))]
+  ours, theirs = (
+    np.array(found["gram"])
+    for options in [benchmark.parsed([*words, "--threads=1"])]
+    for found in (benchmark.ours(options, "taps"), benchmark.theirs(options))
+  )
+  assert ours.shape == (4, 4)
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_gradients_of_layers_are_not_in_memory_together():
