@@ -361,6 +361,12 @@ def test_pooling_holds_what_a_page_shows():
   json.dumps(found, allow_nan=False)
 
 
+def test_a_seed_of_two_test_splits_is_refused():
+  seed = {"dmax": measured([0.1, 0.2, 0.3]), "constant": measured([0.1, 0.2])}
+  with pytest.raises(ValueError, match="constant and dmax cannot be compared"):
+    pooling.pool([seed], {}, blind=["constant"], metrics=BOTH)
+
+
 def test_ahead_asks_for_more_than_a_better_mean():
   rng = np.random.default_rng(9)
   seed = {"dmax": measured(rng.random(12)), "constant": measured([0.45] * 12)}
