@@ -17,6 +17,7 @@ from imax_jax.report import comparison
 from imax_jax.report import examples
 from imax_jax.report import figures
 from imax_jax.report import page
+from imax_jax.report import scorers
 from imax_jax.report import spectra
 from imax_jax.report import tables
 from imax_jax.report import terminal
@@ -188,6 +189,12 @@ def written(tmp_path, results, shown=()) -> str:
   return path.read_text("utf-8")
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+  """The page of `study()`."""
+  return written(tmp_path_factory.mktemp("page"), study())
+
+
 # ── The page ──────────────────────────────────────────────────────────────────────
 
 
@@ -206,8 +213,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
   assert len(text) < 2_000_000
 
 
-def test_numbers_bold_underline_and_dagger(tmp_path):
-  text = written(tmp_path, study())
+def test_numbers_bold_underline_and_dagger(text):
   assert "<b>3.31</b>" in text  # IMAX's CPAR MAE, measured and the paper's
   assert "<u>5.29</u>" in text
   assert "<small>3.0–3.7</small>" in text
@@ -222,8 +228,7 @@ def test_numbers_bold_underline_and_dagger(tmp_path):
   assert "train.peak_lr = 1e-06" in text or "train/peak_lr = 1e-06" in text
 
 
-def test_table_1_and_the_tests_of_each_metric(tmp_path):
-  text = written(tmp_path, study())
+def test_table_1_and_the_tests_of_each_metric(text):
   row = re.search(r"<tr><th scope=\"row\">IMAX over DMAX</th>.*?</tr>", text).group()
   for cell in ("9 / 16", "+29.00", "+25.10 to +33.20", "+3.60 to +54.40", "0.50",
                "&lt; 0.001", "better"):  # fmt: skip
@@ -237,8 +242,7 @@ def test_table_1_and_the_tests_of_each_metric(tmp_path):
   assert text.count("Left out of") == 1  # one sentence for all that lack the same
 
 
-def test_both_scorers_and_their_difference(tmp_path):
-  text = written(tmp_path, study())
+def test_both_scorers_and_their_difference(text):
   assert "47.14 → 50.14<small>+3.00</small>" in text
   assert "<small>the same</small>" in text
   assert "Mean &lt;IoU&gt;. 0." in text
@@ -250,11 +254,10 @@ def test_both_scorers_and_their_difference(tmp_path):
   assert "51.50" in text
   without = study()
   del without["legacy"]["imax"]["reg_acc"]
-  assert 'title="an invented reason"' in written(tmp_path, without)
+  assert 'title="an invented reason"' in scorers.scorers(without)
 
 
-def test_it_says_what_it_is_and_what_was_found(tmp_path):
-  text = written(tmp_path, study())
+def test_it_says_what_it_is_and_what_was_found(text, tmp_path):
   assert "These are phantom numbers" in text
   assert "told from zero: +3.60 to +54.40 % over seeds" in text
   assert "Two seeds of the base alone differ by 4.2 %" in text
@@ -269,9 +272,9 @@ def test_it_says_what_it_is_and_what_was_found(tmp_path):
   assert "agreements" in written(tmp_path, {"about": {"data": "physionet"}})
 
 
-def test_absent_runs_are_simply_absent_and_new_ones_appear(tmp_path):
+def test_absent_runs_are_simply_absent_and_new_ones_appear(text, tmp_path):
   results = study()
-  assert "as many images as IMAX" not in written(tmp_path, results)
+  assert "as many images as IMAX" not in text
   results["tables"]["same_count"] = results["tables"]["dmax"]
   results["gains"]["imax_vs_same_count"] = results["gains"]["imax"]
   text = written(tmp_path, results)
