@@ -24,7 +24,8 @@ def _numbers(predictions) -> np.ndarray:
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:
-  return 100.0 * sums[..., 0] / sums[..., 1]
+  """0 of no answers, as an F1 without labels: a draw without answers must not ask."""
+  return 100.0 * sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
 
 
 def fake(name, subtask="verify", lower=False) -> Metric:
