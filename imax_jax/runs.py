@@ -174,13 +174,7 @@ def _facts(
 
 def stages_of(study: Study) -> tuple[stages.Stage, ...]:
   """The paper's stages in the reading that the config's `pretrain_from` names."""
-  readings = {stages.FOUNDATION: stages.from_foundation(), "primary": stages.STAGES}
-  named = study.config.pseudo.pretrain_from
-  if named not in readings:
-    raise ValueError(
-      f"pseudo.pretrain_from {named!r}: expected one of {list(readings)}"
-    )
-  return readings[named]
+  return stages.reading(study.config.pseudo.pretrain_from)
 
 
 def split_of(name: str) -> str:

@@ -75,6 +75,10 @@ verbs=(build)
 each "${equal[@]}" || failed=1  # draws the hospitals, which the other settings share
 verbs=()
 each "${names[@]}" || failed=1
+finished=()
+for name in "${names[@]}"; do
+  [[ -f $folder/$name/results.json ]] && finished+=("$folder/$name")
+done
 "$python" -m imax_jax.main --config configs/phantom_study.py --workdir "$folder/all" \
-  report --runs "$(IFS=,; echo "${names[*]/#/$folder/}")" || failed=1
+  report --runs "$(IFS=,; echo "${finished[*]}")" || failed=1
 exit "$failed"

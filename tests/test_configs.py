@@ -62,7 +62,8 @@ def test_the_forward_pass_has_the_shapes_it_says(name: str, tmp_path: Path) -> N
 
 def test_the_shipped_foundation_fits_and_is_small() -> None:
   files = sorted(ASSETS.iterdir())
-  assert {file.name for file in files} == {"foundation.safetensors", "tokenizer.json"}
+  pair = {"foundation.safetensors", "tokenizer.json"}
+  assert {f.name for f in files} == pair | {"wordnet.json.gz", "wordnet_licence.txt"}
   assert sum(file.stat().st_size for file in files) <= 10e6
 
 

@@ -418,7 +418,7 @@ def test_the_terminals_table_is_aligned_and_fits():
 
 def test_a_wide_terminal_table_is_broken_between_runs():
   results = study()
-  for run in ("same_images", "core", "same_count"):
+  for run in [run for run in arms.TRAINED if run not in results["tables"]]:
     results["tables"][run] = results["tables"]["dmax"]
     results["intervals"][run] = {c.name: [111.1, 222.2] for c in tables.COLUMNS}
   lines = terminal.text_table(results).splitlines()

@@ -51,6 +51,16 @@ def from_foundation(stages: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
   )
 
 
+def reading(pretrain_from: str) -> tuple[Stage, ...]:
+  """The stages as the config's `pseudo.pretrain_from` has it: "primary", "foundation"."""
+  readings = {FOUNDATION: from_foundation(), "primary": STAGES}
+  if pretrain_from not in readings:
+    raise ValueError(
+      f"pseudo.pretrain_from {pretrain_from!r}: expected one of {list(readings)}"
+    )
+  return readings[pretrain_from]
+
+
 def lineage(stages: Sequence[Stage], name: str = "finetune") -> tuple[Stage, ...]:
   """The training stages whose steps are in the weights of stage `name`, in order.
 
