@@ -423,7 +423,7 @@ def test_a_wide_terminal_table_is_broken_between_runs():
     results["intervals"][run] = {c.name: [111.1, 222.2] for c in tables.COLUMNS}
   lines = terminal.text_table(results).splitlines()
   assert max(map(len, lines)) <= 100
-  assert sum(line.startswith("↓ CPAR MAE") for line in lines) == 2
+  assert sum(line.startswith("↓ CPAR MAE") for line in lines) == 3
   heads = " ".join(line for line in lines if line.startswith("metric (× 100)"))
   assert all(heads.count(f" {arm.short}") >= 1 for arm in arms.ARMS)
 
