@@ -27,7 +27,7 @@ from imax_jax.evaluate import grid
 from imax_jax.evaluate.grid import Sampling
 from imax_jax.models.vlm import Vlm
 
-_SHORTEST = 16
+_SHORTEST = 32
 _COLUMNS = 32  # tokens of an answer that have room at first
 
 
@@ -50,15 +50,9 @@ class Line(NamedTuple):
   questions: tuple[int, ...]
 
 
-def _size(length: int) -> int:
-  """The next of 16, 24, 32, 48, 64, 96, …: a program serves all that are shorter."""
-  size = max(_SHORTEST, _power(length))
-  return size * 3 // 4 if length <= size * 3 // 4 and size > _SHORTEST else size
-
-
-def _power(count: int) -> int:
-  """The next power of two."""
-  return 1 << (count - 1).bit_length()
+def _width(length: int) -> int:
+  """The next power of two: the program compiled for it serves all that are shorter."""
+  return max(_SHORTEST, 1 << (length - 1).bit_length())
 
 
 def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[Line]]:
@@ -79,13 +73,24 @@ def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[
   for image, numbers in sorted(asked.items()):
     for at in range(0, len(numbers), most):
       line = Line(image, tuple(numbers[at : at + most]))
-      by_width.setdefault(_power(len(line.questions)), []).append(line)
+      width = min(grid.stepped(len(line.questions)), most)
+      by_width.setdefault(width, []).append(line)
   grids = []
   for width, lines in sorted(by_width.items(), reverse=True):
     lines.sort(key=lambda line: -sum(lengths[n] for n in line.questions))
     high = most // width
     grids += [lines[at : at + high] for at in range(0, len(lines), high)]
   return grids
+
+
+def grid_shape(lines: Sequence[Line], rows: int) -> tuple[int, int]:
+  """(M, Q) of the grid for some lines of `plan`: as few lines as a `STEP` allows."""
+  most = 1 << (rows.bit_length() - 1)
+  width = min(grid.stepped(max(len(line.questions) for line in lines)), most)
+  height = most // width
+  while len(lines) * grid.STEP <= height:
+    height //= grid.STEP
+  return height, width
 
 
 class Generator:
@@ -223,7 +228,7 @@ class Generator:
       if not going.any():
         return
       if int(step) == columns:
-        columns = min(2 * columns, budget)
+        columns = min(grid.STEP * columns, budget)
       line, row = grid.packed(going)
       lines, rows = self._programs.pack(lines, rows, line, row, columns=columns)
       number = np.take_along_axis(number[line], np.maximum(row, 0), axis=1)
@@ -239,10 +244,10 @@ class Generator:
 
     What only fills the grid is padding, and ends at -1.
     """
-    height, width = _power(len(lines)), max(len(line.questions) for line in lines)
-    prefix, width = len(self.prefix_ids), _power(width)
+    height, width = grid_shape(lines, self.rows)
+    prefix = len(self.prefix_ids)
     longest = max(sum(len(ids[n]) for n in line.questions) for line in lines)
-    shape = (height, prefix + _size(longest))
+    shape = (height, prefix + _width(longest))
     batch = {
       name: np.zeros(shape, np.int32) for name in ("text", "segment", "position")
     }

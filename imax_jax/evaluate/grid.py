@@ -4,8 +4,8 @@
     row                 └ its answer, token by token             read by itself
 
 A line is computed once, in one pass, and never copied for its questions. All rows of a
-grid have said as many tokens. When half of them have ended, the others are packed into a
-smaller grid.
+grid have said as many tokens. When three quarters of them have ended, the others are packed
+into a smaller grid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from imax_jax.models.block import Cache
 from imax_jax.models.block import Past
 from imax_jax.models.vlm import Vlm
 
-_SMALL = 8  # rows: a smaller grid would take as long, and a program of its own
+# The sizes of grids are a quarter of each other, down to so many rows, and so are those of
+# what is in them: a program is compiled for each size, and a few rows take as long as one.
+STEP = 4
+_SMALL = 32
 
 
 class Sampling(NamedTuple):
@@ -233,19 +236,32 @@ class Programs:
 
 def fewer(alive: np.ndarray) -> int:
   """How many rows of bool[M, Q] may still go on when the grid is packed."""
-  return alive.size // 2 if alive.size > _SMALL else 0
+  return alive.size // STEP if alive.size > _SMALL else 0
+
+
+def stepped(count: int) -> int:
+  """The next power of `STEP`."""
+  size = 1
+  while size < count:
+    size *= STEP
+  return size
 
 
 def packed(alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """bool[M, Q] -> (line int32[M'], row int32[M', Q']): as few rows as a power of two.
+  """bool[M, Q] -> (line int32[M'], row int32[M', Q']): the smallest grid that holds them.
 
-  Of the grids of so many rows the one with the fewest lines.
+  Of the grids of so many rows the one with the fewest lines; where none is smaller, the
+  same.
   """
-  size = 1 << (int(alive.sum()) - 1).bit_length()
-  size = max(size, min(_SMALL, alive.size))
-  count, questions = alive.sum(1), size
-  while (-(-count // questions)).sum() > size // questions:
-    questions //= 2
+  size, count = alive.size, alive.sum(1)
+  while size > _SMALL and count.sum() <= size // STEP:
+    size //= STEP
+  if size == alive.size:
+    lines, questions = alive.shape
+    return np.arange(lines), np.where(alive, np.arange(questions), -1)
+  questions = stepped(alive.shape[1])
+  while questions > size or (-(-count // questions)).sum() > size // questions:
+    questions //= STEP
   line = np.zeros(size // questions, np.int32)
   row = np.full((size // questions, questions), -1, np.int32)
   at = 0

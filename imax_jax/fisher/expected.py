@@ -26,6 +26,8 @@ from jax.sharding import PartitionSpec
 
 from imax_jax import mesh as mesh_lib
 from imax_jax.data import packing
+from imax_jax.models.block import Cache
+from imax_jax.models.block import Past
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import Batch
 
@@ -124,31 +126,28 @@ def make_sampler(
     rows, tokens = batch["text"].shape
     shown = jnp.arange(tokens) < starts[:, None]
     hidden = batch | {"image": jnp.where(shown, batch["image"], -1)}
-    cache: Any = model.apply({"params": params}, hidden, method="prefill")
-    cache = jax.tree.map(
-      lambda x: jnp.pad(x, ((0, 0),) * 3 + ((0, max_new_tokens), (0, 0))), cache
-    )
-    column = jnp.arange(tokens + max_new_tokens)
-    before = column < starts[:, None] - 1
-    last = jnp.take_along_axis(batch["position"], starts[:, None] - 1, axis=1)
+    last = starts[:, None] - 1
+    found: Any = model.apply({"params": params}, hidden, last, method="prefill")
+    logits, shared = found
+    layers, _, heads, _, width = shared.k.shape
+    room = jnp.zeros((layers, rows, heads, 1, max_new_tokens, width), shared.k.dtype)
+    position = jnp.take_along_axis(batch["position"], last, axis=1)
 
     def step(state: Any) -> Any:
-      number, token, done, out, cache = state
-      # The prompt's last token is run once more, for its logits, in a column behind all.
-      mask = before | ((column >= tokens) & (column <= tokens + number))
-      found: Any = model.apply(
-        {"params": params}, cache, token[:, None], last + number, mask[:, None],
-        tokens + number, method="extend",
-      )  # fmt: skip
-      logits, cache = found
-      said = jax.random.categorical(jax.random.fold_in(key, number), logits)
+      number, logits, done, out, own = state
+      said = jax.random.categorical(jax.random.fold_in(key, number), logits[:, 0])
       out = out.at[:, number].set(jnp.where(done, NO_TOKEN, said))
       done |= jnp.isin(said, ended)
-      return number + 1, said.astype(jnp.int32), done, out, cache
+      past = Past(shared, batch["position"], own, number)
+      found: Any = model.apply(
+        {"params": params}, past, said[:, None].astype(jnp.int32), position + 1 + number,
+        shown[:, None], method="extend",
+      )  # fmt: skip
+      logits, own = found
+      return number + 1, logits, done, out, own
 
-    first = jnp.take_along_axis(batch["text"], starts[:, None] - 1, axis=1)[:, 0]
     out = jnp.full((rows, max_new_tokens), NO_TOKEN, jnp.int32)
-    state = (0, first, jnp.zeros(rows, bool), out, cache)
+    state = (0, logits, jnp.zeros(rows, bool), out, Cache(room, room))
     return jax.lax.while_loop(
       lambda state: (state[0] < max_new_tokens) & ~state[2].all(), step, state
     )[3]
