@@ -126,7 +126,7 @@ def _truth(study: Study) -> tally.FindTruth | None:
   """What is right of a phantom's film; of a report, the findings that it should name."""
   if study.config.data.source != "phantom":
     return None
-  known = Truth(study.workdir / "hospital" / "files" / hospital.TRUTH)
+  known = Truth(study.hospital.workdir / "hospital" / "files" / hospital.TRUTH)
 
   def find(entry: Entry) -> Target | None:
     if isinstance(entry.target, Report):
