@@ -185,13 +185,14 @@ def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for metric, change in gain["per_metric"].items()
     if abs(change) > _CARRIES_THE_MEAN
   ]
-  found += [
-    f"{arms.PAIR[name].title}: in {100 * share:.0f} % of the draws of patients the base of "
-    f"{titles[metric]} is 0 or unanswered, and Δ is that of the other metrics."
-    for name, gain in gained.items()
-    for metric, share in gain["dropped"].items()
-    if share > _RARELY_DROPPED
-  ]
+  for name, gain in gained.items():
+    shares = {m: s for m, s in gain["dropped"].items() if s > _RARELY_DROPPED}
+    if shares:
+      named = ", ".join(titles[metric] for metric in shares)
+      found.append(
+        f"{arms.PAIR[name].title}: in up to {100 * max(shares.values()):.0f} % of the draws "
+        f"of patients the base of {named} is 0 or unanswered, and Δ is that of the others."
+      )
   return found
 
 

@@ -77,6 +77,10 @@ def test_changes_are_of_each_kind_phase_and_indicator_that_both_arms_have():
     assert change["interval"][0] < change["change"] < change["interval"][1]
     assert 1 / 10_001 <= change["p"] <= 1
   assert compare.changes([]) == []
+  # Each seed's own change, and not that of all groups together.
+  halves = [*rows_of(*values), *rows_of(values[0], 2 * values[0], seed=1)]
+  first = 100 * (values[0].mean() / values[1].mean() - 1)
+  assert compare.changes(halves)[0]["seeds"] == pytest.approx([first, -50.0])
 
 
 def test_tasks_overlap_as_their_fisher_matrices_do():

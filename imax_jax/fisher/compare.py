@@ -30,10 +30,10 @@ def changes(
       "answers" (where the answers are from: "data" or "model").
 
   Returns:
-    {"kind", "answers", "phase", "indicator", "change", "interval": [low, high], "p"} of
-    each where both runs were measured: the change of the mean, what 95 of 100 bootstrap
-    samples of the groups lie between, and the two-sided p of the permutation test, at
-    least 1 / 10,001.
+    {"kind", "answers", "phase", "indicator", "change", "interval": [low, high], "p",
+    "seeds"} of each where both runs were measured: the change of the mean, what 95 of 100
+    bootstrap samples of the groups lie between, the two-sided p of the permutation test,
+    at least 1 / 10,001, and each seed's own change.
   """
   cases = dict.fromkeys(
     (str(r["kind"]), str(r.get("answers", "data")), str(r["phase"])) for r in rows
@@ -74,7 +74,7 @@ def _pairs(
 def change(
   pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0
 ) -> dict[str, Any]:
-  """ "change", "interval" and "p" of each seed's (new, base) values; see `changes`."""
+  """What `changes` says of each seed's (new, base) values."""
   rng = np.random.default_rng(seed)
   new = np.concatenate([values for values, _ in pairs])
   base = np.concatenate([values for _, values in pairs])
@@ -92,6 +92,7 @@ def change(
     "change": observed,
     "interval": [float(low), float(high)],
     "p": float((1 + extreme) / (1 + _DRAWS)),
+    "seeds": [float(_ratio(new.mean(), base.mean())) for new, base in pairs],
   }
 
 

@@ -135,7 +135,8 @@ def _changes(results: Results) -> str:
   note = (
     "<p>In brackets the 95 % bootstrap interval over groups, then p of a two-sided "
     "permutation test that exchanges groups between the data sets. Both know the drawing "
-    "of groups only: another training of the same data may differ by more.</p>"
+    "of groups only: another training of the same data may differ by more, as the seeds’ "
+    "own signs show.</p>"
   )
   return markup.facts(("IMAX against DMAX", *PHASES), rows, muted=quoted) + note
 
@@ -146,7 +147,11 @@ def _change(found: Mapping[str, Any] | None) -> str:
   low, high = (tables.signed(end) for end in found["interval"])
   p = found["p"]
   chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-  return f"{tables.signed(found['change'])} % [{low}, {high}], {chance}"
+  said = f"{tables.signed(found['change'])} % [{low}, {high}], {chance}"
+  seeds = found.get("seeds", ())
+  if len(seeds) > 1:
+    said += f"; {sum(change < 0 for change in seeds)} of {len(seeds)} seeds fall"
+  return said
 
 
 # ── Figures ───────────────────────────────────────────────────────────────────────
