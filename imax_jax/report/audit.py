@@ -6,7 +6,6 @@ and no text of one.
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from imax_jax.ledger import whole
 from imax_jax.report import audit_figures
 from imax_jax.report import markup
+from imax_jax.report import page
 from imax_jax.report.figures import TASK_TITLES
 
 Audit = Mapping[str, Any]
@@ -50,9 +50,6 @@ def _page(audit: Audit) -> str:
   about = audit["about"]
   seeds = ", ".join(map(str, about["seeds"]))
   title = f"Audit of pseudo-IMAX: {markup.text(about['title'])}"
-  css = (
-    importlib.resources.files("imax_jax.report").joinpath("page.css").read_text("utf-8")
-  )
   sections = (
     ("counts", "Asked, made, kept", _counts(audit)),
     ("reasons", "Why labels were rejected", _reasons(audit)),
@@ -61,22 +58,10 @@ def _page(audit: Audit) -> str:
     ("classes", "Balance of classes", _classes(audit)),
     ("accuracy", "Against the truth", _accuracy(audit)),
   )
-  links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
-  body = "".join(
-    f'<section id="{name}"><h2>{heading}</h2>{content}</section>'
-    for name, heading, content in sections
-  )
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{title}</title>\n<style>{css}</style></head>\n<body>"
-    f'<header><p class="kicker">imax_jax · audit, seeds {seeds}</p><h1>{title}</h1>'
-    f'<p class="lede">{_LEDE}</p></header>'
-    f'<div class="plainly">{_in_short(audit)}</div>'
-    f'<nav aria-label="Contents">{links}</nav>\n<main>{body}</main>\n'
-    "<footer>Made by imax_jax from audit.json. The page holds numbers alone: no "
-    "radiograph and no text of one.</footer></body></html>\n"
-  )
+  return page.document(
+    title, _LEDE, _in_short(audit), sections, "audit.json",
+    kicker=f"audit, seeds {seeds}", holds="no radiograph and no text of one is on it",
+  )  # fmt: skip
 
 
 def _in_short(audit: Audit) -> str:

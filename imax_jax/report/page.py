@@ -90,8 +90,15 @@ def document(
   notice: str,
   sections: Sequence[tuple[str, str, str]],
   source: str,
+  *,
+  kicker: str = "study report",
+  holds: str = "it may contain radiographs and their texts, so share it only as their "
+  "licence allows",
 ) -> str:
-  """A whole page: title and notice, then the (id, heading, HTML) of each section."""
+  """A whole page: title and notice, then the (id, heading, HTML) of each section.
+
+  `source` is what it was made from, `holds` what that means for who may see it.
+  """
   css = (
     importlib.resources.files("imax_jax.report").joinpath("page.css").read_text("utf-8")
   )
@@ -104,13 +111,12 @@ def document(
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f"<title>{title}</title>\n<style>{arms.css()}{css}</style></head>\n<body>"
-    f'<header><p class="kicker">imax_jax · study report</p><h1>{title}</h1>'
+    f'<header><p class="kicker">imax_jax · {kicker}</p><h1>{title}</h1>'
     f'<p class="lede">{lede}</p></header>'
     f'<div class="plainly">{notice}</div>'
     f'<nav aria-label="Contents">{links}</nav>\n<main>{body}</main>\n'
     f"<footer>Made by imax_jax from {source}. The page holds everything it shows and "
-    "loads nothing; it may contain radiographs and their texts, so share it only as their "
-    "licence allows.</footer></body></html>\n"
+    f"loads nothing; {holds}.</footer></body></html>\n"
   )
 
 
