@@ -228,8 +228,8 @@ def test_a_trace_of_some_updates(tmp_path):
 def test_a_run_does_not_see_whom_it_is_validated_on_and_ends_as_its_best(tmp_path):
   config = phantom.get_config("tiny")
   config.train.runs = ("imax",)
-  config.train.epochs = 3.0
-  config.train.peak_lr = config.train.final_lr = 3.0  # it gets worse
+  config.train.epochs = 20.0
+  config.train.peak_lr = config.train.final_lr = 3.0  # in the end it gets worse
   config.train.validation.update({"fraction": 0.3, "steps": 3, "patience": 2})
   experiment.run(config, tmp_path, ["build", "train"], {})
   study = Study(config, tmp_path)
