@@ -36,13 +36,13 @@ def changes(
     at least 1 / 10,001, and each seed's own change.
   """
   cases = dict.fromkeys(
-    (str(r["kind"]), str(r.get("answers", "data")), str(r["phase"])) for r in rows
+    (str(r["kind"]), str(r["answers"]), str(r["phase"])) for r in rows
   )
   found = []
   for kind, answers, phase in cases:
     chosen = [
       row for row in rows
-      if (row["kind"], row.get("answers", "data"), row["phase"]) == (kind, answers, phase)
+      if (row["kind"], row["answers"], row["phase"]) == (kind, answers, phase)
     ]  # fmt: skip
     for indicator in INDICATORS:
       pairs = _pairs(chosen, indicator, new, base)
