@@ -1,15 +1,16 @@
 """Answers to many questions about many images, greedy or drawn.
 
-    image ─┐
-           ├─ a line: prefix │ question │ question … ─prefill─▶ grid ─decode─▶ ids ─▶ text
-    texts ─┘
+    image ─┐                                              ┌──────────────┐
+           ├─ a line: prefix │ question │ question … ─read─▶ grid ─decode─▶ ids ─▶ text
+    texts ─┘                                              └─ move: not ended yet
 
 An image's prefix is computed once with all of its questions behind it, and what it left is
-read by all of them (`grid`). Programs are compiled for few sizes of a grid.
+read by all of them (`grid`). Programs are compiled for few sizes of a grid (`lines`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data.features import Features
 from imax_jax.evaluate import grid
+from imax_jax.evaluate import lines
+from imax_jax.evaluate.grid import Grid
 from imax_jax.evaluate.grid import Sampling
+from imax_jax.evaluate.lines import Piece
 from imax_jax.models.vlm import Vlm
 
-_SHORTEST = 32
-_COLUMNS = 32  # tokens of an answer that have room at first
+_SHORTEST = 32  # tokens that there is room for of a question that goes on
 
 
 class Generated(NamedTuple):
@@ -43,54 +46,19 @@ class Generated(NamedTuple):
   num_tokens: int
 
 
-class Line(NamedTuple):
-  """An image and questions about it, by their numbers."""
+class _Going(NamedTuple):
+  """An answer that has not ended.
 
-  image: int
-  questions: tuple[int, ...]
-
-
-def _width(length: int) -> int:
-  """The next power of two: the program compiled for it serves all that are shorter."""
-  return max(_SHORTEST, 1 << (length - 1).bit_length())
-
-
-def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[Line]]:
-  """The lines of each grid.
-
-  Lines of about as many questions and tokens stand together: a grid is as wide as its
-  widest line.
-
-  Args:
-    images, lengths: the image and the number of tokens of each question.
-    rows: how many questions a grid may hold.
+  grid, line, row: where it stands.
+  asked, last: how many tokens its question has, and where in the line read it ends.
   """
-  most = 1 << (rows.bit_length() - 1)
-  asked: dict[int, list[int]] = {}
-  for number, image in enumerate(images):
-    asked.setdefault(image, []).append(number)
-  by_width: dict[int, list[Line]] = {}
-  for image, numbers in sorted(asked.items()):
-    for at in range(0, len(numbers), most):
-      line = Line(image, tuple(numbers[at : at + most]))
-      width = min(grid.stepped(len(line.questions)), most)
-      by_width.setdefault(width, []).append(line)
-  grids = []
-  for width, lines in sorted(by_width.items(), reverse=True):
-    lines.sort(key=lambda line: -sum(lengths[n] for n in line.questions))
-    high = most // width
-    grids += [lines[at : at + high] for at in range(0, len(lines), high)]
-  return grids
 
-
-def grid_shape(lines: Sequence[Line], rows: int) -> tuple[int, int]:
-  """(M, Q) of the grid for some lines of `plan`: as few lines as a `STEP` allows."""
-  most = 1 << (rows.bit_length() - 1)
-  width = min(grid.stepped(max(len(line.questions) for line in lines)), most)
-  height = most // width
-  while len(lines) * grid.STEP <= height:
-    height //= grid.STEP
-  return height, width
+  number: int
+  grid: Grid
+  line: int
+  row: int
+  asked: int
+  last: int
 
 
 class Generator:
@@ -101,7 +69,7 @@ class Generator:
     tokenizer: names the begin, end and pad tokens.
     num_slots: S, the image tokens of an image.
     max_new_tokens: the longest answer, its end token included.
-    rows: questions that decode together.
+    rows: answers that go on together, once those of a line do not.
     style: how a question is put; its evaluation half is used.
   """
 
@@ -121,7 +89,7 @@ class Generator:
     prefix = records.prefix_of(tokenizer, num_slots, style.evaluation)
     self.prefix_ids, self.prefix_slot = prefix
     self._layout = templates.layout_of(tokenizer, style.evaluation)
-    self._programs = grid.Programs(model, self._layout.stop_ids)
+    self._programs = grid.Programs(model, self._layout.stop_ids, len(self.prefix_ids))
 
   def __call__(
     self,
@@ -187,12 +155,12 @@ class Generator:
     except ValueError as error:
       raise ValueError(f"generate: a prompt is refused: {error}") from None
     known = frozenset(known)
-    answered = len(known)
-    for lines in plan([image for image, _ in prompts], list(map(len, ids)), self.rows):
-      if all(number in known for line in lines for number in line.questions):
+    answered, images = len(known), [image for image, _ in prompts]
+    for wave in lines.plan(images, [*map(len, ids)], self.rows):
+      if known.issuperset(number for piece in wave for number in piece.questions):
         continue
       for number, generated in self._answer(
-        params, pixels, lines, ids, budget, sampling
+        params, pixels, wave, ids, budget, sampling
       ):
         if number not in known:
           answered += 1
@@ -204,56 +172,93 @@ class Generator:
     self,
     params: Any,
     pixels: np.ndarray | Features,
-    held: Sequence[Line],
+    wave: Sequence[Piece],
     ids: Sequence[Sequence[int]],
     budget: int,
     sampling: Sampling | None,
   ) -> Iterator[tuple[int, Generated]]:
-    """The answers of one grid, as they end."""
-    batch, last, number = self._lay(pixels, held, ids)
-    columns = min(_COLUMNS, budget)
-    lines, rows = self._programs.prefill(
-      params, batch, last, number, sampling, columns=columns
-    )
-    step, going = 1, last >= 0
-    while True:
-      rows, step = self._programs.decode(
-        params, lines, rows, step, grid.fewer(going), sampling
-      )
+    """The answers of one wave, as they end."""
+    levels = lines.levels(budget)
+    waiting: list[list[_Going]] = [[] for _ in levels]
+
+    def run(
+      level: int, held: Grid, going: Sequence[_Going], step: int
+    ) -> Iterator[Any]:
+      """What ends in a level; what does not waits for the next."""
+      rows, _ = self._programs.decode(params, held.lines, held.rows, step, sampling)
       said, total, done = map(np.asarray, (rows.said, rows.total, rows.done))
-      ended = going & (done | (int(step) == budget))
-      for at in sorted(zip(*np.nonzero(ended), strict=True), key=lambda at: number[at]):
-        yield int(number[at]), self._generated(said[at][: int(step)], float(total[at]))
-      going &= ~ended
-      if not going.any():
-        return
-      if int(step) == columns:
-        columns = min(grid.STEP * columns, budget)
-      line, row = grid.packed(going)
-      lines, rows = self._programs.pack(lines, rows, line, row, columns=columns)
-      number = np.take_along_axis(number[line], np.maximum(row, 0), axis=1)
-      going = row >= 0
+      held = held._replace(rows=rows)
+      for one in going:
+        at = one.line, one.row
+        if done[at] or level + 1 == len(levels):
+          yield one.number, self._generated(said[at], float(total[at]))
+        else:
+          waiting[level + 1].append(one._replace(grid=held))
+
+    def go_on(level: int, least: int) -> Iterator[Any]:
+      """Runs what waits for a level, while that is so many."""
+      while len(waiting[level]) >= least:
+        some, waiting[level] = waiting[level][: self.rows], waiting[level][self.rows :]
+        held, going = self._together(some, levels[level])
+        yield from run(level, held, going, levels[level - 1])
+
+    for piece in wave:
+      batch, last, asked, number = self._lay(pixels, piece, ids)
+      held = self._programs.read(
+        params, batch, last, asked, number, sampling, columns=levels[0]
+      )
+      going = [
+        _Going(int(number[at]), held, *map(int, at), int(asked[at]), int(last[at]))
+        for at in zip(*np.nonzero(number >= 0), strict=True)
+      ]
+      yield from run(0, held, going, 1)
+      for level in range(1, len(levels)):
+        yield from go_on(level, self.rows)
+    for level in range(1, len(levels)):
+      yield from go_on(level, 1)
+
+  def _together(
+    self, some: Sequence[_Going], columns: int
+  ) -> tuple[Grid, list[_Going]]:
+    """The answers, each a line of one grid of no more rows than they need."""
+    rows, room = self.rows, _SHORTEST
+    while rows // 2 >= len(some):
+      rows //= 2
+    while room < max(one.asked for one in some):
+      room *= 2
+    to = self._programs.empty(
+      some[0].grid.lines.caches, rows=rows, room=room, columns=columns
+    )
+    at = 0
+    for _, found in itertools.groupby(some, key=lambda one: id(one.grid)):
+      part = [*found]
+      place = np.zeros((3, self.rows), np.int32)
+      for i, one in enumerate(part):
+        place[:, i] = one.line, one.row, one.last
+      to = self._programs.move(to, part[0].grid, place, len(part), at)
+      at += len(part)
+    return to, [one._replace(grid=to, line=at, row=0) for at, one in enumerate(some)]
 
   def _lay(
     self,
     pixels: np.ndarray | Features,
-    lines: Sequence[Line],
+    piece: Piece,
     ids: Sequence[Sequence[int]],
-  ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """(`schema.Batch` of M lines, where questions end, their numbers; int32[M, Q]).
+  ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """(`schema.Batch` of m lines; where questions end, their tokens and numbers).
 
-    What only fills the grid is padding, and ends at -1.
+    The latter are int32[m, Q]. What only fills the piece is padding: its questions end at
+    -1, have no tokens and the number -1.
     """
-    height, width = grid_shape(lines, self.rows)
-    prefix = len(self.prefix_ids)
-    longest = max(sum(len(ids[n]) for n in line.questions) for line in lines)
-    shape = (height, prefix + _width(longest))
+    prefix, height = len(self.prefix_ids), piece.high
+    shape = (height, prefix + piece.room)
     batch = {
       name: np.zeros(shape, np.int32) for name in ("text", "segment", "position")
     }
     batch |= {name: np.full(shape, -1, np.int32) for name in ("image", "slot")}
-    last, number = np.full((2, height, width), -1, np.int32)
-    for i, line in enumerate(lines):
+    last, number = np.full((2, height, piece.width), -1, np.int32)
+    asked = np.zeros_like(last)
+    for i, line in enumerate(piece.lines):
       batch["text"][i, :prefix] = self.prefix_ids
       batch["slot"][i, :prefix] = self.prefix_slot
       batch["position"][i, :prefix] = np.arange(prefix)
@@ -263,11 +268,13 @@ class Generator:
         batch["text"][i, start:end] = ids[question]
         batch["segment"][i, start:end] = j + 1
         batch["position"][i, start:end] = prefix + np.arange(end - start)
-        last[i, j], number[i, j], start = end - 1, question, end
+        last[i, j], asked[i, j], number[i, j] = end - 1, end - start, question
+        start = end
       batch["image"][i, :start] = i
-    images = [line.image for line in lines]
-    images += images[:1] * (height - len(lines))
-    return batch | {"pixels": np.asarray(pixels[np.array(images)])}, last, number
+    images = [line.image for line in piece.lines]
+    images += images[:1] * (height - len(images))
+    batch["pixels"] = np.asarray(pixels[np.array(images)])
+    return batch, last, asked, number
 
   def _generated(self, row: np.ndarray, log_prob: float) -> Generated:
     """Of an answer's ids, and the sum of their log-probabilities."""

@@ -1,11 +1,12 @@
-"""Questions that are answered together: a grid of M lines, each an image with Q of them.
+"""Answers that go on together: rows of a grid, which all have said as many tokens.
 
-    line   prefix │ question │ question │ question │ padding     read by the whole line
-    row                 └ its answer, token by token             read by itself
+    read    prefix │ question │ question │ question …    a line, an image's: one pass, and
+              └────────┴─ answer ─┘                      no question sees another
+    later   prefix │ padding │ question │ answer …       a row of its own
 
-A line is computed once, in one pass, and never copied for its questions. All rows of a
-grid have said as many tokens. When three quarters of them have ended, the others are packed
-into a smaller grid.
+A line is read once, and all of its questions are first answered from what it left, which
+is not copied for them. Answers that have not ended after a few tokens, from many lines, are
+moved to a grid in which each has its own columns, and so on to longer and longer ones.
 """
 
 from __future__ import annotations
@@ -17,14 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imax_jax.models import vlm
 from imax_jax.models.block import Cache
+from imax_jax.models.block import Caches
 from imax_jax.models.block import Past
 from imax_jax.models.vlm import Vlm
-
-# The sizes of grids are a quarter of each other, down to so many rows, and so are those of
-# what is in them: a program is compiled for each size, and a few rows take as long as one.
-STEP = 4
-_SMALL = 32
 
 
 class Sampling(NamedTuple):
@@ -49,36 +47,48 @@ class Sampling(NamedTuple):
 
 
 class Lines(NamedTuple):
-  """What the rows of a line share. J columns.
+  """What the rows of a line share: M lines of J columns.
 
-  cache: [L, M, K, J, d].
-  position, segment: int32[M, J], as in `schema.Batch`; segment -1: padding.
+  caches: [L, M, K, J, d].
+  position: int32[M, J], as in `schema.Batch`.
+  segment: int32[M, J], likewise, -1 where padding is; None where all rows read all of it.
   """
 
-  cache: Cache
+  caches: Caches
   position: jax.Array
-  segment: jax.Array
+  segment: jax.Array | None
 
 
 class Rows(NamedTuple):
-  """One answer each, of at most A tokens so far.
+  """One answer each, of at most A tokens so far, to a question of `asked` tokens.
 
   said: int32[M, Q, A].
-  own: [L, M, K, Q, A, d], of the tokens said.
+  own: [L, M, K, Q, W + A, d], of the question, which ends at W, and of the tokens said;
+    W is 0 where the question stands in the line.
   total: float32[M, Q], the sum of their log-probabilities.
   done: bool[M, Q].
-  first: int32[M, Q], the position of an answer's first token.
-  segment: int32[M, Q], that of its question in the line.
+  asked: int32[M, Q].
+  segment: int32[M, Q], that of the question in the line.
   number: int32[M, Q], which decides what is drawn.
   """
 
   said: jax.Array
-  own: Cache
+  own: Caches
   total: jax.Array
   done: jax.Array
-  first: jax.Array
+  asked: jax.Array
   segment: jax.Array
   number: jax.Array
+
+
+class Grid(NamedTuple):
+  lines: Lines
+  rows: Rows
+
+  @property
+  def room(self) -> int:
+    """W, the columns of a question."""
+    return int(self.rows.own[0].k.shape[-2] - self.rows.said.shape[-1])
 
 
 def choose(
@@ -112,82 +122,171 @@ def choose(
 class Programs:
   """What is compiled, anew for each size of a grid. `stops`: ids that end an answer."""
 
-  def __init__(self, model: Vlm, stops: tuple[int, ...]) -> None:
-    self._model, self._stops = model, np.array(stops, np.int32)
-    self.prefill = jax.jit(self._prefill, static_argnames="columns")
+  def __init__(self, model: Vlm, stops: tuple[int, ...], prefix: int) -> None:
+    self._model, self._stops, self._prefix = model, np.array(stops, np.int32), prefix
+    self.read = jax.jit(self._read, static_argnames="columns")
+    # On the devices of the grid that is moved from.
+    self.empty = jax.jit(
+      self._empty, static_argnames=("rows", "room", "columns"), keep_unused=True
+    )
+    self.move = jax.jit(self._move, donate_argnames="to")
     self.decode = jax.jit(self._decode, donate_argnames="rows")
-    self.pack = jax.jit(self._pack, static_argnames="columns")
 
   def _is_end(self, token: jax.Array) -> jax.Array:
     return jnp.isin(token, self._stops)
 
-  def _prefill(
+  def _read(
     self,
     params: Any,
     batch: Any,
     last: jax.Array,
+    asked: jax.Array,
     number: jax.Array,
     sampling: Sampling | None,
     *,
     columns: int,
-  ) -> tuple[Lines, Rows]:
+  ) -> Grid:
     """Reads lines and says each row's first token.
 
     Args:
       batch: M rows of `schema.Batch`, each an image's prefix and its questions.
       last: int32[M, Q], where each question ends; -1 where there is none.
-      number: int32[M, Q].
+      asked, number: int32[M, Q], as in `Rows`.
       columns: A.
     """
     made: Any = self._model.apply(
       {"params": params}, batch, jnp.maximum(last, 0), method="prefill"
     )
     logits, cache = made
-
-    def at_last(x: jax.Array) -> jax.Array:
-      return jnp.take_along_axis(x, jnp.maximum(last, 0), axis=1)
-
     token, log_prob = choose(logits, number, 0, sampling)
-    depth, lines, heads, _, width = cache.k.shape
+    caches: Caches = (cache,)
+    if self._model.apart:
+      caches = tuple(
+        Cache(k[None], v[None]) for k, v in zip(cache.k, cache.v, strict=True)
+      )
+    depth, lines, heads, _, width = caches[0].k.shape
     own = jnp.zeros((depth, lines, heads, last.shape[1], columns, width), cache.k.dtype)
-    said = jnp.zeros((*last.shape, columns), jnp.int32).at[..., 0].set(token)
     segment = jnp.where(batch["image"] < 0, -1, batch["segment"])
-    return Lines(cache, batch["position"], segment), Rows(
-      said,
-      Cache(own, own),
-      log_prob,
-      (last < 0) | self._is_end(token),
-      at_last(batch["position"]) + 1,
-      at_last(segment),
-      number,
+    return Grid(
+      Lines(caches, batch["position"], segment),
+      Rows(
+        said=jnp.zeros((*last.shape, columns), jnp.int32).at[..., 0].set(token),
+        own=tuple(Cache(own, own) for _ in caches),
+        total=log_prob,
+        done=(last < 0) | self._is_end(token),
+        asked=asked,
+        segment=jnp.take_along_axis(segment, jnp.maximum(last, 0), axis=1),
+        number=number,
+      ),
     )
 
+  def _empty(self, like: Caches, *, rows: int, room: int, columns: int) -> Grid:
+    """A grid of lines of a row each, all done; W and A are `room` and `columns`."""
+    depth, _, heads, _, width = like[0].k.shape
+    counts = jnp.zeros((rows, 1), jnp.int32)
+
+    def empty(*columns: int) -> Caches:
+      zeros = jnp.zeros((depth, rows, heads, *columns, width), like[0].k.dtype)
+      return tuple(Cache(zeros, zeros) for _ in like)
+
+    return Grid(
+      Lines(empty(self._prefix), jnp.arange(self._prefix)[None], None),
+      Rows(
+        said=jnp.zeros((rows, 1, columns), jnp.int32),
+        own=empty(1, room + columns),
+        total=jnp.zeros((rows, 1), jnp.float32),
+        done=jnp.ones((rows, 1), bool),
+        asked=counts,
+        segment=counts,
+        number=counts,
+      ),
+    )
+
+  def _move(
+    self, to: Grid, source: Grid, place: jax.Array, count: Any, at: Any
+  ) -> Grid:
+    """`to` with the first `count` of some rows of `source`, from its line `at` on.
+
+    Args:
+      place: int32[3, R]: a row's line, its number there, and where in the line its
+        question ends (for a `source` that was just read).
+    """
+    room = to.room
+
+    def question(x: jax.Array, line: Any, last: Any) -> jax.Array:
+      # Columns before a question belong to others; `Past.first` hides them.
+      columns = jnp.maximum(last + jnp.arange(1 - room, 1), 0)
+      return x[:, line][:, :, columns][:, None, :, None]
+
+    def own(x: jax.Array, line: Any, row: Any) -> jax.Array:
+      size = (x.shape[0], 1, x.shape[2], 1, *x.shape[4:])
+      x = jax.lax.dynamic_slice(x, (0, line, 0, row, 0, 0), size)
+      # Questions end at `room`; what is in front of the longest is cut off.
+      return x[..., max(0, source.room - room) :, :]
+
+    def put(whole: jax.Array, x: jax.Array, *start: Any) -> jax.Array:
+      start += (0,) * (whole.ndim - len(start))
+      return jax.lax.dynamic_update_slice(whole, x, start)
+
+    def one(i: Any, to: Grid) -> Grid:
+      line, row, last = place[:, i]
+
+      def prefix(whole: jax.Array, x: jax.Array) -> jax.Array:
+        x = jax.lax.dynamic_index_in_dim(x, line, 1)[..., : self._prefix, :]
+        return put(whole, x, 0, at + i)
+
+      def columns(whole: jax.Array, x: jax.Array, answer: jax.Array) -> jax.Array:
+        if not source.room:
+          whole = put(whole, question(x, line, last), 0, at + i)
+        where = (0, at + i, 0, 0, max(0, room - source.room))
+        return put(whole, own(answer, line, row), *where)
+
+      values = {
+        name: put(
+          getattr(to.rows, name),
+          getattr(source.rows, name)[line, row][None, None],
+          at + i,
+        )
+        for name in ("said", "total", "done", "asked", "number")
+      }
+      caches = source.lines.caches
+      rows = to.rows._replace(
+        own=jax.tree.map(columns, to.rows.own, caches, source.rows.own), **values
+      )
+      shared = jax.tree.map(prefix, to.lines.caches, caches)
+      return Grid(to.lines._replace(caches=shared), rows)
+
+    moved: Grid = jax.lax.fori_loop(0, count, one, to)
+    return moved
+
   def _decode(
-    self,
-    params: Any,
-    lines: Lines,
-    rows: Rows,
-    step: Any,
-    fewer: Any,
-    sampling: Sampling | None,
+    self, params: Any, lines: Lines, rows: Rows, step: Any, sampling: Sampling | None
   ) -> tuple[Rows, jax.Array]:
-    """Says on until no more than `fewer` rows go on, or A tokens are said.
+    """Says on until A tokens are said or all have ended.
 
     `step`, returned too, is how many tokens each row has said.
     """
-    own = lines.segment[:, None] == rows.segment[..., None]
-    mask = own | (lines.segment == 0)[:, None]
+    room = Grid(lines, rows).room
+    if self._model.apart:
+      params = vlm.by_layer(params)
+    mask = None
+    if lines.segment is not None:
+      own = lines.segment[:, None] == rows.segment[..., None]
+      mask = own | (lines.segment == 0)[:, None]
 
     def more(state: tuple[Rows, jax.Array]) -> jax.Array:
       rows, step = state
-      return (step < rows.said.shape[-1]) & ((~rows.done).sum() > fewer)
+      return (step < rows.said.shape[-1]) & ~rows.done.all()
 
     def say(state: tuple[Rows, jax.Array]) -> tuple[Rows, jax.Array]:
       rows, step = state
-      past = Past(lines.cache, lines.position, rows.own, step - 1)
+      past = Past(
+        lines.caches, lines.position, rows.own, room - rows.asked, room + step - 1
+      )
       before = jax.lax.dynamic_index_in_dim(rows.said, step - 1, 2, keepdims=False)
+      position = self._prefix + rows.asked + step - 1
       made: Any = self._model.apply(
-        {"params": params}, past, before, rows.first + step - 1, mask, method="extend"
+        {"params": params}, past, before, position, mask, method="extend"
       )
       logits, own = made
       token, log_prob = choose(logits, rows.number, step, sampling)
@@ -200,75 +299,3 @@ class Programs:
 
     found: Any = jax.lax.while_loop(more, say, (rows, jnp.asarray(step, jnp.int32)))
     return found
-
-  def _pack(
-    self, lines: Lines, rows: Rows, line: jax.Array, row: jax.Array, *, columns: int
-  ) -> tuple[Lines, Rows]:
-    """The grid of other lines and rows.
-
-    Args:
-      line: int32[M'], which line stands where.
-      row: int32[M', Q'], which of its rows; -1: none.
-      columns: A', no less than A.
-    """
-    kept, more = jnp.maximum(row, 0), columns - rows.said.shape[-1]
-
-    def own(x: jax.Array) -> jax.Array:
-      x = jnp.take_along_axis(x[:, line], kept[None, :, None, :, None, None], axis=3)
-      return jnp.pad(x, ((0, 0),) * 4 + ((0, more), (0, 0)))
-
-    picked = {
-      name: jnp.take_along_axis(getattr(rows, name)[line], kept, axis=1)
-      for name in ("total", "done", "first", "segment", "number")
-    }
-    said = jnp.take_along_axis(rows.said[line], kept[..., None], axis=1)
-    picked["done"] |= row < 0
-    return Lines(
-      Cache(lines.cache.k[:, line], lines.cache.v[:, line]),
-      lines.position[line],
-      lines.segment[line],
-    ), Rows(
-      said=jnp.pad(said, ((0, 0), (0, 0), (0, more))),
-      own=Cache(own(rows.own.k), own(rows.own.v)),
-      **picked,
-    )
-
-
-def fewer(alive: np.ndarray) -> int:
-  """How many rows of bool[M, Q] may still go on when the grid is packed."""
-  return alive.size // STEP if alive.size > _SMALL else 0
-
-
-def stepped(count: int) -> int:
-  """The next power of `STEP`."""
-  size = 1
-  while size < count:
-    size *= STEP
-  return size
-
-
-def packed(alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """bool[M, Q] -> (line int32[M'], row int32[M', Q']): the smallest grid that holds them.
-
-  Of the grids of so many rows the one with the fewest lines; where none is smaller, the
-  same.
-  """
-  size, count = alive.size, alive.sum(1)
-  while size > _SMALL and count.sum() <= size // STEP:
-    size //= STEP
-  if size == alive.size:
-    lines, questions = alive.shape
-    return np.arange(lines), np.where(alive, np.arange(questions), -1)
-  questions = stepped(alive.shape[1])
-  while questions > size or (-(-count // questions)).sum() > size // questions:
-    questions //= STEP
-  line = np.zeros(size // questions, np.int32)
-  row = np.full((size // questions, questions), -1, np.int32)
-  at = 0
-  for number, those in enumerate(alive):
-    places = np.flatnonzero(those)
-    for start in range(0, len(places), questions):
-      part = places[start : start + questions]
-      line[at], row[at, : len(part)] = number, part
-      at += 1
-  return line, row

@@ -132,13 +132,14 @@ def make_sampler(
     layers, _, heads, _, width = shared.k.shape
     room = jnp.zeros((layers, rows, heads, 1, max_new_tokens, width), shared.k.dtype)
     position = jnp.take_along_axis(batch["position"], last, axis=1)
+    none = jnp.zeros((rows, 1), jnp.int32)
 
     def step(state: Any) -> Any:
       number, logits, done, out, own = state
       said = jax.random.categorical(jax.random.fold_in(key, number), logits[:, 0])
       out = out.at[:, number].set(jnp.where(done, NO_TOKEN, said))
       done |= jnp.isin(said, ended)
-      past = Past(shared, batch["position"], own, number)
+      past = Past((shared,), batch["position"], own, none, number)
       found: Any = model.apply(
         {"params": params}, past, said[:, None].astype(jnp.int32), position + 1 + number,
         shown[:, None], method="extend",
@@ -147,7 +148,7 @@ def make_sampler(
       return number + 1, logits, done, out, own
 
     out = jnp.full((rows, max_new_tokens), NO_TOKEN, jnp.int32)
-    state = (0, logits, jnp.zeros(rows, bool), out, Cache(room, room))
+    state = (0, logits, jnp.zeros(rows, bool), out, (Cache(room, room),))
     return jax.lax.while_loop(
       lambda state: (state[0] < max_new_tokens) & ~state[2].all(), step, state
     )[3]

@@ -101,37 +101,42 @@ def attend(
 
 def attend_both(
   q: jax.Array,
+  new: tuple[jax.Array, jax.Array],
   shared: tuple[jax.Array, jax.Array],
   own: tuple[jax.Array, jax.Array],
-  bias: tuple[jax.Array, jax.Array],
+  bias: tuple[jax.Array | None, jax.Array],
 ) -> jax.Array:
-  """`attend` to keys that a row's Q queries share and to each one's own, as if in one.
+  """`attend` of a row's Q continuations to what they share, what each has said, and itself.
 
-  q [N, H, Q, d]; keys and values shared [N, K, J, d] twice, own [N, K, Q, A, d] twice;
-  bias float32[N, 1, Q, J] and float32[1, 1, 1, A] -> [N, H, Q, d]. The shared ones are read once
-  for all queries, and never laid beside the own.
+  q [N, H, Q, d]; keys and values new [N, K, Q, d] twice, shared [N, K, J, d] twice, own
+  [N, K, Q, A, d] twice; bias float32[N, 1, Q, J], or None for all, and float32[N, 1, Q, A]
+  -> [N, H, Q, d]. The shared ones are read once for all queries, and nothing is laid beside
+  anything else.
   """
   rows, num_heads, tokens, width = q.shape
   num_kv_heads = shared[0].shape[1]
   groups = num_heads // num_kv_heads
-  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups * tokens, width)
-  near = jnp.einsum("BKTd,BKJd->BKTJ", q, shared[0], preferred_element_type=jnp.float32)
-  near += jnp.tile(bias[0], (1, 1, groups, 1)) if groups > 1 else bias[0]
-  split = (rows, num_kv_heads, groups, tokens)
-  late = jnp.einsum(
-    "BKGQd,BKQAd->BKGQA", q.reshape(*split, width), own[0],
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
-  late = (late + bias[1]).reshape(*near.shape[:3], -1)
-  top = jnp.maximum(near.max(-1, keepdims=True), late.max(-1, keepdims=True))
-  near, late = jnp.exp(near - top), jnp.exp(late - top)
-  total = near.sum(-1, keepdims=True) + late.sum(-1, keepdims=True)
-  mixed = jnp.einsum(
-    "BKTJ,BKJd->BKTd", near.astype(q.dtype), shared[1],
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
-  mixed += jnp.einsum(
-    "BKGQA,BKQAd->BKGQd", late.reshape(*split, -1).astype(q.dtype), own[1],
-    preferred_element_type=jnp.float32,
-  ).reshape(mixed.shape)  # fmt: skip
-  return (mixed / total).astype(q.dtype).reshape(rows, num_heads, tokens, width)
+  wide = {"preferred_element_type": jnp.float32}
+  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups, tokens, width)
+  by_query = q.transpose(0, 1, 3, 2, 4)
+  # Three parts of the scores, each [N, K, Q, G, its columns].
+  near = jnp.einsum(
+    "BKTd,BKJd->BKTJ", q.reshape(rows, num_kv_heads, -1, width), shared[0], **wide
+  )
+  near = near.reshape(rows, num_kv_heads, groups, tokens, -1).transpose(0, 1, 3, 2, 4)
+  if bias[0] is not None:
+    near += bias[0][:, :, :, None]
+  late = jnp.einsum("BKQGd,BKQAd->BKQGA", by_query, own[0], **wide)
+  late += bias[1][:, :, :, None]
+  last = jnp.einsum("BKQGd,BKQd->BKQG", by_query, new[0], **wide)[..., None]
+  top = jnp.maximum(jnp.maximum(near.max(-1), late.max(-1))[..., None], last)
+  near, late, last = jnp.exp(near - top), jnp.exp(late - top), jnp.exp(last - top)
+  total = near.sum(-1, keepdims=True) + late.sum(-1, keepdims=True) + last
+  flat = near.transpose(0, 1, 3, 2, 4).reshape(rows, num_kv_heads, groups * tokens, -1)
+  mixed = jnp.einsum("BKTJ,BKJd->BKTd", flat.astype(q.dtype), shared[1], **wide)
+  mixed = mixed.reshape(rows, num_kv_heads, groups, tokens, width)
+  mixed = mixed.transpose(0, 1, 3, 2, 4)
+  mixed += jnp.einsum("BKQGA,BKQAd->BKQGd", late.astype(q.dtype), own[1], **wide)
+  mixed += last.astype(q.dtype) * new[1][:, :, :, None]
+  mixed = (mixed / total).transpose(0, 1, 3, 2, 4)
+  return mixed.astype(q.dtype).reshape(rows, num_heads, tokens, width)

@@ -23,18 +23,24 @@ class Cache(NamedTuple):
   v: jax.Array
 
 
+# Of all layers, [L, …]; or of each by itself, [1, …], where `Decoder.apart`.
+Caches = tuple[Cache, ...]
+
+
 class Past(NamedTuple):
   """What Q continuations of each of N rows look back on; all have said as many tokens.
 
   shared: [L, N, K, J, d], of the row: what all of its continuations read.
   position: int32[N, J], the rotary positions of its columns.
   own: [L, N, K, Q, A, d], of each continuation's own tokens. Room for A of them.
-  step: how many of the A are there already: the column of the next.
+  first: int32[N, Q], the first of the A columns that is the continuation's.
+  step: the column of the next; those from `first` to it are there.
   """
 
-  shared: Cache
+  shared: Caches
   position: jax.Array
-  own: Cache
+  own: Caches
+  first: jax.Array
   step: jax.Array | int
 
 
@@ -100,13 +106,18 @@ class Attention(nn.Module):
     if shared is None or own is None:
       mixed = attention.attend_causal(q, k, v, bias)
     else:
-      # All layers' columns are carried whole, so that XLA writes this one in place.
+      mixed = attention.attend_both(
+        q, (k, v), shared, (own.k[layer], own.v[layer]), bias
+      )
+      # XLA writes them in place if it knows that the old ones have been read by then; it
+      # drops a barrier before it asks.
+      read = 0 * mixed[:, :: self.num_heads // self.num_kv_heads]
+      k, v = k + read, v + read
       at = (layer, 0, 0, 0, step, 0)
       own = Cache(
         jax.lax.dynamic_update_slice(own.k, k[None, ..., None, :], at),
         jax.lax.dynamic_update_slice(own.v, v[None, ..., None, :], at),
       )
-      mixed = attention.attend_both(q, shared, (own.k[layer], own.v[layer]), bias)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(rows, tokens, -1)
     return self.linear("attn/o", width)(mixed, deterministic), own, Cache(k, v)
 

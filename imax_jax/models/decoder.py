@@ -9,6 +9,7 @@ looks. Source: transformers' modeling_llama.py, modeling_qwen2.py and modeling_p
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from imax_jax.models import attention
 from imax_jax.models import storage
 from imax_jax.models import taps
 from imax_jax.models.block import Block
+from imax_jax.models.block import Cache
 from imax_jax.models.block import Linears
 from imax_jax.models.block import Past
 from imax_jax.models.block import RmsNorm
@@ -74,6 +76,15 @@ class Decoder(nn.Module):
     return (
       *(f"attn/{name}" for name in (*attn, "o")), *(f"mlp/{n}" for n in (*mlp, "down"))
     )  # fmt: skip
+
+  @property
+  def apart(self) -> bool:
+    """Whether layers read a past one by one, with weights and caches of their own.
+
+    Cut out of a stack, both would be copied for each token: XLA can not multiply by a
+    part of an array.
+    """
+    return 1 < self.depth <= self.unroll
 
   @property
   def _head_width(self) -> int:
@@ -147,7 +158,7 @@ class Decoder(nn.Module):
     self,
     x: jax.Array,
     position: jax.Array,
-    mask: jax.Array,
+    mask: jax.Array | None,
     past: Past | None = None,
     *,
     remember: bool = False,
@@ -158,17 +169,8 @@ class Decoder(nn.Module):
     Without a past, mask is bool[B, T, T], and the cache the tokens' own keys and values
     if they are to be remembered, else None. With one, x holds the next token of each of
     N rows' Q continuations, [N, Q, D]; mask bool[N, Q, J] says which columns of its row
-    each reads, and the cache is `past.own` with theirs added.
+    each reads (None: all), and the cache is `past.own` with theirs added.
     """
-    block = taps.behind(Block) if self.has_variable(taps.NAME, "layers") else Block
-    layers = nn.scan(
-      storage.keep(block, self.remat),
-      variable_axes={"params": 0, taps.NAME: 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=self.depth,
-      unroll=self.unroll,
-    )
     linear = Linears(
       (
         ("alpha", self.lora_alpha),
@@ -180,38 +182,59 @@ class Decoder(nn.Module):
       self.lora_rank,
       self.lora_targets,
     )
+    fields = {
+      "attention": self._heads, "mlp_width": self.mlp_width, "fused": self.fused,
+      "norm_eps": self.norm_eps, "linear": linear, "deterministic": deterministic,
+      "remember": remember,
+    }  # fmt: skip
     rotary = attention.rotary_table(position, self._head_width, self.rope_base)
-    stack = layers(
-      attention=self._heads,
-      mlp_width=self.mlp_width,
-      fused=self.fused,
-      norm_eps=self.norm_eps,
-      linear=linear,
-      deterministic=deterministic,
-      remember=remember,
-      name="layers",
-    )
-    bias = self._bias(mask, position, past)
-    index, x = jnp.arange(self.depth), x.astype(jnp.float32)
+    bias, x = self._bias(mask, position, past), x.astype(jnp.float32)
+    if past is not None and len(past.own) > 1:
+      own = []
+      for number, (shared, mine) in enumerate(zip(past.shared, past.own, strict=True)):
+        layer = Block(**fields, name=f"layers_{number}")
+        read = Cache(shared.k[0], shared.v[0])
+        (x, mine), _ = layer((x, mine), 0, read, rotary, bias, past.step)
+        own.append(mine)
+      return x, tuple(own)
+    layers = self._stack(fields)
+    index = jnp.arange(self.depth)
     if past is None:
-      (x, _), made = stack((x, None), index, None, rotary, bias, 0)
+      (x, _), made = layers((x, None), index, None, rotary, bias, 0)
       return x, made
-    carry = (x, past.own)
-    (x, own), _ = stack(carry, index, past.shared, rotary, bias, past.step)
-    return x, own
+    [shared], [mine] = past.shared, past.own
+    (x, mine), _ = layers((x, mine), index, shared, rotary, bias, past.step)
+    return x, (mine,)
 
-  def _bias(self, mask: jax.Array, position: jax.Array, past: Past | None) -> Any:
+  def _stack(self, fields: Mapping[str, Any]) -> Any:
+    """All layers, one after the other, their weights stacked."""
+    block = taps.behind(Block) if self.has_variable(taps.NAME, "layers") else Block
+    layers = nn.scan(
+      storage.keep(block, self.remat),
+      variable_axes={"params": 0, taps.NAME: 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=self.depth,
+      unroll=self.unroll,
+    )
+    return layers(**fields, name="layers")
+
+  def _bias(
+    self, mask: jax.Array | None, position: jax.Array, past: Past | None
+  ) -> Any:
     """What is added to the scores; with a past, of its shared and of its own columns.
 
     A token sees none that is `window` or more places before it.
     """
     before = position if past is None else past.position
     if self.window:
-      mask &= position[:, :, None] - before[:, None, :] < self.window
+      near = position[:, :, None] - before[:, None, :] < self.window
+      mask = near if mask is None else mask & near
+    bias = None if mask is None else attention.mask_bias(mask)
     if past is None:
-      return attention.mask_bias(mask)
-    column = jnp.arange(past.own.k.shape[-2])
-    own = column <= past.step
+      return bias
+    column = jnp.arange(past.own[0].k.shape[-2])
+    own = (column >= past.first[..., None]) & (column < past.step)
     if self.window:
       own &= past.step - column < self.window
-    return attention.mask_bias(mask), attention.mask_bias(own[None, None])
+    return bias, attention.mask_bias(own)

@@ -20,6 +20,7 @@ from imax_jax.models import attention
 from imax_jax.models import loss as loss_lib
 from imax_jax.models import taps
 from imax_jax.models.block import Cache
+from imax_jax.models.block import Caches
 from imax_jax.models.block import Past
 from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Decoder
@@ -133,15 +134,26 @@ class Vlm(nn.Module):
     x, cache = self.llm(x, batch["position"], mask, remember=True)
     return self.llm.head(jnp.take_along_axis(x, last[..., None], axis=1)), cache
 
+  @property
+  def apart(self) -> bool:
+    """Whether `extend` takes layers one by one (`Decoder.apart`)."""
+    return Decoder(**self.decoder).apart
+
   def extend(
-    self, past: Past, text: jax.Array, position: jax.Array, mask: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+    self,
+    past: Past,
+    text: jax.Array,
+    position: jax.Array,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, Caches]:
     """Reads the next token of each of N rows' Q continuations.
+
+    Where `apart`, the weights are `by_layer`'s.
 
     Args:
       past: what they look back on.
       text, position: int32[N, Q].
-      mask: bool[N, Q, J], the shared columns that each reads.
+      mask: bool[N, Q, J], the shared columns that each reads; None: all.
 
     Returns:
       float32 logits[N, Q, V], and `past.own` with these tokens in column `past.step`.
@@ -155,6 +167,15 @@ class Vlm(nn.Module):
     text = self.llm.embed(batch["text"])
     picked = image_tokens[jnp.maximum(image, 0), jnp.maximum(slot, 0)]
     return jnp.where((slot >= 0)[..., None], picked.astype(text.dtype), text)
+
+
+def by_layer(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Weights whose decoder's layers stand one by one, as `extend` takes them apart."""
+  decoder = dict(params["decoder"])
+  stack = decoder.pop("layers")
+  for number in range(len(jax.tree.leaves(stack)[0])):
+    decoder[f"layers_{number}"] = jax.tree.map(lambda leaf, n=number: leaf[n], stack)
+  return {**params, "decoder": decoder}
 
 
 # A model's loss as a function of its weights.
