@@ -31,6 +31,7 @@ from imax_jax.evaluate.grid import Sampling
 from imax_jax.evaluate.lines import Piece
 from imax_jax.models.vlm import Vlm
 
+_FEWEST = 8  # rows of a grid: fewer would take as long, and a program of their own
 _SHORTEST = 32  # tokens that there is room for of a question that goes on
 
 
@@ -222,7 +223,7 @@ class Generator:
   ) -> tuple[Grid, list[_Going]]:
     """The answers, each a line of one grid of no more rows than they need."""
     rows, room = self.rows, _SHORTEST
-    while rows // 2 >= len(some):
+    while rows // 2 >= max(len(some), _FEWEST):
       rows //= 2
     while room < max(one.asked for one in some):
       room *= 2
