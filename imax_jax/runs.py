@@ -36,6 +36,8 @@ from imax_jax.train import speed as speed_lib
 from imax_jax.train import validation
 
 FINAL = "final"
+# The runs that keep their weights at the phases of `config.fisher`.
+WITH_PHASES = ("dmax", "imax", *controls.ALL)
 # Keys of the config's `train` that do not decide a run's weights beside its steps.
 _NOT_OF_A_RUN = (
   "runs", "epochs", "save_steps", "keep", "watchdog_seconds", "trackers", "profile",
@@ -225,7 +227,7 @@ def plan(study: Study, name: str) -> dict[str, Any]:
   steps = stage_steps(study)
   snapshots, num_steps = {}, steps["primary"]
   inputs: dict[str, Any] = {"data": study.require_data(), "split": split_of(name)}
-  if run in ("dmax", "imax", *controls.ALL):
+  if run in WITH_PHASES:
     phases = study.config.fisher.phases
     snapshots = {phase: round(at * num_steps) for phase, at in phases}
   elif run == "dmax_long":

@@ -145,6 +145,34 @@ def test_a_changed_config_redoes_what_depends_on_it(done: Path) -> None:
   assert redone == {"fisher/dmax-s0", "fisher/imax-s0"}
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "says"),
+  [
+    ("num_groups", 5000, r"num_groups: 5000 groups of 4 different .* dmax_train has \d+"),
+    ("group_size", 500, r"2 groups of 500 different entries, but dmax_train has"),
+    ("group_size", 0, "group_size: 0, expected 2 or more"),
+    ("group_size", 1, "group_size: 1, expected 2 or more"),
+    ("num_groups", 0, "num_groups: 0, expected 1 or more"),
+    ("normalise", "average", r"normalise: \['average'\], expected some of \('sum', 'mean'"),
+    ("answers", (), r"answers: \[\], expected some of \('data', 'model'\)"),
+    ("runs", ("imax", "pseudo"), r"runs: \['pseudo'\], expected some of \('dmax', 'imax'"),
+    ("phases", (("late", 1.0), ("late", 1.0)), r"phases: \['late', 'late'\], expected"),
+  ],
+)  # fmt: skip
+def test_spectra_outlive_a_config_that_is_refused(
+  done: Path, key: str, value: object, says: str
+) -> None:
+  before = marks(done)
+  changed = config()
+  changed.fisher.seed = 9  # the stations would be made anew
+  with changed.unlocked(), changed.ignore_type():
+    changed.fisher[key] = value
+  with pytest.raises(ValueError, match=rf"fisher\..*{says}"):
+    experiment.run(changed, done, ["fisher"], NO_REQUEST)
+  assert marks(done) == before
+  assert (done / "fisher" / "imax-s0" / "spectra.json").exists()
+
+
 def test_another_config_is_not_reported_as_this_one(done: Path) -> None:
   """A number must never stand beside settings that did not make it."""
   before = (done / "results.json").read_bytes()
