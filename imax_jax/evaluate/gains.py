@@ -32,9 +32,9 @@ def gain(new: Scores, base: Scores, metrics: Sequence[Metric] = STRICT) -> Gain:
   """Eq. 1: the mean over metrics of (new - base) / base × 100 %.
 
   The sign of the four error metrics is turned, so that a fall counts as a gain; with
-  that the paper's own Table 2 gives 29.09 % and 16.26 %, its 29.07 and 16.25 but for the rounding of its
-  entries. A metric that either run lacks, or whose base is 0 (which has no relative
-  gain), is left out of the mean and named in `excluded`.
+  that the paper's own Table 2 gives 29.09 % and 16.26 %, its 29.07 and 16.25 but for the
+  rounding of its entries. A metric that either run lacks, or whose base is 0 (which has
+  no relative gain), is left out of the mean and named in `excluded`.
   """
   per_metric: dict[str, float] = {}
   excluded: dict[str, str] = {}
@@ -119,10 +119,11 @@ def paired_gains(
   """One run's gain over another, seed by seed, as `results.json` holds it.
 
   {"mean", "std", "per_seed", "median", "improved", "total", "per_metric", "excluded"},
-  all over the metrics that can be compared in every seed, so that seeds are alike: the mean and the sample standard deviation of the seeds' own gains; "median" of the
-  metrics' gains averaged over seeds (a metric whose base is nearly 0 can carry the mean,
-  but not the median), and "improved" of "total" counts those above 0. A number that
-  does not exist is None, never NaN or infinite.
+  all over the metrics that can be compared in every seed, so that seeds are alike: the
+  mean and the sample standard deviation of the seeds' own gains; "median" of the metrics'
+  gains averaged over seeds (a metric whose base is nearly 0 can carry the mean, but not
+  the median), and "improved" of "total" counts those above 0. A number that does not
+  exist is None, never NaN or infinite.
 
   Raises:
     ValueError: the runs have different numbers of seeds.
