@@ -18,7 +18,6 @@ from imax_jax import evaluated
 from imax_jax import results as results_lib
 from imax_jax.evaluate import intervals
 from imax_jax.evaluate import pooling
-from imax_jax.fisher import compare
 from imax_jax.ledger import differing
 from imax_jax.ledger import write_json
 from imax_jax.report import arms
@@ -101,7 +100,9 @@ def _read(folder: Path) -> dict[str, Any]:
     ) from error
   except ValueError as error:
     raise ValueError(f"{path} is damaged: run the verb report there again") from error
-  needed = ("about", "scorer", "definitions", "seeds", "per_seed", "config")
+  needed = (
+    "about", "scorer", "definitions", "seeds", "per_seed", "config", "fisher_caveats"
+  )  # fmt: skip
   lacks = [key for key in needed if key not in results]
   lacks += [key for key in ("row", "dataset") if key not in results.get("about", {})]
   if lacks:
@@ -171,7 +172,16 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
   pairs = {pair.name: (pair.new, pair.base) for pair in arms.PAIRS}
   pooled = pooling.pool(seeds, pairs, blind=arms.BLIND)
   first = next(iter(members.values()))
-  fisher = [spectrum for r in members.values() for spectrum in r["fisher"]]
+  fisher = [
+    {"folder": str(folder), **spectrum}
+    for folder, results in members.items()
+    for spectrum in results["fisher"]
+  ]
+  lacking = [
+    f"{folder.name}: {caveat}"
+    for folder, results in members.items()
+    for caveat in results["fisher_caveats"]
+  ]
   return {
     "about": {**first["about"], "title": title},
     "folders": [str(folder) for folder in members],
@@ -181,8 +191,7 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
     **evaluated.told(
       [one for results in members.values() for one in results["evaluations"]]
     ),
-    "fisher": fisher,
-    "fisher_changes": compare.changes(fisher),
+    **results_lib.of_spectra(fisher, lacking),
     "caveats": results_lib.caveats(first["config"]["data"]["source"], pooled["gains"]),
     "config": first["config"],
   }

@@ -17,7 +17,9 @@ from absl import logging
 
 from imax_jax import evaluated
 from imax_jax import runs
+from imax_jax import spectra
 from imax_jax.data import shards
+from imax_jax.evaluate import intervals
 from imax_jax.evaluate import pooling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
@@ -62,7 +64,7 @@ def collect(study: Study) -> dict[str, Any]:
     {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
     blind=arms.BLIND,
   )
-  config, fisher = study.config, _fisher(study)
+  config, (fisher, lacking) = study.config, _fisher(study)
   return {
     "about": _about(study),
     "scorer": "strict",
@@ -79,8 +81,7 @@ def collect(study: Study) -> dict[str, Any]:
         for (run, seed), one in found.items()
       ]
     ),
-    "fisher": fisher,
-    "fisher_changes": compare.changes(fisher),
+    **of_spectra(fisher, lacking),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),
@@ -107,17 +108,62 @@ def _kind(source: str) -> str:
   return {"phantom": "phantom", "opencxr": "open"}.get(source, "physionet")
 
 
-def _fisher(study: Study) -> list[dict[str, Any]]:
-  found = []
-  for name in study.config.fisher.runs:
-    for seed in study.config.seeds:
-      station = f"fisher/{name}-s{seed}"
-      if evaluated.is_current(study, station, runs.fisher_inputs, f"{name}-s{seed}"):
-        spectra = json.loads(
-          (study.workdir / station / "spectra.json").read_text("utf8")
-        )
-        found += [{"run": name, "seed": seed, **spectrum} for spectrum in spectra]
-  return found
+def _fisher(study: Study) -> tuple[list[dict[str, Any]], list[str]]:
+  """The spectra of all seeds, and what is said of those that should stand beside them."""
+  names, asked = study.config.fisher.runs, spectra.seeds_of(study)
+  found: list[dict[str, Any]] = []
+  unfinished, missing, old = [], [], []
+  for seed in study.config.seeds:
+    absent = []
+    for name in names:
+      run, title = f"{name}-s{seed}", f"{arms.ARM[name].title}, seed {seed}"
+      folder = study.workdir / "fisher" / run
+      if evaluated.is_current(study, f"fisher/{run}", runs.fisher_inputs, run):
+        read = json.loads((folder / "spectra.json").read_text("utf8"))
+        found += [{"run": name, "seed": seed, **spectrum} for spectrum in read]
+        old += [title] if any(map(compare.lack_sums, read)) else []
+      elif folder.exists():
+        unfinished.append(title)
+      else:
+        absent.append(title)
+    if seed in asked or len(absent) < len(names):
+      missing += absent
+  said = []
+  if unfinished:
+    said.append(
+      f"The spectra of {'; '.join(unfinished)} are unfinished and not shown: run the verb "
+      "fisher."
+    )
+  if missing and (found or unfinished):
+    said.append(f"There are no spectra of {'; '.join(missing)}: run the verb fisher.")
+  if old:
+    said.append(
+      f"An earlier version measured the spectra of {'; '.join(old)}: what tasks have to do "
+      "with each other is not shown. Delete their folders and run the verb fisher."
+    )
+  return found, said
+
+
+def of_spectra(
+  rows: Sequence[Mapping[str, Any]], lacking: Sequence[str]
+) -> dict[str, Any]:
+  """All that is told of spectra, the `rows` of `compare.changes`, beside themselves.
+
+  {"fisher": rows, "fisher_changes": `compare.changes` with "student": the 95 % interval
+   over the seeds' own changes, or None for fewer than three, "fisher_tasks":
+   `compare.meetings`, "fisher_caveats": `lacking`, what is not in them}
+  """
+  changes = [
+    one
+    | {"student": intervals.student(one["seeds"]) if len(one["seeds"]) > 2 else None}
+    for one in compare.changes(rows)
+  ]
+  return {
+    "fisher": list(rows),
+    "fisher_changes": changes,
+    "fisher_tasks": compare.meetings(rows),
+    "fisher_caveats": list(lacking),
+  }
 
 
 def _curves(study: Study) -> dict[str, list[list[float]]]:

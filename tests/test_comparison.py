@@ -58,6 +58,7 @@ def workdir(root, name, row, seed, *, change=None, **others):
        "legacy": {"rec_iou": 40.0 + seed}, "reports": {}} for run in per_seed
     ],
     "fisher": [],
+    "fisher_caveats": [],
     "config": {
       "seeds": [seed], "row": row, "train": {"peak_lr": 1.0},
       "data": {"source": "phantom", "root": str(folder), "hospital": {"seed": seed}},
@@ -92,6 +93,43 @@ def test_work_directories_of_a_row_are_its_seeds(tmp_path):
   assert few["gains"]["imax"]["over_seeds"] is None
   alone = comparison.collect(folders[:1])["rows"]["equal"]["gains"]["imax"]
   assert alone["per_seed"] == gain["per_seed"][:1]
+
+
+def test_spectra_of_one_number_in_two_folders_are_those_of_two_seeds(tmp_path):
+  """Hospitals may share a seed's number; three of them give an interval over trainings."""
+
+  def spectra(number):
+    def change(results):
+      results["about"]["dataset"]["built"] = f"data of folder {number}"
+      results["seeds"] = {run: [0] for run in results["seeds"]}
+      results["fisher"] = [
+        {"run": run, "seed": 0, "phase": "late", "kind": "exact", "answers": "data",
+         "entropy": [level, level], "dominant": [level, level],
+         "tasks": {"names": ["rec"], "pairs": [[100]],
+                   "sums": {key: [[50.0]] for key in ("cosine", "conflict", "square")}}}
+        for run, level in (("dmax", 1.0), ("imax", 1.0 + number))
+      ]  # fmt: skip
+      results["fisher_caveats"] = ["invented"] if number == 2 else []
+
+    return change
+
+  folders = [
+    workdir(tmp_path, f"equal-{n}", "equal", 0, change=spectra(n)) for n in range(1, 4)
+  ]
+  found = comparison.collect(folders)["rows"]["equal"]
+  assert [row["folder"] for row in found["fisher"]] == [
+    str(folder) for folder in folders for _ in range(2)
+  ]
+  entropy = found["fisher_changes"][0]
+  assert entropy["seeds"] == pytest.approx([100.0, 200.0, 300.0])
+  # t of two degrees of freedom: 4.3027 standard errors.
+  half = 4.302653 * 100 / np.sqrt(3)
+  assert entropy["student"] == pytest.approx([200 - half, 200 + half], rel=1e-6)
+  late = found["fisher_tasks"]["late"]["imax"]
+  assert (late["seeds"], late["pairs"]) == (3, [[150]])
+  assert found["fisher_caveats"] == ["equal-2: invented"]
+  two = comparison.collect(folders[:2])["rows"]["equal"]["fisher_changes"][0]
+  assert two["student"] is None
 
 
 def refused(folders, match):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from imax_jax import results
+from imax_jax import runs
 from imax_jax.fisher import compare
 from imax_jax.fisher import tasks
+from imax_jax.ledger import Ledger
+from imax_jax.ledger import write_json
 
 
 def rows_of(new, base, **fields) -> list[dict]:
@@ -93,9 +100,9 @@ def test_tasks_overlap_as_their_fisher_matrices_do():
   for _ in range(600):
     gradients = np.stack([roots[name] @ rng.normal(size=4) for name in names])
     grams.append(gradients @ gradients.T / len(names))
-  found = tasks.between(grams, [names] * len(grams))
+  found = tasks.pooled([tasks.between(grams, [names] * len(grams))])
   assert found["names"] == ["rec", "reg", "vqa"]
-  assert found["pairs"][0] == [6 * 600, 9 * 600, 6 * 600]
+  assert found["pairs"][0] == [3 * 600, 9 * 600, 6 * 600]
   matrices = [root @ root for root in roots.values()]
   for a, b in itertools.product(range(3), range(3)):
     one, other = matrices[a], matrices[b]
@@ -109,9 +116,11 @@ def test_tasks_overlap_as_their_fisher_matrices_do():
 
 def test_conflict_and_missing_pairs_are_told_apart():
   gradients = np.array([[1.0, 0], [2, 0.1], [-1, 0], [-3, 0.2], [0, 0]])
-  found = tasks.between(
+  made = tasks.between(
     [gradients @ gradients.T], [["report", "report", "vqa", "vqa", "rec"]]
   )
+  assert json.loads(json.dumps(made, allow_nan=False)) == made
+  found = tasks.pooled([made])
   assert found["names"] == ["report", "rec", "vqa"]
   assert found["conflict"][0][2] == 1
   assert found["cosine"][0][2] < -0.98
@@ -120,3 +129,81 @@ def test_conflict_and_missing_pairs_are_told_apart():
   assert found["pairs"][1] == [0, 0, 0]
   with pytest.raises(ValueError, match="2 tasks of a group of 5"):
     tasks.between([gradients @ gradients.T], [["vqa", "rec"]])
+
+
+def test_tasks_of_seeds_are_added_up_before_any_ratio():
+  """Groups in two parts are as the same groups in one, whatever tasks each part has."""
+  rng = np.random.default_rng(3)
+  groups = [["rec", "rec", "vqa"]] * 3 + [["vqa", "report", "rec"]] * 2
+  grams = []
+  for _ in groups:
+    gradients = rng.normal(size=(3, 4))
+    grams.append(gradients @ gradients.T)
+  whole = tasks.pooled([tasks.between(grams, groups)])
+  parts = [
+    tasks.between(grams[:3], groups[:3]), tasks.between(grams[3:], groups[3:])
+  ]  # fmt: skip
+  found = tasks.pooled(parts)
+  assert found["names"] == ["report", "rec", "vqa"]
+  assert (whole["seeds"], found["seeds"]) == (1, 2)
+  assert found["pairs"] == whole["pairs"] == [[0, 2, 2], [2, 3, 8], [2, 8, 0]]
+  for key in ("cosine", "conflict", "overlap"):
+    for one, other in zip(found[key], whole[key], strict=True):
+      assert one == pytest.approx(other)
+  assert found["cosine"][0][0] is None
+
+
+def test_seeds_of_one_number_in_two_folders_are_two_seeds():
+  values = np.random.default_rng(4).normal(2, 0.1, (2, 9))
+  rows = [
+    *rows_of(*values, folder="a"), *rows_of(values[0], 2 * values[0], folder="b")
+  ]  # fmt: skip
+  first = 100 * (values[0].mean() / values[1].mean() - 1)
+  [found, _] = compare.changes(rows)
+  assert found["seeds"] == pytest.approx([first, -50.0])
+  # No pair over folders: one has IMAX only, the other DMAX only.
+  assert compare.changes([rows[0], rows[3]]) == []
+
+
+class Interrupted(Exception):
+  pass
+
+
+def test_spectra_that_are_not_there_are_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(runs, "fisher_inputs", lambda study, run: {"run": run})
+  study = types.SimpleNamespace(
+    workdir=tmp_path,
+    ledger=Ledger(tmp_path),
+    config=ConfigDict(
+      {"seeds": (0, 1, 2), "fisher": {"runs": ("dmax", "imax"), "seeds": (0, 1)}}
+    ),
+  )
+
+  def measured(run, spectrum):
+    study.ledger.station(
+      f"fisher/{run}",
+      {"run": run},
+      lambda out: write_json(out / "spectra.json", [spectrum]),
+    )
+
+  def stop(folder):
+    raise Interrupted
+
+  assert results._fisher(study) == ([], [])  # the verb was not run
+  measured("imax-s0", {"tasks": {"sums": {}}})
+  with pytest.raises(Interrupted):
+    study.ledger.station("fisher/dmax-s0", {"run": "dmax-s0"}, stop)
+  rows, said = results._fisher(study)
+  assert [(row["run"], row["seed"]) for row in rows] == [("imax", 0)]
+  assert said == [
+    "The spectra of DMAX, seed 0 are unfinished and not shown: run the verb fisher.",
+    "There are no spectra of DMAX, seed 1; IMAX, seed 1: run the verb fisher.",
+  ]
+  for run in ("dmax-s0", "dmax-s1", "imax-s1"):
+    measured(run, {})
+  assert results._fisher(study)[1] == []
+  measured("dmax-s2", {"tasks": {"overlap": [[1.0]]}})
+  old, missing = sorted(results._fisher(study)[1])
+  assert old.startswith("An earlier version measured the spectra of DMAX, seed 2: ")
+  assert missing == "There are no spectra of IMAX, seed 2: run the verb fisher."
+  assert compare.meetings([{"answers": "data", "tasks": {"overlap": [[1.0]]}}]) == {}

@@ -20,6 +20,7 @@ from imax_jax.report import page
 from imax_jax.report import scorers
 from imax_jax.report import spectra
 from imax_jax.report import tables
+from imax_jax.report import tasks
 from imax_jax.report import terminal
 from imax_jax.schema import Bits
 from imax_jax.schema import Entry
@@ -393,6 +394,76 @@ def test_seeds_are_pooled_and_arms_kept_apart():
   pooled = spectra.samples(rows, "imax", "mid", "entropy")
   assert len(pooled) == 2 * 2 * 5  # seeds, kinds, draws
   assert len(spectra.samples(rows, "pseudo", "mid", "entropy")) == 0
+
+
+def meeting(names=("rec", "vqa"), pairs=((60, 80), (80, 12)), seeds=3) -> dict:
+  values = [[0.5, 7.25], [7.25, 1.0]]
+  return {"names": list(names), "pairs": [list(line) for line in pairs], "seeds": seeds,
+          "overlap": values, "cosine": values, "conflict": [[0.25, 0.5], [0.5, 0.0]]}  # fmt: skip
+
+
+def test_a_measure_of_few_pairs_is_no_number_and_no_colour():
+  """7.25 is no overlap: the second task meets itself in twelve pairs."""
+  found = meeting()
+  assert tasks.known(found, "overlap") == [[0.5, None], [None, None]]
+  assert tasks.known(found, "cosine") == [[0.5, 7.25], [7.25, None]]
+  drawn = tasks.figure({"fisher_tasks": {"late": {"imax": found}}}, "late")
+  texts = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
+  assert texts.count("–") == 3 + 1 + 1
+  assert len(re.findall(r"opacity: 0\.\d", drawn)) == 1 + 3 + 1
+  assert {"60", "80", "12"} <= set(texts)
+  more = meeting(pairs=((60, 80), (80, 50)))
+  assert tasks.known(more, "overlap") == more["overlap"]
+  assert tasks.figure({}, "late") == ""
+
+
+def test_the_fisher_section_says_of_what_it_is(tmp_path):
+  results = study()
+  one = {
+    "kind": "exact", "answers": "data", "phase": "late", "indicator": "entropy",
+    "change": -4.0, "interval": [-5.0, -3.0], "p": 0.0001, "seeds": [-6.0, -4.0, -2.0],
+    "student": [-8.97, 0.97],
+  }  # fmt: skip
+  few = one | {"phase": "mid", "seeds": [-4.0], "student": None, "kind": "sampled"}
+  results["fisher_changes"] = [one, few]
+  results["fisher_tasks"] = {"late": {"dmax": meeting(seeds=1), "imax": meeting()}}
+  results["fisher_caveats"] = ["no <spectra> of DMAX, seed 1"]
+  for row in results["fisher"]:
+    # The first seeds have all of it in one part, the second in another.
+    row["trace"] = {"connector/w": [100.0 * row["run"].endswith("0")],
+                    "decoder/layers/q/lora_b": [100.0 * row["run"].endswith("1")]}  # fmt: skip
+  text = written(tmp_path, results)
+  line = re.search(
+    r"<tr><th scope=\"row\">spectral entropy, all trainable parameters, late.*?</tr>",
+    text,
+  ).group()
+  cells = re.findall(r"<td.*?>(.*?)</td>", line)
+  assert cells == [
+    "−4.00 %",
+    "−5.00 to −3.00",
+    "&lt; 0.001",
+    "−8.97 to +0.97",
+    "3 of 3",
+    "–",
+  ]
+  line = re.search(r"<tr><th scope=\"row\">spectral entropy, one.*?</tr>", text).group()
+  assert re.findall(r"<td.*?>(.*?)</td>", line)[3:] == ["–", "–", "−5.80 %"]
+  assert "over trainings</th>" in text
+  assert "not adjusted for the 2 tests" in text
+  assert (
+    "phase late, all groups of all seeds together (DMAX 1 seed, IMAX 3 seeds)" in text
+  )
+  assert "may leave 0 to 1 by noise" in text
+  assert "mean shares over seeds (DMAX 2 seeds, IMAX 2 seeds)" in text
+  assert "<li>no &lt;spectra&gt; of DMAX, seed 1</li>" in text
+  assert "! no <spectra> of DMAX, seed 1" in terminal.text_table(results)
+  alone = written(tmp_path, {"fisher_caveats": results["fisher_caveats"]})
+  assert "no &lt;spectra&gt;" in alone
+  assert "no &lt;spectra&gt;" in comparison._page(
+    {"row": {"fisher_caveats": results["fisher_caveats"]}}
+  )
+  mean = spectra._mean(spectra._traces(results, "late")["imax"])
+  assert mean == {"connector/w": [50.0], "decoder/layers/q/lora_b": [50.0]}
 
 
 # ── Tables ────────────────────────────────────────────────────────────────────────

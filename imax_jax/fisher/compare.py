@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from imax_jax.fisher import tasks
+
 INDICATORS = ("entropy", "dominant")
 _DRAWS = 10_000
 _COVERED = 95.0
@@ -27,7 +29,8 @@ def changes(
 
   Args:
     rows: of several runs, what `measure` returned with "run", "seed", "phase" and
-      "answers" (where the answers are from: "data" or "model").
+      "answers" (where the answers are from: "data" or "model"), and with "folder" where
+      they are of several work directories: seeds of one number are then not one seed.
 
   Returns:
     {"kind", "answers", "phase", "indicator", "change", "interval": [low, high], "p",
@@ -54,12 +57,34 @@ def changes(
   return found
 
 
+def meetings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """{phase: {run: `tasks.pooled` of its seeds}} of the exact spectra of the data's answers.
+
+  Without those that `lack_sums`.
+  """
+  found: dict[str, dict[str, list[Any]]] = {}
+  for row in rows:
+    if row.get("tasks") and row["answers"] == "data" and not lack_sums(row):
+      found.setdefault(row["phase"], {}).setdefault(row["run"], []).append(row["tasks"])
+  return {
+    phase: {run: tasks.pooled(seeds) for run, seeds in of.items()}
+    for phase, of in found.items()
+  }
+
+
+def lack_sums(row: Mapping[str, Any]) -> bool:
+  """Whether an earlier version wrote a spectrum's tasks: ratios, which do not add up."""
+  return bool(row.get("tasks")) and "sums" not in row["tasks"]
+
+
 def _pairs(
   rows: Sequence[Mapping[str, Any]], indicator: str, new: str, base: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(values of `new`, of `base`) of each seed that has both."""
+  """(values of `new`, of `base`) of each folder's seed that has both."""
   of = {
-    (row["run"], row.get("seed")): np.asarray(row[indicator], float)
+    (row["run"], (row.get("folder"), row.get("seed"))): np.asarray(
+      row[indicator], float
+    )
     for row in rows
     if row["run"] in (new, base)
   }

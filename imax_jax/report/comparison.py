@@ -44,7 +44,7 @@ def _page(rows: Mapping[str, Results]) -> str:
       f"{table1.tests(results)}{scorers.folded(results)}"
       f"<h3>IMAX relative to DMAX</h3>{page.radar(results)}"
     )
-    if results.get("fisher"):
+    if results.get("fisher") or results.get("fisher_caveats"):
       body += f"<h3>Fisher spectra</h3>{spectra.section(results)}"
     name = f"row{number}"
     sections.append((name, markup.text(title), markup.apart(body, name)))
@@ -73,10 +73,6 @@ def _words(rows: Mapping[str, Results]) -> str:
     lines = "".join(
       page.verdict_line(results, pair) for pair in tables.measured_pairs(results)
     )
-    caveats = "".join(
-      f"<li>{markup.text(caveat)}</li>" for caveat in results.get("caveats") or []
-    )
-    text += f"<h3>{markup.text(title)}</h3>"
-    text += f'<ul class="caveats">{caveats}</ul>' if caveats else ""
+    text += f"<h3>{markup.text(title)}</h3>{markup.caveats(results.get('caveats'))}"
     text += f'<ul class="verdicts">{lines}</ul>' if lines else markup.ABSENT
   return text

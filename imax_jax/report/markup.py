@@ -21,6 +21,12 @@ def figure(svg: str, caption: str, *, narrow: bool = False) -> str:
   return f"<figure{kind}>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
+def caveats(said: Sequence[str] | None) -> str:
+  """What must be known first, as a list that stands out; "" for nothing."""
+  items = "".join(f"<li>{text(caveat)}</li>" for caveat in said or ())
+  return f'<ul class="caveats">{items}</ul>' if items else ""
+
+
 def facts(
   head: Sequence[str], rows: Sequence[Sequence[str]], *, muted: Collection[int] = ()
 ) -> str:

@@ -143,11 +143,7 @@ def effect(results: Results) -> str:
     "the same seed of the other run, on the same test patients. A metric whose base is "
     "nearly zero can carry the mean; the median metric can not be carried.</p>"
   )
-  caveats = "".join(
-    f"<li>{markup.text(caveat)}</li>" for caveat in results.get("caveats") or []
-  )
-  if caveats:
-    intro += f'<ul class="caveats">{caveats}</ul>'
+  intro += markup.caveats(results.get("caveats"))
   caption = (
     "Dots are seeds, the upright bar their mean. The pale bar is the 95 % interval over "
     "seeds and patients, the thin line that over seeds alone. Grey: how far two seeds of "

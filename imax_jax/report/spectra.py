@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from imax_jax.report import arms
 from imax_jax.report import markup
 from imax_jax.report import style
 from imax_jax.report import tables
+from imax_jax.report import tasks
 from imax_jax.report.tables import Results
 
 PHASES: tuple[str, ...] = ("initial", "early", "mid", "late")
@@ -25,46 +25,34 @@ _INDICATORS = {
   "entropy": "spectral entropy",
   "dominant": "dominant eigenvalue ratio, %",
 }
+_PAPER_S = ("sampled", "data")  # the paper's kind
 _KINDS = {
   ("sampled", "data"): "one scalar a matrix",
   ("exact", "data"): "all trainable parameters",
   ("sampled", "model"): "one scalar a matrix, the model’s answers",
   ("exact", "model"): "all trainable parameters, the model’s answers",
 }
-_SHORT = {
-  "calculation": "ratio", "report": "report", "multi_class": "class",
-  "multi_label": "labels", "rec": "REC", "reg": "REG", "vqa": "VQA",
-}  # fmt: skip
-_MEASURES = {
-  "overlap": "overlap of Fisher matrices",
-  "cosine": "mean cosine of gradients",
-  "conflict": "share of negative products",
-}
 
 
 def section(results: Results) -> str:
   """The whole section; "not run" without a spectrum."""
-  figure = fisher(results)
+  caveats, figure = markup.caveats(results.get("fisher_caveats")), fisher(results)
   if not figure:
-    return markup.figure("", "")
+    return caveats + markup.figure("", "")
   rows = _rows(results)
   caption = "After the paper’s Figure 5: violin, quartiles and median of the groups, seeds pooled."
-  parts = [_intro(rows), markup.figure(figure, caption), _changes(results)]
-  if svg := tasks(results):
+  parts = [caveats, _intro(rows), markup.figure(figure, caption), _changes(results)]
+  if svg := tasks.figure(results, PHASES[-1]):
+    parts.append(markup.figure(svg, tasks.caption(results, PHASES[-1])))
+  if svg := layers(results):
+    shown = tasks.seeds_text(
+      {arm: len(of) for arm, of in _traces(results, PHASES[-1]).items()}
+    )
     parts.append(
       markup.figure(
         svg,
-        "What two tasks’ gradients have to do with each other at the last phase: entries "
-        "of both that stand in one group, an entry never with itself. Overlap is the cosine "
-        "between the tasks’ own Fisher matrices: 1 where they move the same directions. "
-        "Gradients that pull apart have a negative cosine; unrelated ones conflict in half "
-        "of all pairs.",
-      )
-    )
-  if svg := layers(results):
-    parts.append(
-      markup.figure(
-        svg, "What each part adds to the trace, the sum of all eigenvalues."
+        "What each part adds to the trace, the sum of all eigenvalues, at the first and "
+        f"the last phase: mean shares over seeds ({shown}).",
       )
     )
   return "".join(parts)
@@ -110,48 +98,47 @@ def _intro(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _changes(results: Results) -> str:
-  """The relative changes beside the paper's, with interval and test."""
+  """The relative changes beside the paper's, with intervals and test."""
   found = {
-    (c["kind"], c["answers"], c["indicator"], c["phase"]): c
+    (c["indicator"], c["kind"], c["answers"], c["phase"]): c
     for c in results.get("fisher_changes") or []
     if isinstance(c, Mapping)
   }
-  rows, quoted = [], []
-  for indicator, title in (
-    ("entropy", "spectral entropy"),
-    ("dominant", "dominant ratio"),
-  ):
+  titles = {"entropy": "spectral entropy", "dominant": "dominant ratio"}
+  lines = []
+  for indicator, title in titles.items():
     for (kind, answers), words in _KINDS.items():
-      cells = [
-        _change(found.get((kind, answers, indicator, phase))) for phase in PHASES
-      ]
-      if set(cells) != {"–"}:
-        rows.append([f"{title}, {words}", *cells])
-    quoted.append(len(rows))
-    paper = [f"{tables.signed(value)} %" for value in _PAPER[indicator]]
-    rows.append([f"{title}, the paper’s", *paper])
-  if len(rows) == len(quoted):
+      for phase, paper in zip(PHASES, _PAPER[indicator], strict=True):
+        if one := found.get((indicator, kind, answers, phase)):
+          quoted = f"{tables.signed(paper)} %" if (kind, answers) == _PAPER_S else "–"
+          lines.append([f"{title}, {words}, {phase}", *_change(one), quoted])
+  if not lines:
     return ""
   note = (
-    "<p>In brackets the 95 % bootstrap interval over groups, then p of a two-sided "
-    "permutation test that exchanges groups between the data sets. Both know the drawing "
-    "of groups only: another training of the same data may differ by more, as the seeds’ "
-    "own signs show.</p>"
+    "<p>Over groups: the 95 % bootstrap interval. p: the two-sided permutation test that "
+    "exchanges groups between the data sets. Both are about groups of these very models, "
+    "not about trainings: another training of the same data may differ by more. p is not "
+    f"adjusted for the {len(lines)} tests of this table. Over trainings: Student’s 95 % "
+    "interval over the seeds’ own changes, where there are three or more.</p>"
   )
-  return markup.facts(("IMAX against DMAX", *PHASES), rows, muted=quoted) + note
+  head = (
+    "IMAX against DMAX", "change", "over groups", "p, groups", "over trainings",
+    "seeds that fall", "the paper’s",
+  )  # fmt: skip
+  return markup.facts(head, lines) + note
 
 
-def _change(found: Mapping[str, Any] | None) -> str:
-  if found is None:
-    return "–"
-  low, high = (tables.signed(end) for end in found["interval"])
-  p = found["p"]
-  chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-  said = f"{tables.signed(found['change'])} % [{low}, {high}], {chance}"
-  seeds = found.get("seeds", ())
-  if len(seeds) > 1:
-    said += f"; {sum(change < 0 for change in seeds)} of {len(seeds)} seeds fall"
-  return said
+def _change(found: Mapping[str, Any]) -> list[str]:
+  seeds, over = found.get("seeds", ()), tables.limits(found, "student")
+  groups = tables.limits(found, "interval")
+  falling = sum(change < 0 for change in seeds)
+  return [
+    f"{tables.signed(found['change'])} %",
+    tables.between(groups) if groups else "–",
+    tables.chance(found["p"]),
+    tables.between(over) if over else "–",
+    f"{falling} of {len(seeds)}" if len(seeds) > 1 else "–",
+  ]
 
 
 # ── Figures ───────────────────────────────────────────────────────────────────────
@@ -195,35 +182,17 @@ def samples(
   return array[np.isfinite(array)]
 
 
-def tasks(results: Results) -> str:
-  """Heat maps of what tasks have to do with each other, a row an arm."""
-  shown = _exact(results, PHASES[-1], "tasks")
-  if not shown:
-    return ""
-  with style.new_figure(9.8, 3.35 * len(shown) + 0.2) as figure:
-    grid = figure.subplots(len(shown), len(_MEASURES), squeeze=False)
-    for (arm, found), line in zip(shown.items(), grid, strict=True):
-      for axes, (key, title) in zip(line, _MEASURES.items(), strict=True):
-        names = [_SHORT.get(name, name) for name in found["names"]]
-        _heat(axes, found[key], names, against=key == "conflict")
-        axes.set_title(f"{title}, {arms.ARM[arm].title}", fontsize=8.5)
-    return style.to_svg(
-      figure, "fisher-tasks", "Overlap, mean cosine and conflict between the gradients of "
-      "each two tasks, for DMAX and IMAX",
-    )  # fmt: skip
-
-
 def layers(results: Results) -> str:
   """Each layer's share of the trace, LoRA's A and B apart, first and last phase."""
-  found = {phase: _exact(results, phase, "trace") for phase in (PHASES[0], PHASES[-1])}
-  found = {phase: arms for phase, arms in found.items() if arms}
+  found = {phase: _traces(results, phase) for phase in (PHASES[0], PHASES[-1])}
+  found = {phase: of for phase, of in found.items() if of}
   if not found:
     return ""
   with style.new_figure(9.8, 2.9) as figure:
     grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for axes, (phase, arms) in zip(grid, found.items(), strict=True):
-      for arm, traces in arms.items():
-        _stack(axes, traces, arm)
+    for axes, (phase, of) in zip(grid, found.items(), strict=True):
+      for arm, seeds in of.items():
+        _stack(axes, _mean(seeds), arm)
       axes.set_title(f"share of the trace, %, {phase}")
       axes.grid(axis="y")
       axes.spines["left"].set_visible(False)
@@ -247,14 +216,20 @@ def _arm(row: Mapping[str, Any]) -> str:
   return re.sub(r"-s\d+$", "", str(row.get("run")))
 
 
-def _exact(results: Results, phase: str, field: str) -> dict[str, Any]:
-  """{arm: the field} of the first seed's exact spectrum of the data's answers."""
-  found: dict[str, Any] = {}
+def _traces(results: Results, phase: str) -> dict[str, list[Mapping[str, Any]]]:
+  """{arm: each seed's shares of the trace}, exact, of the data's answers."""
+  found: dict[str, list[Mapping[str, Any]]] = {arm: [] for arm in _ARMS}
   for row in _rows(results):
     named = _kind(row) == ("exact", "data") and row.get("phase") == phase
-    if named and row.get(field) and _arm(row) in _ARMS:
-      found.setdefault(_arm(row), row[field])
-  return {arm: found[arm] for arm in _ARMS if arm in found}
+    if named and row.get("trace") and _arm(row) in _ARMS:
+      found[_arm(row)].append(row["trace"])
+  return {arm: of for arm, of in found.items() if of}
+
+
+def _mean(seeds: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+  return {
+    path: np.mean([of[path] for of in seeds], axis=0).tolist() for path in seeds[0]
+  }
 
 
 def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -281,39 +256,6 @@ def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
   axes.set_xlim(-0.55, len(PHASES) - 0.45)
   axes.grid(axis="y")
   axes.spines["left"].set_visible(False)
-
-
-def _heat(
-  axes: Axes,
-  values: Sequence[Sequence[float | None]],
-  names: Sequence[str],
-  *,
-  against: bool,
-) -> None:
-  """A square a pair, the stronger the farther from 0: blue together, orange apart.
-
-  `against`: of shares of pairs that pull apart, of which half say nothing.
-  """
-  for row, line in enumerate(values):
-    for column, value in enumerate(line):
-      known = 0.0 if value is None else value
-      along = 1 - 2 * known if against and value is not None else known
-      colour = style.RUN_COLOURS["imax" if along >= 0 else "dmax"]
-      square = Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=min(abs(along), 1) * 0.7,
-        linewidth=0,
-      )  # fmt: skip
-      axes.add_patch(square)
-      text = "–" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
-      axes.text(column, row, text, ha="center", va="center", fontsize=6.5)
-  places = range(len(names))
-  axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-  axes.set_yticks(places, names)
-  axes.tick_params(length=0, labelsize=7.5)
-  axes.set_xlim(-0.5, len(names) - 0.5)
-  axes.set_ylim(len(names) - 0.5, -0.5)
-  axes.set_aspect("equal")
-  axes.spines[["left", "bottom"]].set_visible(False)
 
 
 def _stack(axes: Axes, traces: Mapping[str, Sequence[float]], arm: str) -> None:

@@ -128,7 +128,8 @@ def _verdicts(results: Results) -> list[str]:
     )
     for pair in tables.measured_pairs(results)
   ]
-  return said + [f"! {caveat}" for caveat in results.get("caveats") or []]
+  caveats = [*(results.get("caveats") or ()), *(results.get("fisher_caveats") or ())]
+  return said + [f"! {caveat}" for caveat in caveats]
 
 
 def _wrapped(said: Sequence[str]) -> list[str]:
