@@ -56,7 +56,9 @@ def _cells(gain: Mapping[str, Any]) -> list[str]:
   both, seeds = tables.limits(gain, "interval"), tables.limits(gain, "over_seeds")
   if mean is None:
     return ["0 / 0", *["–"] * 5, "nothing to compare"]
-  if tables.is_told(gain):
+  if tables.is_same(gain):
+    read = "the same"
+  elif tables.is_told(gain):
     read = "better" if mean > 0 else "worse"
   elif seeds is None and both and not both[0] <= 0 <= both[1]:
     read = "one seed: these models differ"

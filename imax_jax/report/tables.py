@@ -229,6 +229,13 @@ def is_told(gain: Mapping[str, Any]) -> bool:
   )
 
 
+def is_same(gain: Mapping[str, Any]) -> bool:
+  """Whether no choice of seeds and patients tells the two runs apart: Δ is 0 in all."""
+  ends = [limits(gain, key) for key in ("interval", "over_seeds")]
+  known = [pair for pair in ends if pair is not None]
+  return gain.get("mean") == 0 and bool(known) and set(known) == {(0.0, 0.0)}
+
+
 def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
   """Plain words on what a gain shows, whichever its sign.
 
@@ -248,6 +255,10 @@ def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
   )
   if ends is None:
     return f"{size}; no interval: there are too few test patients."
+  if is_same(gain):
+    return (
+      "No difference at all: the two score the same whichever test patients are drawn."
+    )
   if over_seeds is None:
     if ends[0] <= 0 <= ends[1]:
       return (
