@@ -389,6 +389,44 @@ def test_one_seed_one_phase_and_equal_values_can_be_drawn():
   assert figures.gains({"": {"gains": {"imax": {"mean": 1.0, "per_seed": [1]}}}})
 
 
+def test_a_gain_from_nearly_nothing_leaves_the_others_their_axis():
+  results = study()
+  gains = results["gains"]
+  before = figures.gains({"": results})
+  assert ">to +" not in before
+  gains["pseudo"] = gain(310.4, [0.0, 15_815_327.8], [-999.0, 5.0], [-1250.0, 90.0])
+  drawn = figures.gains({"": results})
+  texts = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
+  assert texts.count("to +15,815,328, mean +310") == 1
+  assert texts.count("to −1,250") == 1
+  ticks = [float(t.replace("−", "-")) for t in texts if re.fullmatch(r"−?[\d.]+", t)]
+  assert len(ticks) > 3
+  assert max(map(abs, ticks)) <= 200
+
+
+def test_the_same_answers_are_read_as_the_same(tmp_path):
+  results = study()
+  results["gains"]["imax"] = gain(0.0, [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+  text = written(tmp_path, results)
+  row = re.search(r"<tr><th scope=\"row\">IMAX over DMAX</th>.*?</tr>", text).group()
+  assert ">the same<" in row
+  assert "another choice of test patients" not in text
+
+
+def test_a_legend_lies_on_no_bar():
+  """Figure 2(c)'s stands below the axis and its numbers."""
+  drawn = figures.composition(study())
+  axes, legend = drawn[drawn.index("axes_3") :].split("legend_1", 1)
+  height = r'<text[^>]* y="([\d.]+)"'
+  ticks, words = (
+    [float(y) for y in re.findall(height, part)]
+    for part in (axes[: axes.index("matplotlib.axis_6")], legend)
+  )
+  assert len(ticks) == 4
+  assert len(words) == 2
+  assert min(words) > max(ticks)
+
+
 def test_seeds_are_pooled_and_arms_kept_apart():
   rows = study()["fisher"]
   pooled = spectra.samples(rows, "imax", "mid", "entropy")
@@ -519,6 +557,12 @@ def test_ranks_go_by_the_printed_number():
     ({"over_seeds": None, "per_seed": [29.0]}, "one seed cannot tell from chance"),
     ({"over_seeds": None, "per_seed": [29.0], "interval": [-1.0, 9.0]},
      "in one seed, which is noise"),
+    ({"mean": 0.0, "interval": [0.0, 0.0], "over_seeds": None, "per_seed": [0.0]},
+     "No difference at all"),
+    ({"mean": 0.0, "interval": [0.0, 0.0], "over_seeds": [0.0, 0.0]},
+     "No difference at all"),
+    ({"mean": 0.0, "interval": [-1.0, 1.0], "over_seeds": None, "per_seed": [0.0]},
+     "0.0 % of difference on average in one seed, which is noise"),
     ({"interval": None}, "too few test patients"),
     ({"mean": None, "interval": None, "over_seeds": None}, "No metric can be compared"),
   ],

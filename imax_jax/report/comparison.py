@@ -27,7 +27,7 @@ def _page(rows: Mapping[str, Results]) -> str:
   caption = (
     "Dots are seeds, the upright bar their mean. The pale bar is the 95 % interval over "
     "seeds and patients, the thin line that over seeds alone. Grey: how far two seeds of "
-    "the base itself are apart."
+    "the base itself are apart. An arrow: what ends beyond the axis, and where."
   )
   sections = [
     (

@@ -33,6 +33,7 @@ TASK_TITLES: dict[str, str] = {
   "reg": "REG",
   "vqa": "VQA",
 }
+_FARTHEST = 200.0  # percent: a base near zero would make a dot of every other gain
 _MAX_POINTS = 240  # of a curve: more cannot be seen, and the page stays small
 
 
@@ -65,6 +66,8 @@ def gains(rows: Mapping[str, Results]) -> str:
                   markeredgecolor=style.MUTED, markeredgewidth=1.1)  # fmt: skip
     axes.set_yticks(range(len(found)), [name for name, *_ in found])
     axes.set_ylim(len(found) - 0.45, -0.6)
+    _cut(axes, [tables.section(r, "gains", pair.name) for _, r, pair in found],
+         [style.RUN_COLOURS[pair.new] for *_, pair in found])  # fmt: skip
     axes.set_xlabel("average gain Δ over all metrics, %", color=style.MUTED)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -86,6 +89,29 @@ def _gain(axes: Axes, place: int, gain: Mapping[str, Any], colour: str) -> None:
   axes.plot([mean, mean], [place - 0.24, place + 0.24], color=colour, linewidth=2.2)
   axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=5,
             markeredgecolor=style.PAPER, markeredgewidth=0.7)  # fmt: skip
+
+
+def _cut(
+  axes: Axes, gains: Sequence[Mapping[str, Any]], colours: Sequence[str]
+) -> None:
+  """Ends the axis at ±`_FARTHEST`; what lies beyond has an arrow there and its number."""
+  low, high = axes.get_xlim()
+  axes.set_xlim(max(low, -_FARTHEST), min(high, _FARTHEST))
+  for place, (gain, colour) in enumerate(zip(gains, colours, strict=True)):
+    values = [gain["mean"], *(v for v in gain.get("per_seed") or [] if v is not None)]
+    for key in ("interval", "over_seeds"):
+      values += tables.limits(gain, key) or ()
+    for value, side, marker in ((min(values), -1, "<"), (max(values), 1, ">")):
+      if side * value > _FARTHEST:
+        edge, said = side * _FARTHEST, f"to {value:+,.0f}"
+        if side * gain["mean"] > _FARTHEST:
+          said += f", mean {gain['mean']:+,.0f}"
+        axes.plot(0.985 * edge, place, marker, color=colour, markersize=6)
+        axes.annotate(
+          said.replace("-", "−"), (edge, place), xytext=(-side * 4, 8), va="center",
+          textcoords="offset points", ha="right" if side > 0 else "left", fontsize=7.0,
+          color=style.MUTED,
+        )  # fmt: skip
 
 
 def radar(results: Results) -> str:
@@ -182,16 +208,9 @@ def _radar_labels(
       (-6.5, f"{before:.1f} → {after:.1f}", style.MUTED),
     ):
       axes.annotate(
-        text,
-        (angle, radius),
-        xytext=(0, shift),
-        textcoords="offset points",
-        ha=align,
-        va="center",
-        fontsize=8.5,
-        color=colour,
-        annotation_clip=False,
-      )
+        text, (angle, radius), xytext=(0, shift), textcoords="offset points", ha=align,
+        va="center", fontsize=8.5, color=colour, annotation_clip=False,
+      )  # fmt: skip
 
 
 # ── Data ──────────────────────────────────────────────────────────────────────────
@@ -219,7 +238,8 @@ def composition(results: Results) -> str:
     middle.set_title("(b) tasks an image, % of images")
     _histogram(right, train, "entries_per_image")
     right.set_title("(c) training entries an image, % of images")
-    right.legend(loc="upper right")
+    # Below: bars may reach any corner.
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     described = ", ".join(f"{TASK_TITLES[t]} {n}" for t, n in per_task.items() if n)
     return style.to_svg(
       figure, "composition", f"Composition of the data sets. {described}"

@@ -114,7 +114,7 @@ def _heat(axes: Axes, found: Mapping[str, Any], key: str) -> None:
       )
       if counts:
         axes.text(column, row + 0.26, f"{found['pairs'][row][column]:,}", ha="center",
-                  va="center", fontsize=4.5, color=style.MUTED)  # fmt: skip
+                  va="center", fontsize=5.0)  # fmt: skip
   places = range(len(names))
   axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
   axes.set_yticks(places, names)
