@@ -147,7 +147,8 @@ def effect(results: Results) -> str:
   caption = (
     "Dots are seeds, the upright bar their mean. The pale bar is the 95 % interval over "
     "seeds and patients, the thin line that over seeds alone. Grey: how far two seeds of "
-    "the base itself are apart. Open diamonds are the paper’s gains. An arrow: it ends beyond."
+    "the base itself are apart. Open diamonds are the paper’s gains. "
+    "An arrow: what ends beyond the axis, and where."
   )
   drawn = figures.gains({"": results})
   figure = markup.figure(drawn, caption) if drawn else ""
