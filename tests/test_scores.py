@@ -113,6 +113,16 @@ def test_strict_normalisation_settles(raw):
   assert twice == " ".join(twice.split())
 
 
+def test_each_metrics_words_are_as_the_document_says():
+  said = "Don't <unk> the two none 3.5 a.b"
+  assert text.report_words(said) == "dont unk the two none 3.5 a b".split()
+  assert text.normalise(said) == "dont 2 none 3.5 b"
+  assert text.is_match("a", "the")
+  assert text.rouge1("日本語", "日本語") == 0.0
+  assert text.rouge1("œdème", "d me") == 1.0
+  assert text.meteor("日本語", "日本語") > 0.0
+
+
 def test_no_is_not_found_in_normal():
   assert not text.is_match("no", "normal")
   assert text.is_match("no", "normal", substring=True)
