@@ -38,14 +38,16 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
     name = f"{folder.resolve().parent.name}-{folder.name}"
     inputs = {
       "checkpoint": ledger.stamps(folder),
+      "model": plain(study.config.model),
       "foundation": study.parameters.digest,
       "features": study.keeps_features,
       "prompt": plain(study.config.prompt),
       "data": study.require_data(),
       "max_new_tokens": study.config.evaluate.max_new_tokens,
     }
-    weights = functools.partial(deliver.weights_from, study, folder)
-    out = _evaluate(study, name, inputs, weights)
+    # Read before the station opens: what is refused leaves what is there as it is.
+    weights = deliver.weights_from(study, folder)
+    out = _evaluate(study, name, inputs, lambda: weights)
     sys.stdout.write((out / "scores.json").read_text("utf8"))
     return
   names = [f"{name}-s{seed}" for name in results.RUNS for seed in study.config.seeds]

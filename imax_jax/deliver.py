@@ -176,6 +176,10 @@ def _inputs(folder: Path) -> dict[str, Any]:
 
 def _check_run(study: Study, folder: Path, made: Mapping[str, Any]) -> None:
   """Weights are of the config that they were trained with, and of no other."""
+  if "model" not in made:
+    raise ValueError(
+      f"{folder} holds no run: give a run's folder, WORKDIR/runs/imax-s0"
+    )
   asked = {
     "model": bundle_lib.model_facts(plain(study.config.model)),
     "trainable": study.config.trainable,

@@ -340,6 +340,37 @@ def test_predict_draws_an_answer(
       predict(done, temperature=wrong)
 
 
+def test_an_evaluated_checkpoint_is_of_its_config_and_of_no_other(
+  done: Path, tmp_path: Path
+) -> None:
+  workdir = tmp_path / "w"
+  shutil.copytree(done, workdir)
+  asked: dict[str, str | None] = {"checkpoint": str(workdir / "runs" / "imax-s0")}
+  bare = (
+    tmp_path / "bare"
+  )  # weights alone, which do not say what they were trained with
+  shutil.copytree(workdir / "runs" / "imax-s0" / "snapshots", bare / "snapshots")
+  other = config()
+  other.model.decoder.update({"width": 32, "mlp_width": 64})
+  with pytest.raises(ValueError, match="another config"):
+    experiment.run(other, workdir, ["evaluate"], asked)
+  for folder, said in (("report", "no trained weights"), ("data", "data holds no run")):
+    with pytest.raises((FileNotFoundError, ValueError), match=said):
+      experiment.run(
+        config(), workdir, ["evaluate"], {"checkpoint": str(done / folder)}
+      )
+  names = {path.name for path in (done / "evaluations").iterdir()}
+  assert {path.name for path in (workdir / "evaluations").iterdir()} == names
+  experiment.run(config(), workdir, ["evaluate"], asked)
+  before = marks(workdir)
+  with pytest.raises(ValueError, match=r"another config .*model.decoder.mlp_width"):
+    experiment.run(other, workdir, ["evaluate"], asked)
+  experiment.run(config(), workdir, ["evaluate"], {"checkpoint": str(bare)})
+  with pytest.raises(ValueError, match="bare"):
+    experiment.run(other, workdir, ["evaluate"], {"checkpoint": str(bare)})
+  assert before.items() <= marks(workdir).items()
+
+
 def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:
   torn = tmp_path / "torn.jpg"
   torn.write_bytes(b"\xff\xd8\xff no more")
