@@ -1,4 +1,7 @@
-"""The verb `evaluate`: answers on the test split, and their scores."""
+"""The verb `evaluate`: answers on the test split, and their scores.
+
+runs/imax-s0 ──▶ answers/imax-s0 ──▶ evaluations/imax-s0
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from imax_jax import runs
 from imax_jax.evaluate import intervals
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate import scoring
+from imax_jax.evaluate.scores import java_meteor
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
-from imax_jax.schema import Prediction
 from imax_jax.study import Study
 
 
@@ -33,6 +36,9 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
     checkpoint: the folder of a run or of a bundle, whose scores are printed; without it
       every finished run of the work directory is evaluated.
   """
+  jar = study.config.evaluate.meteor_jar
+  if jar:
+    java_meteor.check(jar)  # now, and not when all is answered
   if checkpoint:
     folder = Path(checkpoint)
     name = f"{folder.resolve().parent.name}-{folder.name}"
@@ -46,23 +52,23 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
       "max_new_tokens": study.config.evaluate.max_new_tokens,
     }
     # Read before the station opens: what is refused leaves what is there as it is.
-    weights = deliver.weights_from(study, folder)
-    out = _evaluate(study, name, inputs, lambda: weights)
-    sys.stdout.write((out / "scores.json").read_text("utf8"))
+    loaded = deliver.weights_from(study, folder)
+    out = _evaluate(study, name, inputs, lambda: loaded)
+    sys.stdout.write((out / evaluated.SCORES).read_text("utf8"))
     return
   names = [f"{name}-s{seed}" for name in results.RUNS for seed in study.config.seeds]
   done = [name for name in names if study.ledger.is_done(f"runs/{name}")]
   if not done:
     raise ValueError(f"no run to evaluate in {study.workdir / 'runs'}: train first")
   # All are looked at before any is answered.
-  wanted = {name: runs.evaluation_inputs(study, name) for name in done}
+  wanted = {name: runs.answers_inputs(study, name) for name in done}
   for name, inputs in wanted.items():
     weights = functools.partial(runs.weights_of, study, study.workdir / "runs" / name)
-    folder = _evaluate(study, name, inputs, weights)
+    _evaluate(study, name, inputs, weights)
     kept = study.workdir / "predictions" / f"{name}.jsonl"
     kept.parent.mkdir(exist_ok=True)
     if study.is_chief:
-      shutil.copyfile(folder / "predictions.jsonl", kept)
+      shutil.copyfile(evaluated.answers_of(study, name), kept)
 
 
 def _evaluate(
@@ -71,28 +77,48 @@ def _evaluate(
   inputs: Mapping[str, Any],
   weights: Callable[[], Mapping[str, Any]],
 ) -> Path:
-  """The station of one set of weights: its predictions and its scores."""
+  """The two stations of one set of weights, its answers and their scores."""
 
-  def make(folder: Path) -> None:
-    predictions = _predictions(study, folder / "predictions.jsonl", weights, name)
-    said = scoring.summary(
-      predictions,
-      study.entries("imax_test"),
-      meteor_jar=study.config.evaluate.meteor_jar,
+  def answer(folder: Path) -> None:
+    _answer(study, folder / evaluated.ANSWERS, weights, name)
+
+  def score(folder: Path) -> None:
+    entries = study.entries("imax_test")
+    predictions = predictions_lib.read_predictions(
+      evaluated.answers_of(study, name), {entry.id: entry for entry in entries}
     )
+    jar = study.config.evaluate.meteor_jar
+    said = scoring.summary(predictions, entries, meteor_jar=jar)
     tally = intervals.tally(
       intervals.by_metric(predictions), study.patients("imax_test")
     )
     intervals.write_tally(folder / evaluated.TALLY, tally)
-    write_json(folder / "scores.json", said | {"intervals": intervals.of(tally)})
+    scores = said | {"intervals": intervals.of(tally)}
+    write_json(folder / evaluated.SCORES, scores)
 
-  return study.ledger.station(f"evaluations/{name}", inputs, make, resumable=True)
+  station = f"answers/{name}"
+  _begin_what_lacks(study, station, evaluated.ANSWERS)
+  study.ledger.station(station, inputs, answer, resumable=True)
+  made_from = evaluated.score_inputs(study, name, inputs)
+  station = f"evaluations/{name}"
+  _begin_what_lacks(study, station, evaluated.SCORES, evaluated.TALLY)
+  return study.ledger.station(station, made_from, score)
 
 
-def _predictions(
+def _begin_what_lacks(study: Study, station: str, *files: str) -> None:
+  """A finished station one of whose files was deleted is none; a person was told to."""
+  folder = study.workdir / station
+  if study.is_chief and study.ledger.is_done(station):
+    if not all((folder / file).is_file() for file in files):
+      logging.info("%s: files are gone; doing it again", station)
+      shutil.rmtree(folder)
+  study.ledger.meet(f"{station}/looked")
+
+
+def _answer(
   study: Study, path: Path, weights: Callable[[], Mapping[str, Any]], name: str
-) -> list[Prediction]:
-  """Those of the test split, in its order, as their file keeps them.
+) -> None:
+  """Those of the test split into their file, in the split's order.
 
   The file grows line by line as answers end, those on it already are not asked again,
   and at the end its lines are brought into the entries' order: however often it was
@@ -118,4 +144,3 @@ def _predictions(
         add(predictions_lib.predict_value(entries[ids[number]], generated.text))
   predictions = predictions_lib.read_predictions(path, entries)
   predictions_lib.write_predictions(path, predictions)
-  return predictions

@@ -1,8 +1,11 @@
 """What the evaluations of a work directory say, read and checked.
 
-evaluations/RUN-sSEED/scores.json    scores by both scorers, what was not read
-                     /patients.npz   sums by test patient: intervals and tests
-baselines/NAME.npz                   the same of answers given without the image
+answers/RUN-sSEED/predictions.jsonl   what a run answered on the test split
+evaluations/RUN-sSEED/scores.json     scores by both scorers, what was not read
+                     /patients.npz    sums by test patient: intervals and tests
+baselines/NAME.npz                    the same of answers given without the image
+
+Answers cost a model, scores nothing: other scorers score the answers that are there.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
 from imax_jax.evaluate import intervals
 from imax_jax.evaluate import pooling
+from imax_jax.evaluate import scoring
+from imax_jax.evaluate.scores import java_meteor
 from imax_jax.ledger import differing
 from imax_jax.report import arms
 from imax_jax.study import Study
+from imax_jax.weights import digests
 
-TALLY = "patients.npz"
+ANSWERS = "predictions.jsonl"
+SCORES, TALLY = "scores.json", "patients.npz"
 _SAID = (
   "scores",
   "legacy",
@@ -34,6 +41,40 @@ _SAID = (
   "unparsed",
   "reports",
 )
+
+
+def answers_of(study: Study, name: str) -> Path:
+  """The file of a run's answers.
+
+  Raises:
+    FileNotFoundError: it is not there.
+  """
+  path = study.workdir / "answers" / name / ANSWERS
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: missing; run the verb evaluate again")
+  return path
+
+
+def score_inputs(
+  study: Study, name: str, asked: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """What the scores of finished answers are made from.
+
+  Args:
+    asked: what the answers are made from; unless given, those of a run of the study.
+
+  Raises:
+    FileNotFoundError: the answers are gone.
+    ValueError: they are of other weights or settings, or the config's jar is not there.
+  """
+  asked = runs.answers_inputs(study, name) if asked is None else asked
+  station, jar = f"answers/{name}", study.config.evaluate.meteor_jar
+  return {
+    "answers": study.ledger.digest(station, asked),
+    "predictions": digests.describe(answers_of(study, name))["sha256"],
+    "meteor_jar": digests.describe(java_meteor.check(jar))["sha256"] if jar else "",
+    "metrics": scoring.definitions(),
+  }
 
 
 def is_current(
@@ -60,8 +101,10 @@ def read(study: Study) -> dict[tuple[str, int], dict[str, Any]]:
   for run in arms.TRAINED:
     for seed in study.config.seeds:
       name = f"evaluations/{run}-s{seed}"
-      if is_current(study, name, runs.evaluation_inputs, f"{run}-s{seed}"):
-        path = study.workdir / name / "scores.json"
+      if is_current(study, name, score_inputs, f"{run}-s{seed}"):
+        path = study.workdir / name / SCORES
+        if not path.is_file():
+          raise FileNotFoundError(f"{path}: missing; run the verb evaluate again")
         found[run, seed] = json.loads(path.read_text("utf8"))
         lacks = [key for key in _SAID if key not in found[run, seed]]
         if lacks:

@@ -38,6 +38,7 @@ _VERBS = {
   "selection": "select",
   "runs": "train",
   "pseudo": "pseudo",
+  "answers": "evaluate",
   "evaluations": "evaluate",
   "fisher": "fisher",
 }
@@ -314,11 +315,9 @@ class Ledger:
     return found["fingerprint"]
 
   def _finished(self, name: str) -> dict[str, Any]:
-    mark = self._read(self.workdir / name)
+    folder, mark = self.workdir / name, self._read(self.workdir / name)
     if "finished" not in mark:
-      raise ValueError(
-        f"{self.workdir / name} is not finished: run the verb {_verb(name)}"
-      )
+      raise ValueError(f"{folder} is not finished: run the verb {_verb(name)}")
     return mark
 
   def seconds(self) -> dict[str, float]:

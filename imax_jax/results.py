@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -244,16 +243,15 @@ def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _examples(study: Study) -> list[examples.Example]:
   """Six a task, drawn by chance: what the first seed's IMAX run answered."""
-  name = f"evaluations/imax-s{study.config.seeds[0]}"
-  if not study.ledger.is_done(name):
-    logging.info("no examples: %s has not run", name)
+  name = f"imax-s{study.config.seeds[0]}"
+  if not study.ledger.is_done(f"evaluations/{name}"):
+    logging.info("no examples: evaluations/%s has not run", name)
     return []
   records = study.records("imax_test")
   place = {records[i].image_id: i for i in range(len(records))}
   asked = {entry.id: entry for entry in study.entries("imax_test")}
-  predictions = predictions_lib.read_predictions(
-    Path(study.workdir) / name / "predictions.jsonl", asked
-  )
+  path = evaluated.answers_of(study, name)
+  predictions = predictions_lib.read_predictions(path, asked)
   shown = []
   for prediction in examples.choose(
     predictions, per_task=study.config.report.examples_per_task

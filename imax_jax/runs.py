@@ -271,8 +271,8 @@ def kept_inputs(study: Study, row: str, seed: int | str) -> dict[str, Any]:
   return {"labels": labels, "filters": _rows(study)[row]}
 
 
-def evaluation_inputs(study: Study, name: str) -> dict[str, Any]:
-  """What the evaluation of a run is made from."""
+def answers_inputs(study: Study, name: str) -> dict[str, Any]:
+  """What a run's answers on the test split are made from."""
   return {
     "run": digest(study, name),
     "data": study.require_data(),

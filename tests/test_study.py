@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ from imax_jax import experiment
 from imax_jax import main
 from imax_jax import runs
 from imax_jax.data import shards
+from imax_jax.evaluate import scoring
 from imax_jax.evaluate.metrics import STRICT
 from imax_jax.study import Study
 from imax_jax.train import loop
@@ -260,7 +262,7 @@ def test_killed_and_resumed_is_the_same_run(
 def test_a_killed_evaluation_ends_with_the_same_file(
   done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  workdir, name = tmp_path / "w", "evaluations/imax-s0"
+  workdir, name = tmp_path / "w", "answers/imax-s0"
   shutil.copytree(done, workdir)
   shutil.rmtree(workdir / name)
   path, kills = workdir / name / "predictions.jsonl", 0
@@ -285,8 +287,8 @@ def test_a_killed_evaluation_ends_with_the_same_file(
       kills += 1
       assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
   assert kills > 3
-  for file in ("predictions.jsonl", "scores.json"):
-    assert (workdir / name / file).read_bytes() == (done / name / file).read_bytes()
+  for file in (f"{name}/predictions.jsonl", "evaluations/imax-s0/scores.json"):
+    assert (workdir / file).read_bytes() == (done / file).read_bytes()
   # One answer of another data set stops it: nothing is mixed.
   (workdir / name / "station.json").unlink()
   path.write_bytes(path.read_bytes().replace(b'"answer": "', b'"answer": "not ', 1))
@@ -340,6 +342,67 @@ def test_predict_draws_an_answer(
       predict(done, temperature=wrong)
 
 
+def test_other_scorers_score_the_answers_that_are_there(
+  done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  workdir = tmp_path / "w"
+  shutil.copytree(done, workdir)
+
+  def unasked(*_: Any, **__: Any) -> Iterator[Any]:
+    raise Killed
+    yield
+
+  monkeypatch.setattr(Study, "stream", unasked)
+  before = marks(workdir)
+  metric = dataclasses.replace(STRICT[0], version="another")
+  monkeypatch.setattr(scoring.metrics, "STRICT", (metric, *STRICT[1:]))
+  with pytest.raises(ValueError, match=r"\(metrics.strict.cpar_mae.version\): run the"):
+    experiment.run(config(), workdir, ["report"], NO_REQUEST)
+  experiment.run(config(), workdir, ["evaluate", "report"], NO_REQUEST)
+  after = marks(workdir)
+  scored = {name for name in before if name.startswith("evaluations/")}
+  assert {name for name, at in after.items() if before[name] != at} == scored
+  said = json.loads((workdir / "evaluations/imax-s0/scores.json").read_text("utf8"))
+  assert said["definitions"]["strict"]["cpar_mae"]["version"] == "another"
+  # A jar is another scorer too, and a missing one is told before anything is asked.
+  given = config()
+  given.evaluate.meteor_jar = str(tmp_path / "meteor-1.5.jar")
+  shutil.rmtree(workdir / "answers")
+  with pytest.raises(ValueError, match="found no file"):
+    answers.evaluate(Study(given, workdir))
+  shutil.copytree(done / "answers", workdir / "answers")
+  Path(given.evaluate.meteor_jar).write_bytes(b"")
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(ValueError, match="needs `java`"):
+    answers.evaluate(Study(given, workdir))
+  (tmp_path / "java").write_text("#!/bin/sh\n")
+  (tmp_path / "java").chmod(0o755)
+  with pytest.raises(ValueError, match="expected 23 numbers"):  # it was asked to score
+    answers.evaluate(Study(given, workdir))
+
+
+def test_answers_that_were_deleted_are_made_again(done: Path, tmp_path: Path) -> None:
+  workdir = tmp_path / "w"
+  shutil.copytree(done, workdir)
+  path = workdir / "answers" / "imax-s0" / "predictions.jsonl"
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-1])
+  with pytest.raises(ValueError, match=r"cut off\. Delete it and evaluate again"):
+    experiment.run(config(), workdir, ["evaluate"], NO_REQUEST)
+  path.unlink()
+  scores = workdir / "evaluations" / "dmax-s0" / "scores.json"
+  for gone in (path, scores):
+    gone.unlink(missing_ok=True)
+    with pytest.raises((FileNotFoundError, ValueError), match="the verb evaluate"):
+      experiment.run(config(), workdir, ["report"], NO_REQUEST)
+  before = marks(workdir)
+  experiment.run(config(), workdir, ["evaluate", "report"], NO_REQUEST)
+  redone = {name for name, at in marks(workdir).items() if before.get(name) != at}
+  redone -= {"audit"}
+  assert redone == {"answers/imax-s0", "evaluations/imax-s0", "evaluations/dmax-s0"}
+  assert path.read_bytes() == whole
+
+
 def test_an_evaluated_checkpoint_is_of_its_config_and_of_no_other(
   done: Path, tmp_path: Path
 ) -> None:
@@ -359,8 +422,7 @@ def test_an_evaluated_checkpoint_is_of_its_config_and_of_no_other(
       experiment.run(
         config(), workdir, ["evaluate"], {"checkpoint": str(done / folder)}
       )
-  names = {path.name for path in (done / "evaluations").iterdir()}
-  assert {path.name for path in (workdir / "evaluations").iterdir()} == names
+  assert marks(workdir).keys() == marks(done).keys()
   experiment.run(config(), workdir, ["evaluate"], asked)
   before = marks(workdir)
   with pytest.raises(ValueError, match=r"another config .*model.decoder.mlp_width"):
@@ -369,6 +431,8 @@ def test_an_evaluated_checkpoint_is_of_its_config_and_of_no_other(
   with pytest.raises(ValueError, match="bare"):
     experiment.run(other, workdir, ["evaluate"], {"checkpoint": str(bare)})
   assert before.items() <= marks(workdir).items()
+  made = Study(config(), workdir).ledger.inputs(f"answers/{tmp_path.name}-bare")
+  assert made["model"]["decoder"]["width"] == config().model.decoder.width
 
 
 def test_predict_names_what_is_wrong(done: Path, tmp_path: Path) -> None:

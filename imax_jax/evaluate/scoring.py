@@ -65,7 +65,7 @@ def summary(
     "scores": score(predictions),
     "legacy": legacy,
     "not_legacy": missing,
-    "definitions": {"strict": _words(metrics.STRICT), "legacy": _words(published)},
+    "definitions": definitions(published),
     "asked": dict(sorted(Counter(p.entry.task for p in predictions).items())),
     "unparsed": count_unparsed(predictions),
     "reports": _of_reports([p for p in predictions if p.entry.task == "report"]),
@@ -143,6 +143,13 @@ def _check_ids(
         f"predictions: expected those of all {len(asked)} references and no others, got "
         f"{len(ids)} {what}, {min(ids)!r} for one; use the references that were asked"
       )
+
+
+def definitions(
+  published: Sequence[metrics.Metric] = metrics.LEGACY,
+) -> dict[str, dict[str, dict[str, str]]]:
+  """What `summary` scores by, in words and versions."""
+  return {"strict": _words(metrics.STRICT), "legacy": _words(published)}
 
 
 def _words(by: Sequence[metrics.Metric]) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ the sums (Denkowski and Lavie 2014), equal to the program's own.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,7 @@ def counts(jar: str | Path, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
   Raises:
     ValueError: no such file, no Java, or the program's answer is not its counts.
   """
-  jar = Path(jar).absolute()
-  if not jar.is_file():
-    raise ValueError(
-      f"meteor_jar {str(jar)!r}: expected METEOR 1.5's jar, found no file"
-    )
+  jar = check(jar).absolute()
   lines = [
     " ||| ".join(("SCORE", truth, text.replace("|||", "").replace("  ", " ")))
     for truth, text in pairs
@@ -53,6 +50,20 @@ def counts(jar: str | Path, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
   return without_whole(found)
 
 
+def check(jar: str | Path) -> Path:
+  """The program's file; raises a ValueError if it, or Java, is not there."""
+  if not Path(jar).is_file():
+    raise ValueError(
+      f"meteor_jar {str(jar)!r}: expected METEOR 1.5's jar, found no file"
+    )
+  if not shutil.which("java"):
+    raise ValueError(
+      "meteor_jar: METEOR 1.5 needs `java` on the PATH; install a Java runtime or leave "
+      "config.evaluate.meteor_jar empty"
+    )
+  return Path(jar)
+
+
 def without_whole(rows: np.ndarray) -> np.ndarray:
   """`rows` without the chunk of pairs that match as a whole.
 
@@ -67,21 +78,15 @@ def without_whole(rows: np.ndarray) -> np.ndarray:
 def _run(jar: Path, lines: str) -> str:
   command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar)]
   command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-  try:
-    done = subprocess.run(
-      command,
-      input=lines.encode(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,  # it may repeat the texts
-      cwd=jar.parent,
-      check=False,
-      timeout=_SECONDS + len(lines) / 1000,
-    )
-  except FileNotFoundError:
-    raise ValueError(
-      "meteor_jar: METEOR 1.5 needs `java` on the PATH; install a Java runtime or leave "
-      "config.evaluate.meteor_jar empty"
-    ) from None
+  done = subprocess.run(
+    command,
+    input=lines.encode(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,  # it may repeat the texts
+    cwd=jar.parent,
+    check=False,
+    timeout=_SECONDS + len(lines) / 1000,
+  )
   return done.stdout.decode()
 
 
