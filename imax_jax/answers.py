@@ -108,10 +108,10 @@ def _evaluate(
 def _begin_what_lacks(study: Study, station: str, *files: str) -> None:
   """A finished station one of whose files was deleted is none; a person was told to."""
   folder = study.workdir / station
-  if study.is_chief and study.ledger.is_done(station):
-    if not all((folder / file).is_file() for file in files):
-      logging.info("%s: files are gone; doing it again", station)
-      shutil.rmtree(folder)
+  gone = not all((folder / file).is_file() for file in files)
+  if study.is_chief and gone and study.ledger.is_done(station):
+    logging.info("%s: files are gone; doing it again", station)
+    shutil.rmtree(folder)
   study.ledger.meet(f"{station}/looked")
 
 

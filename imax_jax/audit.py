@@ -99,7 +99,7 @@ def collect(study: Study) -> dict[str, Any]:
     kept = {}
     for row in rows:
       station = stages.kept_station(row, seed)
-      kept[row] = np.load(study.workdir / station / "kept.npy")
+      kept[row] = np.load(study.workdir / station / stages.KEPT)
       rejected = json.loads((study.workdir / station / "counts.json").read_text("utf8"))
       audit.add_rejected(row, rejected["rejected"])
     audit.add_counts(stream.counts_of(folder))

@@ -101,7 +101,8 @@ def _read(folder: Path) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f"{path} is damaged: run the verb report there again") from error
   needed = (
-    "about", "scorer", "definitions", "seeds", "per_seed", "config", "fisher_caveats"
+    "about", "scorer", "definitions", "seeds", "per_seed", "config", "fisher_caveats",
+    "unlabelled",
   )  # fmt: skip
   lacks = [key for key in needed if key not in results]
   lacks += [key for key in ("row", "dataset") if key not in results.get("about", {})]
@@ -192,7 +193,11 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
       [one for results in members.values() for one in results["evaluations"]]
     ),
     **results_lib.of_spectra(fisher, lacking),
-    "caveats": results_lib.caveats(first["config"]["data"]["source"], pooled["gains"]),
+    "caveats": results_lib.caveats(
+      first["config"]["data"]["source"],
+      pooled["gains"],
+      [tuple(one) for results in members.values() for one in results["unlabelled"]],
+    ),
     "config": first["config"],
   }
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imax_jax import runs
 from imax_jax.evaluate import constants
 from imax_jax.evaluate import gains
@@ -26,6 +28,7 @@ from imax_jax.evaluate import pooling
 from imax_jax.evaluate import scoring
 from imax_jax.evaluate.scores import java_meteor
 from imax_jax.ledger import differing
+from imax_jax.pseudo import stages
 from imax_jax.report import arms
 from imax_jax.study import Study
 from imax_jax.weights import digests
@@ -41,6 +44,12 @@ _SAID = (
   "unparsed",
   "reports",
 )
+
+
+def has_labels(study: Study, row: str, seed: int | str) -> bool:
+  """Whether a finished row kept any label of a seed; else it is DMAX alone, again."""
+  station = stages.kept_station(row, seed)
+  return bool(np.load(study.workdir / station / stages.KEPT).any())
 
 
 def answers_of(study: Study, name: str) -> Path:

@@ -25,6 +25,7 @@ from imax_jax.evaluate import scoring
 from imax_jax.fisher import compare
 from imax_jax.ledger import plain
 from imax_jax.ledger import write_json
+from imax_jax.pseudo import stages
 from imax_jax.report import arms
 from imax_jax.report import examples
 from imax_jax.report import page
@@ -57,7 +58,14 @@ def collect(study: Study) -> dict[str, Any]:
   """The content of results.json; what has not run is absent."""
   study.require_data()
   described = json.loads((study.workdir / "data" / "statistics.json").read_text("utf8"))
-  found = evaluated.read(study)
+  measured = evaluated.read(study)
+  rows = stages.possible_rows(plain(study.config.pseudo))
+  bare = [
+    (run, seed)
+    for run, seed in measured
+    if run in rows and not evaluated.has_labels(study, run, seed)
+  ]
+  found = {key: one for key, one in measured.items() if key not in bare}
   pooled = pooling.pool(
     evaluated.seeds(study, found),
     {pair.name: (pair.new, pair.base) for pair in arms.PAIRS},
@@ -87,7 +95,8 @@ def collect(study: Study) -> dict[str, Any]:
     "versions": _versions(),
     "timings": study.ledger.seconds(),
     "config": plain(config),
-    "caveats": caveats(config.data.source, pooled["gains"]),
+    "unlabelled": bare,
+    "caveats": caveats(config.data.source, pooled["gains"], bare),
     "notes": _notes(study, described, sorted({seed for _, seed in found})),
   }
 
@@ -211,8 +220,15 @@ def _notes(
   return notes
 
 
-def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """What must be known before any gain is read; shown wherever a gain is."""
+def caveats(
+  source: str,
+  gained: Mapping[str, Mapping[str, Any]],
+  unlabelled: Sequence[tuple[str, int]],
+) -> list[str]:
+  """What must be known before any gain is read; shown wherever a gain is.
+
+  `unlabelled` are the (run, seed) of three stages for which no label was left.
+  """
   found = []
   if source == "opencxr":
     found.append(
@@ -220,6 +236,11 @@ def caveats(source: str, gained: Mapping[str, Mapping[str, Any]]) -> list[str]:
       "DMAX differ in their patients and questions too, so no gain of IMAX is one of "
       "image-centricity alone."
     )
+  found += [
+    f"{arms.ARM[run].title}, seed {seed}: no label could be kept, so it trained on DMAX "
+    "alone; it is no measurement of pseudo labels and is left out."
+    for run, seed in unlabelled
+  ]
   # Eq. 1 is a mean of ratios: one metric that starts near zero can be all of it.
   titles = {column.name: column.label for column in tables.COLUMNS}
   found += [

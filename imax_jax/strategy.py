@@ -23,6 +23,7 @@ from absl import logging
 
 from imax_jax import audit
 from imax_jax import choices
+from imax_jax import evaluated
 from imax_jax import outlook
 from imax_jax import progress
 from imax_jax import runs
@@ -60,6 +61,11 @@ def pseudo(study: Study) -> None:
     _label(study, seed, primary)
     for row in stages.rows(plain(study.config.pseudo)):
       found = _keep(study, seed, row)
+      if not evaluated.has_labels(study, row, seed):
+        logging.warning(
+          "pseudo: no label is left for runs/%s-s%d, which trains on DMAX alone; the "
+          "report leaves its row out", row, seed,
+        )  # fmt: skip
       name = f"{stages.pretraining_of(row)}-s{seed}"
       planned = runs.plan(study, name)
       afresh = planned["inputs"]["start"] == stages.FOUNDATION
@@ -124,8 +130,8 @@ def _keep(study: Study, seed: int, row: str) -> PseudoRecords:
         line = {"id": entry_id, "task": task, "reason": reason}
         file.write(f"{json.dumps(line)}\n")
     write_json(folder / "counts.json", {"rejected": filters.count(labels, verdict)})
-    np.save(folder / "kept.npy", verdict == 0)
+    np.save(folder / stages.KEPT, verdict == 0)
 
   inputs = runs.kept_inputs(study, row, seed)
   folder = study.ledger.station(stages.kept_station(row, seed), inputs, make)
-  return PseudoRecords(records, LabelFile(path, np.load(folder / "kept.npy")))
+  return PseudoRecords(records, LabelFile(path, np.load(folder / stages.KEPT)))

@@ -53,6 +53,7 @@ def workdir(root, name, row, seed, *, change=None, **others):
     "definitions": {"strict": {name: {"version": "1"} for name in ACCURACIES}},
     "seeds": {run: [seed] for run in per_seed},
     "per_seed": per_seed,
+    "unlabelled": [],
     "evaluations": [
       {"run": run, "seed": seed, "unparsed": {"rec": {"no box": 2}}, "asked": {"rec": 9},
        "legacy": {"rec_iou": 40.0 + seed}, "reports": {}} for run in per_seed

@@ -61,10 +61,14 @@ def marks(workdir: Path) -> dict[str, int]:
 def test_results_are_whole(done: Path) -> None:
   results = json.loads((done / "results.json").read_text("utf8"))
   names = {metric.name for metric in STRICT}
-  for run in ("constant", "dmax", "imax", "pseudo", "dmax_long"):
+  for run in ("constant", "dmax", "imax", "dmax_long"):
     assert results["tables"][run].keys() == names, run
     assert all(np.isfinite(v) for v in results["tables"][run].values())
-  assert results["gains"].keys() >= {"imax", "pseudo", "dmax_long"}
+  assert results["gains"].keys() >= {"imax", "dmax_long"}
+  # The untrained model's labels cannot be read: that is told, and no row.
+  assert results["unlabelled"] == [["pseudo", 0]]
+  assert "pseudo" not in results["tables"] | results["gains"]
+  assert "DMAX & Pseudo IMAX, seed 0: no label could be kept" in results["caveats"][0]
   assert {row["phase"] for row in results["fisher"]} == {
     "initial",
     "early",
@@ -75,6 +79,11 @@ def test_results_are_whole(done: Path) -> None:
   assert results["timings"]
   assert results["versions"]["jax"]
   page = (done / "report" / "index.html").read_text("utf8")
+  assert "no label could be kept" in page
+  audit = (done / "report" / "audit.html").read_text("utf8")
+  assert "No label could be" in audit
+  assert "Not run." not in audit
+  assert "is not known" not in audit
   assert "phantom numbers" in page
   assert "http://" not in page.replace("http://www.w3.org", "")
   # Not splitlines(): an untrained model also says U+2028.
@@ -87,7 +96,7 @@ def test_results_are_whole(done: Path) -> None:
 def test_every_number_has_its_interval_or_the_reason(done: Path) -> None:
   results = json.loads((done / "results.json").read_text("utf8"))
   names = {metric.name for metric in STRICT}
-  for run in ("constant", "blind", "dmax", "imax", "pseudo", "dmax_long"):
+  for run in ("constant", "blind", "dmax", "imax", "dmax_long"):
     ends, why = results["intervals"][run], results["no_interval"][run]
     assert ends.keys() | why.keys() == names, run
     for name, (low, high) in ends.items():
@@ -385,16 +394,19 @@ def test_answers_that_were_deleted_are_made_again(done: Path, tmp_path: Path) ->
   workdir = tmp_path / "w"
   shutil.copytree(done, workdir)
   path = workdir / "answers" / "imax-s0" / "predictions.jsonl"
+  scores = workdir / "evaluations" / "dmax-s0" / "scores.json"
   whole = path.read_bytes()
+  for gone in (scores, path):
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{gone}: missing; run .* evaluate"):
+      experiment.run(config(), workdir, ["report"], NO_REQUEST)
+    gone.write_bytes(kept)
   path.write_bytes(whole[:-1])
   with pytest.raises(ValueError, match=r"cut off\. Delete it and evaluate again"):
     experiment.run(config(), workdir, ["evaluate"], NO_REQUEST)
   path.unlink()
-  scores = workdir / "evaluations" / "dmax-s0" / "scores.json"
-  for gone in (path, scores):
-    gone.unlink(missing_ok=True)
-    with pytest.raises((FileNotFoundError, ValueError), match="the verb evaluate"):
-      experiment.run(config(), workdir, ["report"], NO_REQUEST)
+  scores.unlink()
   before = marks(workdir)
   experiment.run(config(), workdir, ["evaluate", "report"], NO_REQUEST)
   redone = {name for name, at in marks(workdir).items() if before.get(name) != at}

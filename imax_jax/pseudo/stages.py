@@ -21,6 +21,7 @@ from typing import Literal
 FOUNDATION = "foundation"
 DMAX = "dmax_train"
 PSEUDO_IMAX = "pseudo_imax"
+KEPT = "kept.npy"  # in a row's station of kept labels: bool of each line
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

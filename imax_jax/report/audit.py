@@ -34,6 +34,7 @@ _LEDE = (
   "section 4.2.2). What it answered is what the next stage trains on. How much is there, "
   "how sure was the model, and how much of it is true?"
 )
+_NONE_MADE = '<p class="absent">No label was made.</p>'
 _SETS = {
   "dmax_train": "DMAX, training", "pseudo_imax": "Pseudo-IMAX, labelled images",
   "imax_train": "IMAX, training",
@@ -73,6 +74,8 @@ def _in_short(audit: Audit) -> str:
     f"<p><strong>{asked:,} labels were missing, {made:,} were made "
     f"({_percent(made, asked)}), {kept:,} are trained on.</strong> "
   )
+  if not made:
+    return f"{said}No label could be: what trains on them trains on DMAX alone.</p>"
   found = audit["accuracy"]
   better = [
     TASK_TITLES[task] for task, one in found.items() if one["made"] > one["constant"]
@@ -132,6 +135,8 @@ def _reasons(audit: Audit) -> str:
 
 
 def _confidence(audit: Audit) -> str:
+  if not audit["counts"]["made"]:
+    return _NONE_MADE
   caption = (
     "Mean natural log-probability of an answer's tokens, its end token included: 0 is "
     "certainty. Pale: all labels made; full: those kept by the first row's filters."
@@ -167,7 +172,7 @@ def _classes(audit: Audit) -> str:
 def _accuracy(audit: Audit) -> str:
   found = audit["accuracy"]
   if not found and not audit["counts"]["made"]:
-    return '<p class="absent">No label was made.</p>'
+    return _NONE_MADE
   if not found:
     return (
       '<p class="absent">Not known: only a phantom hospital says what is true of each '

@@ -134,8 +134,9 @@ def plainly(about: Mapping[str, Any]) -> str:
 def effect(results: Results) -> str:
   """Every average gain in words, as Table 1 and as a figure."""
   pairs = tables.measured_pairs(results)
+  caveats = markup.caveats(results.get("caveats"))
   if not pairs:
-    return markup.ABSENT
+    return markup.ABSENT + caveats
   lines = [verdict_line(results, pair) for pair in pairs]
   intro = (
     "<p>Δ is the average gain of Eq. 1: the mean of the metrics’ relative changes, with "
@@ -143,7 +144,7 @@ def effect(results: Results) -> str:
     "the same seed of the other run, on the same test patients. A metric whose base is "
     "nearly zero can carry the mean; the median metric can not be carried.</p>"
   )
-  intro += markup.caveats(results.get("caveats"))
+  intro += caveats
   caption = (
     "Dots are seeds, the upright bar their mean. The pale bar is the 95 % interval over "
     "seeds and patients, the thin line that over seeds alone. Grey: how far two seeds of "
