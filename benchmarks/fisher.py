@@ -342,6 +342,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
   options = parsed()
+  if options.device == "gpu":  # as torch multiplies float32
+    jax.config.update("jax_default_matmul_precision", "highest")
   if options.limit:
     most_bytes = int(options.limit * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
