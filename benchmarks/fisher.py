@@ -370,7 +370,9 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> N
       sys.stdout.write(f"  {name:<9}{found['refused']}\n")
       continue
     ratios = [
-      f"{found[key] / base[key]:>6.2f}" if key in found and key in base else f"{'':>6}"
+      f"{found[key] / base[key]:>6.2f}"
+      if key in found and base.get(key)
+      else f"{'':>6}"
       for key in ("seconds", "peak", "temporary")
     ]
     sys.stdout.write(

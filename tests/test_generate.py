@@ -53,9 +53,9 @@ PROMPTS = [
 
 @pytest.fixture(autouse=True)
 def short_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Answers of one, four and seven tokens: two moves."""
-  monkeypatch.setattr(lines, "_LEVEL", 1)
-  assert lines.levels(BUDGET) == [1, 4, 7]
+  """Answers of two and seven tokens: a move."""
+  monkeypatch.setattr(lines, "_LEVEL", 2)
+  assert lines.levels(BUDGET) == [2, 7]
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,11 @@ def texts_of(found: Sequence[Generated]) -> list[str]:
 
 
 def test_cache_equals_whole_rows(
-  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator
-) -> None:
+  ending: Any, tokenizer: Any, pixels: np.ndarray, generator: Generator,
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+  monkeypatch.setattr(lines, "_LEVEL", 1)
+  assert lines.levels(BUDGET) == [1, 4, 7]  # two moves
   params = ending
   scored = scored_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
   want = [ids for ids, _ in scored]
@@ -252,6 +255,20 @@ def test_a_window_hides_what_is_far(
     assert texts != whole_rows(params, tokenizer, pixels, PROMPTS, BUDGET)
 
 
+def test_layers_apart_answer_as_layers_in_a_stack(
+  ending: Any, pixels: np.ndarray, tokenizer: Any, generator: Generator
+) -> None:
+  model = Vlm(**FIELDS | {"decoder": FIELDS["decoder"] | {"unroll": 2}})
+  assert model.apart
+  assert not Vlm(**FIELDS).apart
+  apart = Generator(model, tokenizer, SLOTS, BUDGET, rows=8)
+  got, want = (one(ending, pixels, PROMPTS) for one in (apart, generator))
+  assert texts_of(got) == texts_of(want)
+  np.testing.assert_allclose(
+    [one.log_prob for one in got], [one.log_prob for one in want], atol=1e-5
+  )
+
+
 def test_samples_are_the_seeds_and_the_questions(
   params: Any, pixels: np.ndarray, generator: Generator
 ) -> None:
@@ -302,7 +319,7 @@ def test_waves_hold_every_question_once() -> None:
       assert len(line.questions) <= piece.width <= 16
       assert {images[n] for n in line.questions} == {line.image}
       assert lengths[[*line.questions]].sum() <= piece.room
-  assert len({(piece.high, piece.room, piece.width) for piece in pieces}) <= 3
+  assert len({(piece.high, piece.room, piece.width) for piece in pieces}) <= 4
   # An image's prefix is computed once for as many of its questions as a line may hold.
   asked = collections.Counter(images.tolist())
   of_image = collections.Counter(line.image for one in pieces for line in one.lines)

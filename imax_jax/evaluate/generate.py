@@ -209,7 +209,9 @@ class Generator:
         params, batch, last, asked, number, sampling, columns=levels[0]
       )
       going = [
-        _Going(int(number[at]), held, *map(int, at), int(asked[at]), int(last[at]))
+        _Going(
+          int(number[at]), held, int(at[0]), int(at[1]), int(asked[at]), int(last[at])
+        )
         for at in zip(*np.nonzero(number >= 0), strict=True)
       ]
       yield from run(0, held, going, 1)

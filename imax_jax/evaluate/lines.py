@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+_PART = 4  # of the questions that go on together, a piece has about one in so many
 _MULTIPLE = 16  # of a line's tokens
-_SIZES = 3  # of pieces, at most
+_SIZES = 4  # of pieces, at most
 _PIECES = 4  # that a size of their own pays for
 _WAVE = 16  # times as many questions as answers that go on together
 _LEVEL = 8  # tokens of the answers of the first level
@@ -66,8 +67,7 @@ def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[
   ]
   tokens = {line: sum(lengths[n] for n in line.questions) for line in lines}
   lines.sort(key=lambda line: -tokens[line])
-  # A piece has about as many questions as go on together.
-  high = 1 << max(0, (rows * len(lines) // len(images)).bit_length() - 1)
+  high = 1 << max(0, (rows * len(lines) // (_PART * len(images))).bit_length() - 1)
   parts = [tuple(lines[at : at + high]) for at in range(0, len(lines), high)]
   longest = [tokens[part[0]] for part in parts]
   rooms = sizes(longest, min(_SIZES, 1 + len(parts) // _PIECES))

@@ -182,7 +182,7 @@ class Decoder(nn.Module):
       self.lora_rank,
       self.lora_targets,
     )
-    fields = {
+    fields: dict[str, Any] = {
       "attention": self._heads, "mlp_width": self.mlp_width, "fused": self.fused,
       "norm_eps": self.norm_eps, "linear": linear, "deterministic": deterministic,
       "remember": remember,
@@ -192,10 +192,10 @@ class Decoder(nn.Module):
     if past is not None and len(past.own) > 1:
       own = []
       for number, (shared, mine) in enumerate(zip(past.shared, past.own, strict=True)):
-        layer = Block(**fields, name=f"layers_{number}")
+        layer: Any = Block(**fields, name=f"layers_{number}")
         read = Cache(shared.k[0], shared.v[0])
-        (x, mine), _ = layer((x, mine), 0, read, rotary, bias, past.step)
-        own.append(mine)
+        (x, made), _ = layer((x, mine), 0, read, rotary, bias, past.step)
+        own.append(made)
       return x, tuple(own)
     layers = self._stack(fields)
     index = jnp.arange(self.depth)
