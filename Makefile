@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m imax_jax.main --config configs/phantom.py --workdir runs/phantom
 
 test: $(VENV)/.installed-test check
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -26,7 +26,7 @@ RELIABILITY := $(addprefix tests/test_,accounting.py accumulation.py checkpoint.
 reliability chaos: $(VENV)/.installed-test
 	rm -f $(FIGURES)
 	export JAX_PLATFORMS=cpu IMAX_RELIABILITY=$(FIGURES) $(LONG); code=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(RELIABILITY) || code=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(RELIABILITY) || code=$$?; \
 	$(BIN)/python -m tests.reliability BUILD_NOTES.md && exit $$code
 
 # The longer forms: 50 kills, 140 damages, 200 saves, and IMAX_CHAOS_MINUTES (30) of kills.
