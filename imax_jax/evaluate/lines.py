@@ -87,17 +87,16 @@ def plan(images: Sequence[int], lengths: Sequence[int], rows: int) -> list[list[
 
 def sizes(needed: Sequence[int], most: int) -> list[int]:
   """At most so many sizes, rising, that hold all that is needed with the least padding."""
-  steps = np.unique(-(-np.array(needed) // _MULTIPLE) * _MULTIPLE)
+  rounded = -(-np.array(needed) // _MULTIPLE) * _MULTIPLE
+  steps, counts = np.unique(rounded, return_counts=True)
   choices = [
-    [*some, steps[-1]]
+    np.array([*some, steps[-1]])
     for some in itertools.combinations(steps[:-1], min(most, len(steps)) - 1)
   ]
-  return [
-    int(size)
-    for size in min(
-      choices, key=lambda some: np.array(some)[np.searchsorted(some, needed)].sum()
-    )
-  ]
+  best = min(
+    choices, key=lambda some: (counts * some[np.searchsorted(some, steps)]).sum()
+  )
+  return [int(size) for size in best]
 
 
 def levels(budget: int) -> list[int]:
