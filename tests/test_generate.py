@@ -23,6 +23,7 @@ from imax_jax.evaluate import lines
 from imax_jax.evaluate.generate import Generated
 from imax_jax.evaluate.generate import Generator
 from imax_jax.evaluate.grid import Sampling
+from imax_jax.models.block import Cache
 from imax_jax.models.vlm import Vlm
 
 SLOTS = 4
@@ -334,6 +335,41 @@ def test_sizes_are_few_and_leave_little_room() -> None:
   assert lines.sizes(needed, 2) == [32, 112]
   assert lines.sizes(needed, 3) == [32, 64, 112]
   assert lines.sizes(needed, 9) == [16, 32, 64, 112]
+
+
+def test_a_moved_row_keeps_its_columns_where_rooms_differ() -> None:
+  programs, rng = grid.Programs(Vlm(**FIELDS), (END,), 3), np.random.default_rng(0)
+
+  def drawn(rows: int, room: int, columns: int) -> grid.Grid:
+    made = programs.empty(
+      (Cache(*jnp.zeros((2, 1, 1, 2, 3, 4))),), rows=rows, room=room, columns=columns
+    )
+    return jax.tree.map(
+      lambda x: jnp.asarray(rng.integers(0, 99, x.shape), x.dtype), made
+    )
+
+  # From a room of 8 to one of 4, of 16, and as large: questions end where the room does.
+  for room in (4, 16, 8):
+    source = drawn(5, 8, 2)
+    held = programs.empty(source.lines.caches, rows=6, room=room, columns=7)
+    place = np.zeros((3, 6), np.int32)
+    place[0, :2] = 4, 1
+    moved = programs.move(held, source, place, 2, 3)
+    for was, now in zip(source.rows.own[0], moved.rows.own[0], strict=True):
+      kept = min(room, 8)
+      want = np.asarray(was)[:, [4, 1], :, :, 8 - kept :]
+      got = np.asarray(now)[:, 3:5, :, :, room - kept : room + 2]
+      np.testing.assert_array_equal(got, want)
+      assert not np.asarray(now)[:, [0, 1, 2, 5]].any()
+    for was, now in zip(source.lines.caches[0], moved.lines.caches[0], strict=True):
+      np.testing.assert_array_equal(now[:, 3:5], was[:, jnp.array([4, 1])])
+    np.testing.assert_array_equal(
+      moved.rows.said[3:5, :, :2], source.rows.said[jnp.array([4, 1])]
+    )
+    np.testing.assert_array_equal(
+      moved.rows.asked[3:5], source.rows.asked[jnp.array([4, 1])]
+    )
+    assert moved.rows.done[jnp.array([0, 1, 2, 5])].all()
 
 
 def test_levels_end_at_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
