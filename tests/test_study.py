@@ -356,6 +356,7 @@ def test_other_scorers_score_the_answers_that_are_there(
 ) -> None:
   workdir = tmp_path / "w"
   shutil.copytree(done, workdir)
+  shutil.rmtree(workdir / "fisher")  # of the config that an earlier test changed
 
   def unasked(*_: Any, **__: Any) -> Iterator[Any]:
     raise Killed
@@ -393,6 +394,7 @@ def test_other_scorers_score_the_answers_that_are_there(
 def test_answers_that_were_deleted_are_made_again(done: Path, tmp_path: Path) -> None:
   workdir = tmp_path / "w"
   shutil.copytree(done, workdir)
+  shutil.rmtree(workdir / "fisher")  # of the config that an earlier test changed
   path = workdir / "answers" / "imax-s0" / "predictions.jsonl"
   scores = workdir / "evaluations" / "dmax-s0" / "scores.json"
   whole = path.read_bytes()
@@ -421,9 +423,7 @@ def test_an_evaluated_checkpoint_is_of_its_config_and_of_no_other(
   workdir = tmp_path / "w"
   shutil.copytree(done, workdir)
   asked: dict[str, str | None] = {"checkpoint": str(workdir / "runs" / "imax-s0")}
-  bare = (
-    tmp_path / "bare"
-  )  # weights alone, which do not say what they were trained with
+  bare = tmp_path / "bare"  # weights alone: they do not say what they were trained with
   shutil.copytree(workdir / "runs" / "imax-s0" / "snapshots", bare / "snapshots")
   other = config()
   other.model.decoder.update({"width": 32, "mlp_width": 64})
