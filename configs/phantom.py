@@ -165,6 +165,9 @@ def train() -> ConfigDict:
   t.warmup_fraction = 0.1
   t.warmup_start_lr = 0.0
   t.clock = "after_warmup"  # "whole_run": as Uni-Med's and MiniGPT-v2's code
+  t.may_rise = False  # whether final_lr may be above peak_lr
+  # A part's own rate, as rules: ((r"connector/.*", 0.1), (r".*", 1.0)). (): one for all.
+  t.lr_scales = ()
   t.weight_decay = 0.05
   t.beta2 = 0.99
   t.clip_norm = 1.0  # 0: not clipped

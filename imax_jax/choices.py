@@ -215,7 +215,7 @@ def check_training(t: ConfigDict) -> None:
     optim.make_schedule(
       num_steps=1, peak_lr=t.peak_lr, final_lr=t.final_lr,
       warmup_fraction=t.warmup_fraction, warmup_start_lr=t.warmup_start_lr,
-      clock=t.clock,
+      clock=t.clock, may_rise=t.may_rise,
     )  # fmt: skip
     packing.weigh(t.weighting, t.task_weights)
     order.Stream(

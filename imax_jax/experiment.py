@@ -78,6 +78,8 @@ def train(study: Study) -> None:
     f"{run}-s{seed}" for seed in study.config.seeds for run in study.config.train.runs
   ]
   planned = {name: runs.plan(study, name) for name in names}  # all, before one begins
+  # Its rules over paths are wrong now, and not when every image is encoded.
+  runs.optimizer(study, study.parameters.trainable, num_steps=1)
   for name, plan in planned.items():
     records, pixels = runs.examples_of(study, runs.split_of(name))
     runs.fit(study, name, records, pixels, **plan)

@@ -44,7 +44,7 @@ _NOT_OF_A_RUN = (
   "features", "features_folder",
 )  # fmt: skip
 # Matrices decay; biases, norms and embeddings do not (Uni-Med's AdamW groups).
-_MATRICES = r".*(kernel|lora_[ab])"
+_MATRICES = r".*(kernel|lora_(a|b|route)|task_tokens)"
 
 
 def fit(
@@ -322,6 +322,7 @@ def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
     warmup_fraction=t.warmup_fraction,
     warmup_start_lr=t.warmup_start_lr,
     clock=t.clock,
+    may_rise=t.may_rise,
   )
   return optim.make_optimizer(
     trainable,
@@ -330,6 +331,7 @@ def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
     weight_decay=t.weight_decay,
     decay=((_MATRICES, True), (r".*", False)),
     clip_norm=t.clip_norm or None,
+    lr_scales=t.lr_scales,
   )
 
 

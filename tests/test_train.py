@@ -181,6 +181,7 @@ def test_a_run_of_warmup_only(num_steps):
   [
     ({"warmup_fraction": 1.5}, "warmup_fraction"),
     ({"final_lr": 2.0}, "final <= peak"),
+    ({"final_lr": -1.0, "may_rise": True}, "expected 0 <= start"),
     ({"clock": "cosine"}, "expected 'after_warmup'"),
   ],
 )
@@ -188,6 +189,45 @@ def test_schedule_errors(change, message):
   kwargs = {"num_steps": 9, "peak_lr": 1.0, "final_lr": 0.1, "warmup_fraction": 0.1}
   with pytest.raises(ValueError, match=message):
     make_schedule(**(kwargs | {"warmup_start_lr": 0.0} | change))
+
+
+def test_a_rate_rises_only_where_it_may():
+  """MiniGPT-Med's: 1e-5 after the warm-up, 8e-5 at the end."""
+  schedule = make_schedule(
+    num_steps=1000,
+    peak_lr=1e-5,
+    final_lr=8e-5,
+    warmup_fraction=0.1,
+    warmup_start_lr=1e-6,
+    may_rise=True,
+  )
+  rates = np.array(schedule(np.array([0, 100, 550, 1000])))
+  np.testing.assert_allclose(rates, [1e-6, 1e-5, 4.5e-5, 8e-5], rtol=1e-5)
+
+
+def test_a_part_has_its_own_rate():
+  """As torch's groups: the decay of a group is multiplied by its rate, too."""
+  params = {"head": {"kernel": jnp.ones(2)}, "body": {"kernel": jnp.ones(2)}}
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  def updates(lr_scales=()):
+    optimizer = make_optimizer(
+      params,
+      optax.constant_schedule(0.1),
+      weight_decay=0.5,
+      decay=((".*", True),),
+      lr_scales=lr_scales,
+    ).update
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+  own, one = updates((("head/.*", 0.25), (".*", 1.0))), updates()
+  np.testing.assert_allclose(one["head"]["kernel"], -0.15, rtol=1e-5)
+  np.testing.assert_allclose(own["head"]["kernel"], -0.15 / 4, rtol=1e-5)
+  np.testing.assert_array_equal(own["body"]["kernel"], one["body"]["kernel"])
+  with pytest.raises(ValueError, match="head/kernel has the factor 0, expected more"):
+    updates((("head/.*", 0), (".*", 1.0)))
+  with pytest.raises(ValueError, match="lr_scales: no rule matches"):
+    updates((("head/.*", 0.5),))
 
 
 def test_decay_touches_what_the_rules_say():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ def make_schedule(
   warmup_fraction: float,
   warmup_start_lr: float,
   clock: Clock = "after_warmup",
+  may_rise: bool = False,
 ) -> optax.Schedule:
   """Learning rate of the update that follows `step` earlier ones.
 
@@ -41,16 +43,23 @@ def make_schedule(
 
   A warm-up as long as the run is a warm-up only; no step count is an error.
 
+  Args:
+    may_rise: the final rate may be above `peak_lr`, where the cosine then rises to it.
+      A mistyped rate elsewhere, it is what MiniGPT-Med's published recipe says.
+
   Raises:
     ValueError: a fraction outside [0, 1], a negative rate, an unknown clock, or a final
-      rate above the peak.
+      rate above the peak that may not be.
   """
   if not 0 <= warmup_fraction <= 1:
     raise ValueError(f"warmup_fraction {warmup_fraction}: expected 0 to 1")
-  if not 0 <= final_lr <= peak_lr or warmup_start_lr < 0:
+  if min(final_lr, peak_lr, warmup_start_lr) < 0 or (
+    final_lr > peak_lr and not may_rise
+  ):
     raise ValueError(
       f"warmup_start_lr {warmup_start_lr}, peak_lr {peak_lr}, final_lr {final_lr}: "
-      "expected 0 <= start and 0 <= final <= peak"
+      "expected 0 <= start and 0 <= final <= peak; may_rise=True is for a recipe whose "
+      "rate is meant to rise"
     )
   if clock not in ("after_warmup", "whole_run"):
     raise ValueError(f"clock {clock!r}: expected 'after_warmup' or 'whole_run'")
@@ -77,6 +86,7 @@ def make_optimizer(
   weight_decay: float = 0.0,
   decay: tree_lib.Rules = (),
   clip_norm: float | None = None,
+  lr_scales: tree_lib.Rules = (),
 ) -> Optimizer:
   """AdamW as torch's: decay is multiplied by the learning rate, not by Adam's scale.
 
@@ -86,9 +96,12 @@ def make_optimizer(
       (".*", False)]: matrices decay, biases do not. Read if `weight_decay` is not 0.
       Paths decide and not ranks, since a scanned layer's bias has two dimensions.
     clip_norm: the gradient's largest norm; None does not clip, as the paper's code.
+    lr_scales: path rules with factors of the learning rate, e.g. [("connector/.*", 0.1),
+      (".*", 1.0)]: a part with a rate of its own. None: one rate for all.
 
   Raises:
-    ValueError: a leaf that no decay rule matches, or a rule that matches none.
+    ValueError: a leaf that no rule matches, a rule that matches none, or a factor that
+      is not above 0.
   """
   parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
   parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
@@ -97,4 +110,22 @@ def make_optimizer(
     mask = tree_lib.map_paths(lambda path, _: bool(chosen[path]), trainable)
     parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
   parts.append(optax.scale_by_learning_rate(schedule))
+  if lr_scales:
+    parts.append(_scaled(tree_lib.first_match(lr_scales, trainable, name="lr_scales")))
   return Optimizer(optax.chain(*parts), schedule)
+
+
+def _scaled(factors: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies the update of each path; its decay, too, as in torch's groups."""
+  wrong = {path: factor for path, factor in factors.items() if not factor > 0}
+  if wrong:
+    path, factor = next(iter(wrong.items()))
+    raise ValueError(
+      f"lr_scales: {path} has the factor {factor}, expected more than 0; what is not to "
+      "be trained is named in trainable"
+    )
+
+  def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+    return tree_lib.map_paths(lambda path, leaf: factors[path] * leaf, updates)
+
+  return optax.stateless(scale)
