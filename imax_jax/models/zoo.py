@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from typing import Any
+from typing import NamedTuple
 
 from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
+from imax_jax.schema import TASKS
 
 _EVA_G: dict[str, Any] = {
   # 39 of the published file's 40 blocks: BLIP-2 reads the last but one.
@@ -45,8 +47,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
   },
   "eva_vit_g14": _EVA_G,
   "eva_vit_g14_448": _EVA_G | {"image_px": 448},
+  # What a Q-Former reads: the class token, too.
+  "eva_vit_g14_class": _EVA_G | {"keep_class": True},
   "clip_vit_l14": _CLIP_L,
   "clip_vit_l14_336": _CLIP_L | {"image_px": 336},
+  # S2: the same weights look at the whole, at 2 x 2 and at 3 x 3 tiles of it.
+  "clip_vit_l14_336_s2": _CLIP_L | {"image_px": 1008, "scales": (336, 672, 1008)},
   "siglip_b16_256": _SIGLIP | {
     "image_px": 256, "patch_px": 16,
     "width": 768, "depth": 12, "num_heads": 12, "mlp_width": 3072,
@@ -95,26 +101,73 @@ DECODERS: dict[str, dict[str, Any]] = {
   },
 }  # fmt: skip
 
-# name -> encoder, decoder, and the fields of the connector and of LoRA.
-MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-  "toy": (
+# BLIP-2's: BERT-base with queries, every second layer looks at the image.
+_QFORMER: dict[str, Any] = {
+  "queries": 32, "width": 768, "depth": 12, "num_heads": 12, "mlp_width": 3072,
+  "cross_every": 2, "norm_eps": 1e-12,
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+  """A model: the rows of its encoder and decoder, and what is its own of each part."""
+
+  encoder: str
+  decoder: str
+  connector: dict[str, Any]
+  own: dict[str, Any]  # of the decoder: LoRA, the rows of its embedding
+
+
+_MLP: dict[str, Any] = {"merge": 1, "depth": 2}
+_UNI_MED_LORA: dict[str, Any] = {
+  "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.05
+}  # fmt: skip
+
+MODELS: dict[str, Row] = {
+  "toy": Row(
     "phantom", "phantom", {"merge": 4, "depth": 2},
     {"lora_rank": 8, "lora_alpha": 16.0, "fold": True},
   ),
   # Paper, section 4.2.2; alpha and dropout are Uni-Med's, the paper states none.
-  "imax_7b": (
-    "eva_vit_g14", "llama2_7b", {"merge": 4, "depth": 2},
-    {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.05},
-  ),
+  "imax_7b": Row("eva_vit_g14", "llama2_7b", {"merge": 4, "depth": 2}, _UNI_MED_LORA),
   # The other reading of the paper's "2-layer MLP": every patch is a token.
-  "imax_7b_256": (
-    "eva_vit_g14", "llama2_7b", {"merge": 1, "depth": 2},
-    {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.05},
-  ),
+  "imax_7b_256": Row("eva_vit_g14", "llama2_7b", _MLP, _UNI_MED_LORA),
   # The phantom's encoder before a decoder that has read the internet.
-  "smollm2": (
+  "smollm2": Row(
     "phantom", "smollm2_135m", {"merge": 4, "depth": 2},
     {"lora_rank": 8, "lora_alpha": 16.0},
+  ),
+  # The systems of the paper's Table 1, in its order: configs/zoo says more of each.
+  # LLaMA-7B is what Vicuna was tuned from; four tokens are added to its 32,000.
+  "llava_med": Row(
+    "clip_vit_l14", "vicuna_7b", {"merge": 1, "depth": 1}, {"vocab_size": 32004}
+  ),
+  "xraygpt": Row(
+    "eva_vit_g14_class", "vicuna_7b", {"merge": 1, "depth": 1, "qformer": _QFORMER}, {}
+  ),
+  "minigpt_med": Row(
+    "eva_vit_g14_448", "llama2_7b", {"merge": 4, "depth": 1},
+    {
+      "lora_rank": 64, "lora_alpha": 16.0, "lora_dropout": 0.05,
+      "lora_targets": "attn/(q|v)",
+    },
+  ),
+  "uni_med": Row(
+    "eva_vit_g14", "llama2_7b",
+    {
+      "merge": 4, "depth": 2, "experts": 5, "routing": "soft",
+      "route_by": "task_token", "tasks": TASKS,
+    },
+    _UNI_MED_LORA,
+  ),
+  "llava_tri": Row("clip_vit_l14_336_s2", "llama3_8b", _MLP, {}),
+  "medm_vl_2d": Row("siglip_b16_256", "qwen25_3b", _MLP, {}),
+  "healthgpt_m3": Row(
+    "clip_vit_l14_336", "phi3_mini", _MLP,
+    {"lora_rank": 64, "lora_alpha": 128.0, "lora_experts": 4},
+  ),
+  "healthgpt_l14": Row(
+    "clip_vit_l14_336", "phi4", _MLP,
+    {"lora_rank": 32, "lora_alpha": 64.0, "lora_experts": 4},
   ),
 }  # fmt: skip
 
@@ -129,8 +182,8 @@ def model(name: str) -> dict[str, dict[str, Any]]:
   """
   if name not in MODELS:
     raise ValueError(f"zoo: no model {name!r}; there are {', '.join(sorted(MODELS))}")
-  encoder, decoder, connector, lora = MODELS[name]
-  fields = copy.deepcopy(DECODERS[decoder]) | lora
+  encoder, decoder, connector, own = copy.deepcopy(MODELS[name])
+  fields = copy.deepcopy(DECODERS[decoder]) | own
   dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
   return {
     "encoder": defaults(Encoder) | copy.deepcopy(ENCODERS[encoder]),
