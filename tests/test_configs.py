@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs.zoo import phantom as zoo_phantom
 from imax_jax import experiment
 from imax_jax import tree
 from imax_jax.parameters import ASSETS
@@ -17,13 +18,21 @@ from imax_jax.study import Study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+# The pages of published systems, whose small form is configs/zoo/phantom.py:NAME.
+SYSTEMS = zoo_phantom.NAMES
 OPENCXR = Path(
   os.environ.get("IMAX_JAX_OPENCXR", ROOT.parent / "shared" / "data" / "opencxr")
 )
 
 
-@pytest.mark.parametrize("arg", ["", "tiny"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+  ("name", "arg"),
+  [
+    *((name, arg) for name in CONFIGS for arg in ("", "tiny")),
+    *((f"zoo.{name}", "") for name in SYSTEMS),
+    *(("zoo.phantom", f"{name}{size}") for name in SYSTEMS for size in ("", "-tiny")),
+  ],
+)
 def test_config_is_a_model_and_its_rules_apply(
   name: str, arg: str, tmp_path: Path
 ) -> None:

@@ -169,6 +169,12 @@ MODELS: dict[str, Row] = {
     "clip_vit_l14_336", "phi4", _MLP,
     {"lora_rank": 32, "lora_alpha": 64.0, "lora_experts": 4},
   ),
+  # One that is not in the paper: what a laboratory may choose now.
+  "medgemma_4b": Row(
+    "siglip_so400m_896", "gemma3_4b",
+    {"merge": 1, "depth": 1, "pool": 4, "bias": False, "norm_eps": 1e-6},
+    {"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05},
+  ),
 }  # fmt: skip
 
 

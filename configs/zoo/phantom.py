@@ -1,0 +1,115 @@
+"""A published system's structure at toy size: IMAX and DMAX on the phantom hospital.
+
+  python -m imax_jax.main --config configs/zoo/phantom.py:llava_med \\
+    --workdir runs/zoo/llava_med --config.data.root=runs/zoo/hospital
+  … the other names …
+  python -m imax_jax.main --config configs/zoo/phantom.py:llava_med --workdir runs/zoo/all \\
+    report --runs runs/zoo/llava_med,runs/zoo/xraygpt,…
+
+NAME is a page of this folder. What makes the system is kept: its connector, its fused or
+apart projections, its kind of LoRA or none, what is trained, its prompt and its marks, its
+eye's geometry, the shape of its recipe. Sizes and weights are the phantom's: every row
+starts from the foundation that ships, what that has no weights for starts fresh and is
+trained (a Q-Former, experts, marks). The report over all of them is the paper's Table 1
+and Figure 3 in form; its numbers say nothing of the systems.
+
+`NAME-tiny` is the same at the size of a test.
+"""
+
+import importlib
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+from imax_jax.data import templates
+from imax_jax.models import zoo
+
+# Pages, and what else lies here.
+NAMES = tuple(
+  sorted(
+    path.stem
+    for path in Path(__file__).parent.glob("*.py")
+    if path.stem not in ("phantom", "baseline")
+  )
+)
+# Of the recipe: what is no size and no rate.
+_KEPT = (
+  "shuffle", "weighting", "features", "clock", "may_rise", "lr_scales", "weight_decay",
+  "clip_norm", "warmup_fraction",
+)  # fmt: skip
+# LoRA and a connector, and a whole decoder: the best of 3e-4, 1e-3, 3e-3, 7e-3.
+_PEAK, _PEAK_WHOLE = 7e-3, 1e-3
+
+
+def get_config(arg: str = "llava_med") -> ConfigDict:
+  """`arg` is a page's name, or that with "-tiny" behind it."""
+  name, _, size = arg.partition("-")
+  if name not in NAMES or size not in ("", "tiny"):
+    raise ValueError(
+      f"configs/zoo/phantom.py:{arg}: expected one of {', '.join(NAMES)}, with -tiny "
+      "behind it for a test"
+    )
+  page = importlib.import_module(f"configs.zoo.{name}").get_config()
+  c = phantom.get_config()
+  c.title = page.title
+  c.seeds = (0,)
+  c.verbs = ("build", "convert", "train", "evaluate", "report")
+  c.prompt, c.image, c.publish = page.prompt, page.image, page.publish
+  marks = templates.specials_of(c.prompt.style)
+  c.added_tokens = tuple(dict.fromkeys((*page.added_tokens, *marks)))
+  c.foundation = "converted"
+  c.published = dict.fromkeys(page.published, "")
+  c.published.encoder = c.published.decoder = "package"
+  c.model = small(page.model, len(c.added_tokens))
+  c.trainable = (
+    (r"connector/.*", True),
+    *(rule for rule in page.trainable if "connector" not in rule[0]),
+  )
+  t = c.train
+  t.update({key: page.train[key] for key in _KEPT})
+  t.runs = page.train.runs
+  peak = _PEAK if page.model.decoder.lora_rank else _PEAK_WHOLE
+  t.peak_lr, t.final_lr = peak, peak * page.train.final_lr / page.train.peak_lr
+  t.warmup_start_lr = peak * page.train.warmup_start_lr / page.train.peak_lr
+  c.fisher.runs = ()
+  if size:
+    marks_in_vocabulary = (
+      c.model.decoder.vocab_size - zoo.DECODERS["phantom"]["vocab_size"]
+    )
+    phantom.tiny(c)
+    c.model.decoder.vocab_size += marks_in_vocabulary
+    c.verbs = ("build", "train", "evaluate", "report")
+  return c
+
+
+def small(model: ConfigDict, num_marks: int) -> ConfigDict:
+  """A model's structure with the phantom's sizes, which fit the foundation that ships.
+
+  Args:
+    num_marks: tokens that are added to the foundation's.
+  """
+  toy = zoo.model("toy")
+  side, scales = toy["encoder"]["image_px"], len(model.encoder.scales)
+  encoder = toy["encoder"] | {
+    "keep_class": model.encoder.keep_class,
+    "scales": tuple(side * (number + 1) for number in range(scales)),
+    "image_px": side * max(scales, 1),
+  }
+  connector = model.connector.to_dict() | {"dtype": "float32"}
+  if connector["qformer"]:
+    connector["qformer"] |= {
+      "queries": 16, "width": 96, "depth": 4, "num_heads": 4, "mlp_width": 192
+    }  # fmt: skip
+  # The foundation's head is its own, and its keys are not shared by heads.
+  sizes = zoo.DECODERS["phantom"] | {
+    "dtype": "float32", "kernel_dtype": "float32", "remat": "", "tied": False,
+    "vocab_size": zoo.DECODERS["phantom"]["vocab_size"] + num_marks,
+  }  # fmt: skip
+  decoder = model.decoder.to_dict() | sizes
+  rank = min(decoder["lora_rank"], toy["decoder"]["lora_rank"])
+  if rank:  # the same sum for each rank's share
+    decoder["lora_alpha"] *= rank / decoder["lora_rank"]
+    decoder["lora_rank"] = rank
+    decoder["fold"] = not decoder["lora_experts"]
+  return ConfigDict({"encoder": encoder, "connector": connector, "decoder": decoder})
