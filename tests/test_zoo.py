@@ -45,7 +45,10 @@ def sizes(fields: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
   image = (1, encoder["image_px"], encoder["image_px"], encoder["channels"])
   line = jnp.zeros((1, 8), jnp.int32)
   names = ("text", "image", "slot", "segment", "position")
-  batch = dict.fromkeys(names, line) | {"pixels": jnp.zeros(image, jnp.uint8)}
+  batch = dict.fromkeys(names, line) | {
+    "pixels": jnp.zeros(image, jnp.uint8),
+    "task": jnp.zeros(1, jnp.int32),
+  }
   made = jax.eval_shape(Vlm(**fields).init, jax.random.key(0), batch)
   return tree.flatten(made["params"])
 
@@ -99,9 +102,43 @@ def test_the_papers_model() -> None:
   assert matrices == 450
 
 
+# Of each of the paper's baselines and today's row: what its published files hold of the
+# connector and of LoRA, and its decoder's total (arch_llava_family 2.4, 3.2, 8.2;
+# arch_minigpt_family 4.1, 5, 7.3).
+SYSTEMS = {
+  "llava_med": (4_198_400, 0, 6_738_415_616 + 2 * 4 * 4096),
+  # Q-Former and queries are BLIP-2's, counted below.
+  "xraygpt": (768 * 4096 + 4096, 0, 6_738_415_616),
+  "minigpt_med": (23_072_768, 33_554_432, 6_738_415_616),
+  # Seven task tokens where its own paper has five.
+  "uni_med": (199_270_400 + 507_781_125 + 7 * 5632, 19_988_480, 6_738_415_616),
+  "llava_tri": (29_368_320, 0, 8_030_261_248),
+  "medm_vl_2d": (5_771_264, 0, 3_085_938_688),
+  "healthgpt_m3": (12_589_056, 102_891_520, 3_821_079_552),
+  "healthgpt_l14": (31_467_520, 116_736_000, 14_659_507_200),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_baselines_totals(name: str) -> None:
+  shapes = sizes(zoo.model(name))
+  connector, lora, decoder = SYSTEMS[name]
+  assert count(shapes, "/connector/") - count(shapes, "/qformer/") == connector
+  assert count(shapes, "/lora_") == lora
+  assert count(shapes, "/decoder/") - lora == decoder
+
+
+def test_uni_meds_trained_total() -> None:
+  """With the five task tokens of its own paper."""
+  fields = zoo.model("uni_med")
+  fields["connector"]["tasks"] = ("vqa", "refer", "identify", "caption", "cls")
+  shapes = sizes(fields)
+  assert count(shapes, "/connector/") + count(shapes, "/lora_") == 727_068_165
+
+
 def test_a_row_is_a_copy_and_an_unknown_one_is_named() -> None:
   assert count(sizes(zoo.model("toy")), "/") < 2_200_000
   zoo.model("toy")["decoder"]["depth"] = 99
   assert zoo.model("toy")["decoder"]["depth"] == 4
-  with pytest.raises(ValueError, match="no model 'toi'; there are imax_7b, "):
+  with pytest.raises(ValueError, match="no model 'toi'; there are healthgpt_l14, "):
     zoo.model("toi")
