@@ -18,7 +18,6 @@ writes no entries, it prints what the recipe has of one: all but answer, target 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imax_jax.data import builder
+from imax_jax.data import entries
 from imax_jax.data import manifest
 from imax_jax.data import prompts
 from imax_jax.data import recipe
@@ -119,7 +119,7 @@ def _chain(
   entry: Entry,
   inputs: Mapping[str, str],
 ) -> _Chain:
-  answer, target = entry.answer, dataclasses.asdict(entry.target)
+  answer, target = entry.answer, entries.target_fields(entry.target)
   if isinstance(entry.target, Report):
     digest = hashlib.sha256(answer.encode()).hexdigest()
     answer = f"a report of {len(answer.split())} words, SHA-256 {digest}"

@@ -40,6 +40,7 @@ ORGANS: tuple[str, ...] = ("heart", "left lung", "right lung")
 
 # (x_min, y_min, x_max, y_max) as fractions of the image's width and height, in [0, 1].
 Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 # ── What a source says ────────────────────────────────────────────────────────────
@@ -104,14 +105,17 @@ class Bits:
 class Region:
   """A named object and the box around it: the target of REC and of REG.
 
-  `scale` and `order` say how the box is written, not where it is: in how many parts the
-  image's width and height are counted, and whether x or y comes first.
+  `box` is where it is, in fractions of the picture, always. The rest says how it is
+  written: in how many parts width and height are counted, whether x or y comes first, and
+  of which frame they are the width and height: all of the picture, or the square that a
+  model sees, which may end within the picture or reach beyond it (`data.eye`).
   """
 
   name: str
   box: Box
   scale: tuple[int, int] = (1000, 1000)
   order: str = "xy"  # or "yx"
+  frame: Box = WHOLE  # in fractions of the picture
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax.schema import TARGET_OF_TASK
+from imax_jax.schema import WHOLE
 from imax_jax.schema import Entry
 from imax_jax.schema import Origin
+from imax_jax.schema import Region
 from imax_jax.schema import Target
 
 _TARGETS: dict[str, type] = {kind.__name__: kind for kind in TARGET_OF_TASK.values()}
 
 
+def target_fields(target: Target) -> dict[str, Any]:
+  """A target's fields; a box's frame only where it is not the whole picture."""
+  fields = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
+  if isinstance(target, Region) and target.frame == WHOLE:
+    del fields["frame"]
+  return fields
+
+
 def target_to_json(target: Target) -> str:
   """Ratio(0.5) -> '{"kind": "Ratio", "value": 0.5}'; exact."""
-  fields = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
-  return json.dumps({"kind": type(target).__name__} | fields)
+  return json.dumps({"kind": type(target).__name__} | target_fields(target))
 
 
 def target_from_json(text: str | bytes) -> Target:

@@ -21,6 +21,9 @@ import hashlib
 import math
 import re
 
+from imax_jax.data.spelling import ParseError as ParseError
+from imax_jax.data.spelling import box_text as box_text
+from imax_jax.data.spelling import parse_box
 from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
@@ -28,7 +31,6 @@ from imax_jax.schema import TARGET_OF_TASK
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
-from imax_jax.schema import Box
 from imax_jax.schema import Entry
 from imax_jax.schema import Grade
 from imax_jax.schema import Ratio
@@ -76,14 +78,6 @@ RATIO_NAMES: dict[str, str] = {
 }
 NO_ANSWER = "none"  # what a question to which nothing applies is answered with
 BOX_SCALE = 1000  # a Region's own default
-
-
-class ParseError(ValueError):
-  """A generated text does not say what its task asks for. `reason` is short."""
-
-  def __init__(self, reason: str) -> None:
-    super().__init__(reason)
-    self.reason = reason
 
 
 # ── Annotation -> text ────────────────────────────────────────────────────────────
@@ -180,27 +174,10 @@ def answer_of(target: Target, task: str) -> str:
   raise ValueError(f"{type(target).__name__} is no target of {sorted(TARGET_OF_TASK)}")
 
 
-def box_text(region: Region) -> str:
-  """Of the box (0.25, 0.3109, 0.52, 0.7): "<250><310><520><700>"; cut, not rounded."""
-  sides = [
-    min(max(int(scale * side), 0), scale)
-    for scale, side in zip(2 * region.scale, region.box, strict=True)
-  ]
-  return "".join(f"<{side}>" for side in _ordered(sides, region.order))
-
-
 def template_id(entry: Entry) -> str:
   """Which wording of `TEMPLATES` an entry has: "rec/1"."""
   key = _key(entry.task, entry.target)
   return f"{key}/{_choice(len(TEMPLATES[key]), entry.id)}"
-
-
-def _ordered(sides: list[int], order: str) -> list[int]:
-  """From x, y, x, y to the order asked for, or back."""
-  if order == "xy":
-    return sides
-  x_min, y_min, x_max, y_max = sides
-  return [y_min, x_min, y_max, x_max]
 
 
 def _key(task: str, target: Target | str | None) -> str:
@@ -284,7 +261,7 @@ def parse(entry: Entry, text: str) -> Target:
       if entry.task == "reg":
         name = _respell(body, (region.name, *ORGANS))
         return dataclasses.replace(region, name=name)
-      return dataclasses.replace(region, box=_parse_box(body, region))
+      return dataclasses.replace(region, box=parse_box(body, region))
     case Answer():
       return _parse_answer(entry.target, body)
   raise ValueError(f"{entry.id}: {type(entry.target).__name__} cannot be parsed")
@@ -313,23 +290,6 @@ def _parse_bits(body: str, count: int) -> tuple[int, ...]:
   if len(digits) != count:
     raise ParseError(f"expected {count} digits, got {len(digits)}")
   return tuple(int(digit) for digit in digits)
-
-
-def _parse_box(body: str, region: Region) -> Box:
-  found = re.fullmatch(r"<(-?[0-9]{1,9})>" * 4, body)
-  if not found:
-    raise ParseError("no box")
-  x_min, y_min, x_max, y_max = _ordered(
-    [int(side) for side in found.groups()], region.order
-  )
-  width, height = region.scale
-  if not (min(x_min, x_max) >= 0 and max(x_min, x_max) <= width) or not (
-    min(y_min, y_max) >= 0 and max(y_min, y_max) <= height
-  ):
-    raise ParseError(f"box out of 0..{max(width, height)}")
-  if x_min > x_max or y_min > y_max:
-    raise ParseError("box corners reversed")
-  return x_min / width, y_min / height, x_max / width, y_max / height
 
 
 def _parse_answer(target: Answer, body: str) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imax_jax.data import prompts
+from imax_jax.data.entries import target_fields
 from imax_jax.ledger import whole
 from imax_jax.schema import Entry
 from imax_jax.schema import Prediction
@@ -92,7 +92,7 @@ def _as_json(prediction: Prediction) -> dict[str, Any]:
     "prompt": entry.prompt,
     "answer": entry.answer,
     "text": prediction.text,
-    "value": None if prediction.value is None else dataclasses.asdict(prediction.value),
+    "value": None if prediction.value is None else target_fields(prediction.value),
     "reason": prediction.reason,
   }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imax_jax.data.spelling import from_frame
 from imax_jax.evaluate import additive
 from imax_jax.evaluate.predictions import Predictions
 from imax_jax.evaluate.scores import boxes
@@ -99,7 +100,8 @@ def _box_iou(prediction: Prediction) -> float:
   sides = [int(side) for side in found.groups()]
   if region.order == "yx":
     sides = [sides[1], sides[0], sides[3], sides[2]]
-  box = np.array(sides) / np.array(2 * region.scale)
+  x_min, y_min, x_max, y_max = (np.array(sides) / np.array(2 * region.scale)).tolist()
+  box = np.array(from_frame((x_min, y_min, x_max, y_max), region.frame))
   units = additive.BOX_UNITS
   truth = np.multiply(region.box, units)
   return float(boxes.iou(truth, box * units, plus_one=True))
