@@ -54,6 +54,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # The words around image, prompt and answer: data/templates.py. legacy: as the style's
   # published code has them, where that departs from its own layout.
   c.prompt = {"style": "llama2", "legacy": False}
+  # How a stored picture becomes the encoder's square: stretch, pad, crop (data/geometry.py);
+  # of what boxes are told in fractions: the "picture", or what is "seen" (data/eye.py).
+  c.image = {"geometry": "stretch", "boxes": "picture"}
   # "package" is the checkpoint that configs/foundation.py makes; "" starts from nothing.
   c.foundation = "package"
   # First match wins. As in the paper, the encoder and the base decoder stay frozen.

@@ -48,6 +48,7 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
       "foundation": study.parameters.digest,
       "features": study.keeps_features,
       "prompt": plain(study.config.prompt),
+      **study.image_facts,
       "data": study.require_data(),
       "max_new_tokens": study.config.evaluate.max_new_tokens,
     }
@@ -83,7 +84,7 @@ def _evaluate(
     _answer(study, folder / evaluated.ANSWERS, weights, name)
 
   def score(folder: Path) -> None:
-    entries = study.entries("imax_test")
+    entries = study.asked("imax_test")
     predictions = predictions_lib.read_predictions(
       evaluated.answers_of(study, name), {entry.id: entry for entry in entries}
     )
@@ -126,7 +127,7 @@ def _answer(
   """
   records, asked, entries = study.records("imax_test"), [], {}
   for number in range(len(records)):
-    for entry in records[number].entries:
+    for entry in study.eye.spell(records[number]).entries:
       asked.append((number, entry.prompt))
       entries[entry.id] = entry
   if len(entries) < len(asked):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from imax_jax.data import construct
 from imax_jax.data import controls
+from imax_jax.data import eye
 from imax_jax.data import order
 from imax_jax.data import packing
 from imax_jax.data import recipe
@@ -105,6 +106,30 @@ def geometry_of(d: ConfigDict) -> Geometry:
       "their side, --config.data.image_px=224"
     )
   return geometry
+
+
+def check_image(config: ConfigDict) -> None:
+  """The config's `image`: how a model sees what is stored.
+
+  Raises:
+    UsageError: with the flag at fault.
+  """
+  image, d = config.image, config.data
+  try:
+    eye.of(plain(image), plain(config.model.encoder))
+  except ValueError as error:
+    raise UsageError(f"--config.image: {error}") from None
+  if image.geometry != "stretch" and d.image_px:
+    raise UsageError(
+      f"--config.image.geometry={image.geometry}: with --config.data.image_px="
+      f"{d.image_px} pictures are stored as squares ({d.geometry}), and nothing is left to "
+      "pad or crop; give --config.data.image_px=0, or --config.image.geometry=stretch"
+    )
+  if image.boxes == "seen" and not d.boxes.scale:
+    raise UsageError(
+      "--config.image.boxes=seen: boxes in pixels (--config.data.boxes.scale=0) are the "
+      "stored picture's; give a scale, 1000, or --config.image.boxes=picture"
+    )
 
 
 def workers_of(d: ConfigDict) -> int:

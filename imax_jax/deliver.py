@@ -185,6 +185,7 @@ def _check_run(study: Study, folder: Path, made: Mapping[str, Any]) -> None:
     "trainable": study.config.trainable,
     "prompt": study.config.prompt,
     "foundation": study.parameters.digest,
+    "image": study.eye.facts or None,
   }
   said = {key: made.get(key) for key in asked}
   said["model"] = bundle_lib.model_facts(made["model"])
@@ -208,6 +209,7 @@ def _facts(study: Study, tokenizer: Path) -> dict[str, Any]:
       "stored_px": d.image_px,
       "geometry": d.geometry,
       "draft": d.draft,
+      **({"eye": study.eye.facts} if study.eye.facts else {}),
     },
     "boxes": plain(d.boxes),
   }

@@ -28,6 +28,7 @@ from imax_jax import progress
 from imax_jax import provenance
 from imax_jax import results as results_lib
 from imax_jax import runs
+from imax_jax import sight
 from imax_jax import spectra
 from imax_jax import strategy
 from imax_jax.costs import report as costs
@@ -49,6 +50,8 @@ def run(
     ValueError, FileNotFoundError: the user's mistake, in one line with its remedy.
   """
   progress.calm_logging()
+  if "films" not in config:
+    choices.check_image(config)
   study = Study(config, workdir)
   chosen = functools.partial(answers.evaluate, checkpoint=request.get("checkpoint"))
   shown = functools.partial(report, folders=request.get("runs"))
@@ -80,6 +83,7 @@ def train(study: Study) -> None:
   planned = {name: runs.plan(study, name) for name in names}  # all, before one begins
   # Its rules over paths are wrong now, and not when every image is encoded.
   runs.optimizer(study, study.parameters.trainable, num_steps=1)
+  sight.count(study)
   for name, plan in planned.items():
     records, pixels = runs.examples_of(study, runs.split_of(name))
     runs.fit(study, name, records, pixels, **plan)

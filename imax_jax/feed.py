@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from imax_jax import mesh as mesh_lib
 from imax_jax.data import packing
@@ -145,19 +146,28 @@ def num_steps(study: Study, num_entries: int, epochs: float) -> int:
 def _tokenized(
   study: Study, found: Sequence[ImageRecord], patients: list[str]
 ) -> list[TokenizedImage]:
-  """Each record is read once; the ids of their patients are appended to `patients`."""
-  images = []
+  """Each record is read once; the ids of their patients are appended to `patients`.
+
+  Entries are as the model's eye has them: what it can not see is not taught.
+  """
+  images, unseen = [], 0
   for i in range(len(found)):
     record = found[i]
     patients.append(record.patient_id)
+    taught = study.eye.teach(record)
+    unseen += len(record.entries) - len(taught.entries)
     tokenized = records.tokenize_record(
-      record,
+      taught,
       study.tokenizer,
       num_slots=study.num_slots,
       row_tokens=study.config.train.row_tokens,
       style=study.style,
     )
     images.append(tokenized)
+  if unseen:
+    logging.info(
+      "%d entries are of boxes that the model does not see: left out", unseen
+    )
   return images
 
 

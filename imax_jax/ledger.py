@@ -36,6 +36,7 @@ _VERBS = {
   "hospital": "build",
   "data": "build",
   "selection": "select",
+  "sight": "train",
   "runs": "train",
   "pseudo": "pseudo",
   "answers": "evaluate",

@@ -24,6 +24,8 @@ _OTHER = (
 # By the config's `data.source`; of one that is not here the strictest that can be said.
 _DATA_USE = {"phantom": _SYNTHETIC, "physionet": _CREDENTIALED}
 
+_FRAMES = {"picture": "whole picture", "seen": "square that the model sees"}
+
 _TEXT = """# {name}
 
 A LoRA adapter of a language model and a connector to an image encoder, for chest
@@ -52,7 +54,8 @@ With imax_jax, which checks that everything fits (bundle.json says what must):
       --image film.jpg --task report --checkpoint THIS_FOLDER
 
 CONFIG is the one that it was trained with. Prompts are of style {style}, images of
-{image_px} px ({geometry}), boxes in order {order} on a scale of {scale}.
+{image_px} px ({geometry}), boxes in order {order} on a scale of {scale}, of the
+{frame}.
 
 The decoder's adapter alone, which then sees no image, with PEFT:
 
@@ -64,6 +67,7 @@ The decoder's adapter alone, which then sees no image, with PEFT:
 def text(name: str, facts: Mapping[str, Any]) -> str:
   """The card of a bundle of that name, from the facts in its bundle.json."""
   training, foundation = facts["training"], facts["foundation"]
+  eye = facts["image"].get("eye", {})
   files = [
     f"\n- {source['part']}: {file['name']}, SHA-256 {file['sha256']}"
     for source in foundation.get("sources", ())
@@ -89,6 +93,8 @@ def text(name: str, facts: Mapping[str, Any]) -> str:
     files=published,
     **{key: training[key] for key in ("run", "steps", "seed", "source")},
     **{key: facts["prompt"][key] for key in ("style",)},
-    **{key: facts["image"][key] for key in ("image_px", "geometry")},
+    image_px=facts["image"]["image_px"],
+    geometry=eye.get("geometry", facts["image"]["geometry"]),
+    frame=_FRAMES[eye.get("boxes", "picture")],
     **{key: facts["boxes"][key] for key in ("order", "scale")},
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from imax_jax import choices
 from imax_jax import deliver
 from imax_jax.data import images
 from imax_jax.data import prompts
+from imax_jax.data import spelling
 from imax_jax.evaluate import predictions as predictions_lib
 from imax_jax.evaluate.grid import Sampling
 from imax_jax.ledger import whole
@@ -23,6 +25,7 @@ from imax_jax.report import examples
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
+from imax_jax.schema import WHOLE
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
 from imax_jax.schema import Entry
@@ -35,15 +38,14 @@ from imax_jax.schema import Target
 from imax_jax.study import Study
 from imax_jax.study import UsageError
 
-_WHOLE = (0.0, 0.0, 1.0, 1.0)
-
 
 def run(study: Study, request: Mapping[str, str | None]) -> None:
   """Prints the answer; for REC also writes WORKDIR/predict/IMAGE-rec.png with the box.
 
   Args:
     request: "image", "task", "checkpoint" and, where the task needs one, "question":
-      the question (vqa), the organ (rec), the box "<x><y><x><y>" in thousandths (reg),
+      the question (vqa), the organ (rec), the box "<x><y><x><y>" in thousandths of the
+      picture, whatever the model is told boxes in (reg),
       "ctr" or "cpar" (calculation). With "temperature" the answer is drawn, from the
       "top_p" likeliest tokens and by "sample_seed"; without, it is greedy.
 
@@ -67,10 +69,9 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
     path.read_bytes(), d.image_px or None, name=str(path),
     geometry=choices.geometry_of(d), draft=d.draft,
   )  # fmt: skip
-  encoder = study.config.model.encoder
-  pixels = images.to_pixels(data, encoder.image_px, encoder.channels, name=str(path))[
-    None
-  ]
+  eye = study.eye
+  entry = spelling.respell(entry, eye.frame(data, name=str(path)))
+  pixels = eye.pixels(data, name=str(path))[None]
   trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
   [(text, log_prob, _)] = study.answer(
     trained, pixels, [(0, entry.prompt)], "", sampling
@@ -86,6 +87,10 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   if task == "rec" and isinstance(prediction.value, Region):
     out = study.workdir / "predict" / f"{path.stem}-rec.png"
     mark = examples.Mark(prediction.value.box, "predicted", entry.subtask)
+    if prediction.value.frame != WHOLE:  # the text is not of the picture
+      shown["box"] = spelling.box_text(
+        dataclasses.replace(prediction.value, frame=WHOLE)
+      )
     grey = images.encode_png(images.decode(data, name=str(path)))
     with whole(out) as part:
       part.write_bytes(examples.draw_boxes(grey, [mark]))
@@ -164,7 +169,7 @@ def _target(task: str, question: str) -> Target:
     case "multi_label":
       return Bits((0,) * len(FINDINGS))
     case "rec":
-      return Region(question, _WHOLE)
+      return Region(question, WHOLE)
     case "reg":
       numbers = np.array([int(side) for side in re.findall(r"\d+", question)])
       if len(numbers) != 4 or numbers.max() > prompts.BOX_SCALE:

@@ -16,6 +16,7 @@ from absl import logging
 
 from imax_jax import evaluated
 from imax_jax import runs
+from imax_jax import sight
 from imax_jax import spectra
 from imax_jax.data import shards
 from imax_jax.evaluate import intervals
@@ -89,6 +90,7 @@ def collect(study: Study) -> dict[str, Any]:
       ]
     ),
     **of_spectra(fisher, lacking),
+    **sight.told(study),
     "statistics": described["splits"],
     "construction": {key: described[key] for key in described if key != "splits"},
     "curves": _curves(study),
@@ -270,7 +272,7 @@ def _examples(study: Study) -> list[examples.Example]:
     return []
   records = study.records("imax_test")
   place = {records[i].image_id: i for i in range(len(records))}
-  asked = {entry.id: entry for entry in study.entries("imax_test")}
+  asked = {entry.id: entry for entry in study.asked("imax_test")}
   path = evaluated.answers_of(study, name)
   predictions = predictions_lib.read_predictions(path, asked)
   shown = []

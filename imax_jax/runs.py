@@ -170,6 +170,7 @@ def _facts(
     "features": study.keeps_features,  # rounded; refused now where there can be none
     "prompt": plain(study.config.prompt),
     "foundation": study.parameters.digest,
+    **study.image_facts,
     **inputs,
   }
 

@@ -38,6 +38,8 @@ from imax_jax.pseudo import stages
 from imax_jax.pseudo import stream
 from imax_jax.pseudo.labels import LabelFile
 from imax_jax.pseudo.labels import PseudoRecords
+from imax_jax.schema import Box
+from imax_jax.schema import ImageRecord
 from imax_jax.study import Study
 
 _Weights = Callable[[], Mapping[str, Any]]
@@ -93,6 +95,9 @@ def _label(study: Study, seed: int, primary: _Weights) -> None:
       asked = [(request.place, request.entry.prompt) for request in requests]
       return study.generator(params, pixels, asked)
 
+    def frame(record: ImageRecord) -> Box:
+      return study.eye.frame(record.image, name=record.image_id)
+
     asking = stream.Asking(
       model=tree_lib.digest(trained, study.own_parameters.digest),
       seed=seed,
@@ -105,7 +110,7 @@ def _label(study: Study, seed: int, primary: _Weights) -> None:
     places = sorted(order[: p.num_images or None].tolist())
     pool = questions.pool_of(records[i] for i in range(len(records)))
     with progress.bar(f"pseudo labels s{seed}") as tick:
-      stream.write_labels(folder, records, places, generate, pool, asking, tick)
+      stream.write_labels(folder, records, places, generate, pool, asking, tick, frame)
     counts = stream.counts_of(folder)
     made, asked = (sum(counts[key].values()) for key in ("made", "asked"))
     logging.info(

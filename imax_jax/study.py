@@ -30,8 +30,8 @@ from imax_jax import mesh as mesh_lib
 from imax_jax import progress
 from imax_jax import tree as tree_lib
 from imax_jax.data import builder
+from imax_jax.data import eye as eye_lib
 from imax_jax.data import features as features_lib
-from imax_jax.data import images
 from imax_jax.data import records
 from imax_jax.data import sources
 from imax_jax.data import templates
@@ -132,6 +132,16 @@ class Study:
     p = self.config.prompt
     return templates.style_of(p.style, legacy=p.legacy)
 
+  @cached_property
+  def eye(self) -> eye_lib.Eye:
+    """How the model sees the stored pictures."""
+    return eye_lib.of(plain(self.config.image), plain(self.config.model.encoder))
+
+  @property
+  def image_facts(self) -> dict[str, Any]:
+    """What a run's inputs say of the eye: nothing of one that stretches."""
+    return {"image": self.eye.facts} if self.eye.facts else {}
+
   # ── Data ────────────────────────────────────────────────────────────────────────
 
   @property
@@ -156,6 +166,10 @@ class Study:
 
   def entries(self, split: str) -> list[Any]:
     return [entry for record in self.records(split) for entry in record.entries]
+
+  def asked(self, split: str) -> list[Any]:
+    """The same, their boxes as the model is told them."""
+    return [entry for r in self.records(split) for entry in self.eye.spell(r).entries]
 
   def patients(self, split: str) -> dict[str, str]:
     """{image id: patient id} of a split on disk."""
@@ -204,12 +218,12 @@ class Study:
         for start in range(done, len(found), encoder_lib.AT_ONCE):
           stop = min(start + encoder_lib.AT_ONCE, len(found))
           for i in range(start, stop):
-            kept[i] = images.to_pixels(found[i].image, *size[1:])
+            kept[i] = self.eye.pixels(found[i].image)
           kept.flush()
           ledger_lib.write_json(mark, {"images": stop})
           tick(stop, len(found))
 
-    inputs = {"data": self.require_data(), "size": size}
+    inputs = {"data": self.require_data(), "size": size, **self.eye.pixel_facts}
     folder = self.ledger.station(f"pixels/{split}", inputs, make, resumable=True)
     return np.load(folder / "pixels.npy", mmap_mode="r")
 
@@ -217,10 +231,11 @@ class Study:
   def store(self) -> features_lib.Store:
     """The features of the frozen encoder, of whatever images."""
     encoder, t = self.config.model.encoder, self.config.train
-    inputs = {"encoder": plain(encoder), "foundation": self.parameters.digest}
+    fields = {**plain(encoder), **self.eye.pixel_facts}
+    inputs = {"encoder": fields, "foundation": self.parameters.digest}
 
     def make(folder: Path) -> None:
-      key = encoder_lib.key_of(self.own_parameters, plain(encoder))
+      key = encoder_lib.key_of(self.own_parameters, fields)
       features_lib.save(folder / "key", key)
 
     folder = self.ledger.station("encoder_key", inputs, make)
@@ -230,7 +245,7 @@ class Study:
     return features_lib.Store(around / key[:16], key, (patches, encoder.width))
 
   def _features(self, split: str) -> Features:
-    found, store, px = self.records(split), self.store, self.config.model.encoder
+    found, store = self.records(split), self.store
     encoder = functools.cache(
       lambda: encoder_lib.make(self.own_parameters, features_lib.DTYPE)
     )
@@ -240,10 +255,7 @@ class Study:
       features_lib.save(folder / "images", hashes)
 
     def encode(numbers: Sequence[int]) -> np.ndarray:
-      pixels = [
-        images.to_pixels(found[i].image, px.image_px, px.channels) for i in numbers
-      ]
-      return encoder()(np.stack(pixels))
+      return encoder()(np.stack([self.eye.pixels(found[i].image) for i in numbers]))
 
     inputs = {"data": self.require_data()}
     folder = self.ledger.station(f"images/{split}", inputs, make)

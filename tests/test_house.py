@@ -30,6 +30,7 @@ FLOORS = (
   ("imax_jax.study", 4),
   ("imax_jax.parameters", 4),
   ("imax_jax.encoder", 4),
+  ("imax_jax.sight", 4),
   ("imax_jax.feed", 4),
   ("imax_jax.choices", 4),
   ("imax_jax.selection", 4),

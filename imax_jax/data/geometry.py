@@ -5,6 +5,13 @@
               LLaVA-Tri, HealthGPT), then as stretch
     crop      the shorter side to the square's, then the middle (CLIP, LLaVA-Med 1.0)
 
+What each does to a film of 2544 x 3056 pixels and its boxes, on a square of 224:
+
+    way       cut off                           box's x times   box's y times
+    stretch   nothing                           1.000           1.000
+    pad       nothing                           0.832           1.000
+    crop      8.2 % at the top, 8.6 % below     1.000           1.201
+
 All resize with PIL's antialiased bicubic filter, as those models' own transforms do.
 Boxes are fractions (`schema.Box`) of the upright picture, or of the square.
 """
@@ -135,16 +142,29 @@ class Geometry:
       image_px: the square's side; crop rounds to its pixels.
       min_share: of the box's area. None is returned where less, or nothing, is left.
     """
-    (x_scale, x_shift), (y_scale, y_shift) = self._axes(width, height, image_px)
-    x_min, y_min, x_max, y_max = box
-    moved = (
-      x_min * x_scale + x_shift, y_min * y_scale + y_shift,
-      x_max * x_scale + x_shift, y_max * y_scale + y_shift,
-    )  # fmt: skip
+    moved = self._moved(box, width, height, image_px)
     left = _cut(moved)
     if left is None or _area(left) < min_share * _area(moved):
       return None
     return left
+
+  def share(self, box: Box, width: int, height: int, image_px: int) -> float:
+    """How much of a box's area is on the square, 0 to 1; 0 of a box without area."""
+    moved = self._moved(box, width, height, image_px)
+    left = _cut(moved)
+    return 0.0 if left is None else _area(left) / _area(moved)
+
+  def window(self, width: int, height: int, image_px: int) -> Box:
+    """The square in fractions of the picture; where it is padded, it reaches beyond.
+
+    >>> Geometry("pad").window(100, 200, 224)
+    (-0.5, 0.0, 1.5, 1.0)
+    """
+    (x_scale, x_shift), (y_scale, y_shift) = self._axes(width, height, image_px)
+    return (
+      0.0 - x_shift / x_scale, 0.0 - y_shift / y_scale,
+      (1 - x_shift) / x_scale, (1 - y_shift) / y_scale,
+    )  # fmt: skip
 
   def to_picture(self, box: Box, width: int, height: int, image_px: int) -> Box | None:
     """A box of the square -> the same of the picture, cut to it; None: all beside it.
@@ -157,6 +177,15 @@ class Geometry:
       (x_min - x_shift) / x_scale, (y_min - y_shift) / y_scale,
       (x_max - x_shift) / x_scale, (y_max - y_shift) / y_scale,
     ))  # fmt: skip
+
+  def _moved(self, box: Box, width: int, height: int, image_px: int) -> Box:
+    """A box of the picture -> the same of the square, and beyond it."""
+    (x_scale, x_shift), (y_scale, y_shift) = self._axes(width, height, image_px)
+    x_min, y_min, x_max, y_max = box
+    return (
+      x_min * x_scale + x_shift, y_min * y_scale + y_shift,
+      x_max * x_scale + x_shift, y_max * y_scale + y_shift,
+    )  # fmt: skip
 
   def _axes(
     self, width: int, height: int, image_px: int

@@ -42,6 +42,7 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class _Picture(NamedTuple):
@@ -66,6 +67,23 @@ def decode(data: bytes, *, name: str = "image", colour: bool = False) -> np.ndar
     ValueError: the bytes are not a readable image, or one of too many pixels.
   """
   return np.asarray(_read(data, name, colour).image)
+
+
+def size_of(data: bytes, *, name: str = "image") -> tuple[int, int]:
+  """Width and height of an encoded image, upright; its header alone is read.
+
+  Raises:
+    ValueError: the bytes are not a readable image.
+  """
+  if dicom.is_dicom(data):
+    height, width = dicom.decode(data, name=name).shape
+    return width, height
+  try:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+      width, height = file.size
+      return (height, width) if _orientation(file) in _ON_ITS_SIDE else (width, height)
+  except (*_BOMB, *_UNREADABLE) as error:
+    raise _unreadable(data, name, error) from error
 
 
 def to_pixels(
@@ -181,13 +199,17 @@ def _read(
       f"({error}). If it is a real film, reduce it first; else leave the image out."
     ) from error
   except _UNREADABLE as error:
-    raise ValueError(
-      f"{name}: expected a whole PNG or JPEG, got {len(data)} bytes that do not decode "
-      f"({type(error).__name__}). Copy the file again, or leave the image out."
-    ) from error
+    raise _unreadable(data, name, error) from error
   if turn is not None:
     image = image.transpose(turn)
   return _Picture(image, size if shrunk > 1 else image.size, shrunk, plain)
+
+
+def _unreadable(data: bytes, name: str, error: BaseException) -> ValueError:
+  return ValueError(
+    f"{name}: expected a whole PNG or JPEG, got {len(data)} bytes that do not decode "
+    f"({type(error).__name__}). Copy the file again, or leave the image out."
+  )
 
 
 def _draft(file: Image.Image, mode: str, shrink: int) -> int:

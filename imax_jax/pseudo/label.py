@@ -29,6 +29,7 @@ from imax_jax.schema import EDEMA_GRADES
 from imax_jax.schema import FINDINGS
 from imax_jax.schema import ORGANS
 from imax_jax.schema import TASKS
+from imax_jax.schema import WHOLE
 from imax_jax.schema import Annotation
 from imax_jax.schema import Answer
 from imax_jax.schema import Bits
@@ -241,6 +242,8 @@ def read(asked: Entry, said: Said, max_new_tokens: int) -> tuple[Target | None, 
     case Answer(answers=answers) if asked.subtask == "verify":
       if [part.casefold() for part in answers] not in (["yes"], ["no"]):
         return None, "neither yes nor no"
+    case Region():  # a label is of the picture, whatever it was asked in
+      target = dataclasses.replace(target, frame=WHOLE)
   return target, ""
 
 

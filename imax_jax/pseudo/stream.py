@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imax_jax.data.spelling import respell
 from imax_jax.pseudo import label as label_lib
 from imax_jax.pseudo import labels as labels_lib
 from imax_jax.pseudo.journal import Journal
@@ -28,11 +29,15 @@ from imax_jax.pseudo.label import Request
 from imax_jax.pseudo.label import Said
 from imax_jax.pseudo.questions import Pool
 from imax_jax.schema import TASKS
+from imax_jax.schema import WHOLE
+from imax_jax.schema import Box
 from imax_jax.schema import ImageRecord
 
 LABELS, REJECTED = "labels.jsonl", "rejected.jsonl"
 # The requests' answers, in their order.
 Generate = Callable[[Sequence[Request]], Sequence[Said]]
+# Of what a picture's boxes are told to the model in fractions: `data.eye.Eye.frame`.
+Frame = Callable[[ImageRecord], Box]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ def write_labels(
   pool: Pool,
   asking: Asking,
   progress: Callable[[int, int], None] = lambda done, total: None,
+  frame: Frame = lambda record: WHOLE,
 ) -> None:
   """Labels records[place] of every place; goes on from what the folder has.
 
@@ -63,6 +69,7 @@ def write_labels(
     generate: the primary model's greedy answers to requests, in their order.
     pool: `questions.pool_of` the training images.
     progress: called with (images done, all) after each chunk.
+    frame: in which boxes are asked and answered; labels have them in the picture's.
 
   Raises:
     ValueError: tasks that cannot be labelled, an empty question pool, a `generate` that
@@ -79,7 +86,8 @@ def write_labels(
     chunk = places[begin : begin + asking.images_at_once]
     images = {place: records[place] for place in chunk}
     state = json.loads(json.dumps(journal.state))
-    labels, rejected = _answered(images, generate, pool, asking, state["asked"])
+    frames = {place: frame(record) for place, record in images.items()}
+    labels, rejected = _answered(images, frames, generate, pool, asking, state["asked"])
     _count(state, labels, rejected)
     state["images"] += len(chunk)
     lines = {
@@ -102,12 +110,17 @@ def counts_of(folder: Path) -> dict[str, Any]:
 
 def _answered(
   images: dict[int, ImageRecord],
+  frames: dict[int, Box],
   generate: Generate,
   pool: Pool,
   asking: Asking,
   asked: dict[str, int],
 ) -> tuple[list[Label], list[Rejected]]:
   """A chunk's labels, in the order of its images, and what gave none."""
+
+  def framed(requests: Sequence[Request]) -> list[Request]:
+    return [Request(r.place, respell(r.entry, frames[r.place])) for r in requests]
+
   requests = label_lib.missing_requests(
     images,
     pool,
@@ -115,6 +128,7 @@ def _answered(
     questions_per_image=asking.questions_per_image,
     tasks=asking.tasks,
   )
+  requests = framed(requests)
   said = list(generate(requests)) if requests else []
   label_lib.check_lengths(requests, said)
   unasked: list[Rejected] = []
@@ -122,6 +136,7 @@ def _answered(
     more, unasked = label_lib.region_requests(
       images, requests, said, max_new_tokens=asking.max_new_tokens
     )
+    more = framed(more)
     requests, said = requests + more, said + (list(generate(more)) if more else [])
   labels, rejected = label_lib.to_labels(
     requests,

@@ -225,7 +225,35 @@ def _data(results: Results) -> str:
     "image, DMAX 1.25 and 2.09; DMAX matches IMAX’s training entries task by task."
   )
   figure = markup.figure(figures.composition(results), caption)
-  return markup.facts(head, rows) + figure if rows else markup.ABSENT
+  if not rows:
+    return markup.ABSENT
+  return markup.facts(head, rows) + _boxes_seen(results) + figure
+
+
+def _boxes_seen(results: Results) -> str:
+  """Which boxes the model's square shows; nothing of one that shows the whole picture."""
+  said = tables.section(results, "boxes_seen")
+  if not said:
+    return ""
+  kinds = ("whole", "cut", "unseen")
+  rows = [
+    [split, name, f"{sum(of.values()):,}", *(f"{of[kind]:,}" for kind in kinds)]
+    for split, counts in tables.section(said, "splits").items()
+    for name, of in counts.items()
+  ]
+  least, seen = f"{100 * said['least']:.0f} %", said["boxes"] == "seen"
+  told = (
+    "Boxes are told in fractions of that square; those not seen are not trained on."
+    if seen
+    else "Boxes are told in fractions of the whole picture, as if all of it were seen."
+  )
+  return (
+    f"<h3>Boxes that the model sees</h3>"
+    f'<p class="small">Pictures become a square of {said["image_px"]} px by '
+    f"{markup.text(said['geometry'])}. Not seen: less than {least} of a box's area is on "
+    f"it. {told} In the test split all are asked and scored, against the whole box in the "
+    "picture.</p>" + markup.facts(("", "", "boxes", "whole", "cut", "not seen"), rows)
+  )
 
 
 def _training(results: Results) -> str:
