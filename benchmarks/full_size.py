@@ -226,8 +226,7 @@ def start(options: argparse.Namespace, log: Log) -> None:
   for name, tree in (("trainable", trainable), ("frozen", frozen)):
     log.say(f"{name}: {_size(tree)}")
   tokenizer = tokenizer_lib.load(ASSETS / "tokenizer.json")
-  num_slots = (config.model.encoder.image_px // config.model.encoder.patch_px) ** 2
-  num_slots //= config.model.connector.merge
+  num_slots = parameters.model.num_slots
   arrays = make_batch(config, tokenizer, num_slots)
   batch = mesh_lib.put_batch(arrays, mesh)
   rows, tokens = arrays["text"].shape

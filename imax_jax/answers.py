@@ -137,8 +137,9 @@ def _answer(
     if known:
       logging.info("%s: %d of %d answers are there", name, len(known), len(asked))
     numbers = [number for number, name in enumerate(ids) if name in known]
+    tasks = [entry.task for entry in entries.values()]
     answers = study.stream(
-      weights(), study.pixels("imax_test"), asked, name, known=numbers
+      weights(), study.pixels("imax_test"), asked, name, known=numbers, tasks=tasks
     )
     with predictions_lib.appending(path) as add:
       for number, generated in answers:

@@ -163,12 +163,30 @@ def _tokenized(
       row_tokens=study.config.train.row_tokens,
       style=study.style,
     )
-    images.append(tokenized)
+    images.append(_numbered(study, tokenized))
   if unseen:
     logging.info(
       "%d entries are of boxes that the model does not see: left out", unseen
     )
   return images
+
+
+def _numbered(study: Study, image: TokenizedImage) -> TokenizedImage:
+  """Each entry with the number of its task, where image tokens depend on it.
+
+  Raises:
+    ValueError: the model knows no such task; it names the entry.
+  """
+  if not study.model.tasks:
+    return image
+  entries = []
+  for entry in image.entries:
+    try:
+      number = study.model.task_number(entry.entry.task)
+    except ValueError as error:
+      raise ValueError(f"entry {entry.entry.id}: {error}") from None
+    entries.append(dataclasses.replace(entry, task=number))
+  return dataclasses.replace(image, entries=tuple(entries))
 
 
 def _reader(pixels: np.ndarray | Features) -> Callable[[int], np.ndarray]:

@@ -47,9 +47,12 @@ FSDP: tree_lib.Rules = (
   (rf"{_ROW}/kernel(_scale)?", ("tensor", "fsdp")),
   (rf"{_ROW}/lora_a", ("tensor", None)),
   (rf"{_ROW}/lora_b", (None, "fsdp")),
+  # As many outputs as there are experts; five divide by nothing.
+  (r"connector/router/dense_1/kernel", ("fsdp", None)),
   # A patch's values (588 at 14 px) seldom divide by eight; the widths do.
   (r"(encoder|connector)/.*kernel(_scale)?", (None, "fsdp")),
   (r".*/(scale|bias|[qkv]_bias)|encoder/(class_token|positions)", ()),
+  (r"connector/(task_tokens|qformer/queries)", ()),
 )
 
 

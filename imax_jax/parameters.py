@@ -169,6 +169,7 @@ class Parameters:
       "segment": line,
       "position": line,
       "loss_weight": jnp.zeros((1, 4), jnp.float32),
+      "task": jnp.zeros(1, jnp.int32),
     }
     return self.model.init(jax.random.key(seed), batch)["params"]
 

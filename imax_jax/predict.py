@@ -74,7 +74,7 @@ def run(study: Study, request: Mapping[str, str | None]) -> None:
   pixels = eye.pixels(data, name=str(path))[None]
   trained = deliver.weights_from(study, Path(str(request["checkpoint"])))
   [(text, log_prob, _)] = study.answer(
-    trained, pixels, [(0, entry.prompt)], "", sampling
+    trained, pixels, [(0, entry.prompt)], "", sampling, [task]
   )
   [prediction] = predictions_lib.predict_values([entry], [text])
   shown: dict[str, Any] = {

@@ -205,11 +205,20 @@ class Batch(TypedDict):
   gradients are those of separate rows. `loss_weight[t]` weighs the prediction of token
   t + 1 from token t: it stands one place left of the answer. `supervised` lists the places
   where it is not zero: few of a row's, and the only ones that need a logit.
+
+  Where image tokens depend on the task (`models.connector`'s `tasks`), a picture counts
+  as as many of the N images as its entries have tasks, each with the same pixels, and
+  `task[n]` is the number of the one that image n is seen for:
+
+      text      [INST] <Img>  0  0  0 </Img> [rec] … </s>   [INST] <Img>  0  0  0 </Img> …
+      image         0     0   0  0  0    0      0      0        1     1   1  1  1    1
+      segment       0     0   0  0  0    1      1      1        0     0   0  0  0    1
   """
 
   pixels: (
     np.ndarray
   )  # uint8[N, H, W, C], or float[N, P, D]: the frozen encoder's output
+  task: np.ndarray  # int32[N] what each image is seen for; 0 where that plays no part
   text: np.ndarray  # int32[B, T] token ids; 0 where an image token stands
   image: np.ndarray  # int32[B, T] which of the N images; -1: padding
   slot: np.ndarray  # int32[B, T] which of the S image tokens stands here; -1: text

@@ -93,7 +93,10 @@ def _label(study: Study, seed: int, primary: _Weights) -> None:
 
     def generate(requests: Sequence[label.Request]) -> Sequence[label.Said]:
       asked = [(request.place, request.entry.prompt) for request in requests]
-      return study.generator(params, pixels, asked)
+      if not study.model.tasks:
+        return study.generator(params, pixels, asked)
+      tasks = [request.entry.task for request in requests]
+      return study.generator(params, pixels, asked, tasks=tasks)
 
     def frame(record: ImageRecord) -> Box:
       return study.eye.frame(record.image, name=record.image_id)

@@ -100,9 +100,7 @@ class Study:
   @property
   def num_slots(self) -> int:
     """S, the image tokens of an image."""
-    encoder = self.config.model.encoder
-    patches = (encoder.image_px // encoder.patch_px) ** 2
-    return patches // self.config.model.connector.merge
+    return self.model.num_slots
 
   @cached_property
   def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -241,8 +239,7 @@ class Study:
     folder = self.ledger.station("encoder_key", inputs, make)
     key = features_lib.load(folder / "key", f"delete {folder} and run again")
     around = Path(t.features_folder or self.workdir / "features")
-    patches = (encoder.image_px // encoder.patch_px) ** 2
-    return features_lib.Store(around / key[:16], key, (patches, encoder.width))
+    return features_lib.Store(around / key[:16], key, self.model.features_shape)
 
   def _features(self, split: str) -> Features:
     found, store = self.records(split), self.store
@@ -292,9 +289,14 @@ class Study:
     asked: Sequence[tuple[int, str]],
     title: str,
     sampling: Sampling | None = None,
+    tasks: Sequence[str] = (),
   ) -> list[Generated]:
-    """Answers to (image number, prompt), in the order asked; greedy without `sampling`."""
-    found = dict(self.stream(trainable, pixels, asked, title, sampling))
+    """Answers to (image number, prompt), in the order asked; greedy without `sampling`.
+
+    Args:
+      tasks: each prompt's (see `Generator.stream`).
+    """
+    found = dict(self.stream(trainable, pixels, asked, title, sampling, tasks=tasks))
     return [found[number] for number in range(len(asked))]
 
   def stream(
@@ -305,11 +307,18 @@ class Study:
     title: str,
     sampling: Sampling | None = None,
     known: Collection[int] = (),
+    tasks: Sequence[str] = (),
   ) -> Iterator[tuple[int, Generated]]:
     """The same as they end, each with its number among those asked, but for `known`."""
     _, frozen = self.own_parameters.split(self.config.seeds[0])
     params = tree_lib.merge(trainable, frozen)
     with progress.bar(f"answering: {title}") as tick:
       yield from self.generator.stream(
-        params, pixels, asked, sampling=sampling, known=known, progress=tick
+        params,
+        pixels,
+        asked,
+        tasks=tasks,
+        sampling=sampling,
+        known=known,
+        progress=tick,
       )

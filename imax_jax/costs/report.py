@@ -162,9 +162,8 @@ def _batch(study: Study, rows: int) -> dict[str, Any]:
   dtypes = dict.fromkeys(("text", "image", "slot", "segment", "position"), jnp.int32)
   images = shards * math.ceil(config.train.entries_per_step / shards)
   encoder = config.model.encoder
-  side = encoder.image_px // encoder.patch_px
   pixels = (
-    jax.ShapeDtypeStruct((images, side * side, encoder.width), jnp.float32)
+    jax.ShapeDtypeStruct((images, *study.model.features_shape), jnp.float32)
     if study.keeps_features
     else jax.ShapeDtypeStruct(
       (images, encoder.image_px, encoder.image_px, encoder.channels), jnp.uint8
@@ -174,6 +173,7 @@ def _batch(study: Study, rows: int) -> dict[str, Any]:
     name: jax.ShapeDtypeStruct(line, dtype)
     for name, dtype in {**dtypes, "loss_weight": jnp.float32}.items()
   }
+  arrays["task"] = jax.ShapeDtypeStruct((images,), jnp.int32)
   # No data are built here. The paper's answers fill a third of a row or less.
   most = rows * config.train.row_tokens // 2
   arrays["supervised"] = jax.ShapeDtypeStruct((shards, most), jnp.int32)

@@ -25,6 +25,8 @@ Weighting = Literal["token", "entry"]
 Row = tuple[tuple[int, tuple[int, ...]], ...]
 # What each answer token of an entry weighs in the loss.
 WeightOf = Callable[[TokenizedEntry], float]
+# An image and the number of the task that it is seen for: what has a prefix of its own.
+Seen = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Planner:
     stream: which entries each step has.
     entry_lengths: for each image the tokens of each entry, prompt and answer.
     prefix_length: tokens that an image's entries share, image tokens included.
+    entry_tasks: the number of each entry's task, where image tokens depend on it: those
+      of an image and of one task share a prefix then.
     row_tokens: the longest that a row may be.
     row_multiple: rows are as long as a multiple of it, or `row_tokens`.
     num_shards: to how many the rows are dealt.
@@ -95,6 +99,7 @@ class Planner:
     entry_lengths: Sequence[Sequence[int]],
     prefix_length: int,
     *,
+    entry_tasks: Sequence[Sequence[int]] = (),
     row_tokens: int,
     row_multiple: int = 0,
     num_shards: int = 1,
@@ -102,6 +107,7 @@ class Planner:
   ) -> None:
     self._lengths = [tuple(lengths) for lengths in entry_lengths]
     self._prefix = prefix_length
+    self._tasks = entry_tasks
     self._share_prefix = share_prefix
     self._stream = stream
     self.num_shards = num_shards
@@ -133,14 +139,15 @@ class Planner:
   def _plan(self, pairs: Sequence[tuple[int, int]], row_tokens: int) -> StepPlan:
     if not self._share_prefix:
       return StepPlan(tuple(((i, (entry,)),) for i, entry in pairs), row_tokens)
-    by_image: dict[int, list[int]] = {}
+    by_image: dict[Seen, list[int]] = {}
     for image, entry in pairs:
-      by_image.setdefault(image, []).append(entry)
-    lengths = {image: self._piece(image, part) for image, part in by_image.items()}
-    order = sorted(by_image, key=lambda image: -lengths[image])
+      task = self._tasks[image][entry] if self._tasks else 0
+      by_image.setdefault((image, task), []).append(entry)
+    lengths = {seen: self._piece(seen[0], part) for seen, part in by_image.items()}
+    order = sorted(by_image, key=lambda seen: -lengths[seen])
     smallest = -(-sum(lengths.values()) // row_tokens)
     for num_rows in range(smallest, len(pairs) + 1):
-      rows = self._pack({i: by_image[i] for i in order}, num_rows, row_tokens)
+      rows = self._pack({seen: by_image[seen] for seen in order}, num_rows, row_tokens)
       if rows is not None:
         return StepPlan(rows, row_tokens)
     raise AssertionError("a row for each entry holds them all: __init__ checked it")
@@ -150,7 +157,7 @@ class Planner:
     return self._prefix + sum(self._lengths[image][entry] for entry in entries)
 
   def _pack(
-    self, by_image: dict[int, list[int]], num_rows: int, row_tokens: int
+    self, by_image: dict[Seen, list[int]], num_rows: int, row_tokens: int
   ) -> tuple[Row, ...] | None:
     """Fills so many rows, or None if that fails.
 
@@ -160,9 +167,9 @@ class Planner:
     prefix would see the first's.
     """
     free = [row_tokens] * num_rows
-    rows: list[dict[int, tuple[int, ...]]] = [{} for _ in range(num_rows)]
-    for image, entries in by_image.items():
-      left = entries
+    rows: list[dict[Seen, tuple[int, ...]]] = [{} for _ in range(num_rows)]
+    for seen, entries in by_image.items():
+      (image, _), left = seen, entries
       while left:
         needed = self._piece(image, left)
         whole = [r for r in range(num_rows) if free[r] >= needed]
@@ -173,10 +180,12 @@ class Planner:
         taken, left = self._cut(image, left, free[row])
         if not taken:
           return None
-        assert image not in rows[row], "the entries left did not fit this row"
+        assert seen not in rows[row], "the entries left did not fit this row"
         free[row] -= self._piece(image, taken)
-        rows[row][image] = tuple(taken)
-    return tuple(tuple(row.items()) for row in rows if row)
+        rows[row][seen] = tuple(taken)
+    return tuple(
+      tuple((image, taken) for (image, _), taken in row.items()) for row in rows if row
+    )
 
   def _cut(
     self, image: int, entries: list[int], tokens: int
@@ -282,9 +291,11 @@ def assemble(
     "loss_weight": np.zeros(size, np.float32),
   }
   index = np.full(len(shards) * shapes.images_per_shard, -1, np.int64)
+  task = np.zeros(len(index), np.int32)
   parts = shard_rows(plan, shapes.num_shards)
   for number, shard in enumerate(shards):
-    wanted = list(dict.fromkeys(image for row in parts[shard] for image, _ in row))
+    pieces = [piece for row in parts[shard] for piece in row]
+    wanted = list(dict.fromkeys((i, images[i].task_of(some)) for i, some in pieces))
     if (
       len(parts[shard]) > shapes.rows_per_shard or len(wanted) > shapes.images_per_shard
     ):
@@ -294,22 +305,23 @@ def assemble(
         "lay it out again with lay_out over all its steps"
       )
     first = number * shapes.images_per_shard
-    index[first : first + len(wanted)] = wanted
-    ids = {image: shard * shapes.images_per_shard + i for i, image in enumerate(wanted)}
+    for i, seen in enumerate(wanted, start=first):
+      index[i], task[i] = seen
+    ids = {seen: shard * shapes.images_per_shard + i for i, seen in enumerate(wanted)}
     for i, row in enumerate(parts[shard]):
       line = {name: a[number * shapes.rows_per_shard + i] for name, a in arrays.items()}
       _fill_row(line, row, images, ids, weight_of)
   arrays["supervised"] = supervised(
     arrays["loss_weight"], len(shards), shapes.supervised
   )
-  return arrays, index
+  return {"task": task, **arrays}, index
 
 
 def _fill_row(
   line: dict[str, np.ndarray],
   row: Row,
   images: Sequence[TokenizedImage],
-  ids: dict[int, int],
+  ids: dict[Seen, int],
   weight_of: WeightOf,
 ) -> None:
   """Writes one row of each array in place."""
@@ -330,4 +342,4 @@ def _fill_row(
       line["position"][at:end] = prefix + np.arange(entry.length)
       line["loss_weight"][answer - 1 : end - 1] = weight_of(entry)
       at = end
-    line["image"][begin:at] = ids[number]
+    line["image"][begin:at] = ids[number, image.task_of(entries)]

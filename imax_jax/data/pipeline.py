@@ -122,6 +122,7 @@ class Batches:
       stream,
       [[entry.length for entry in image.entries] for image in images],
       max(prefixes, default=0),
+      entry_tasks=[[entry.task for entry in image.entries] for image in images],
       row_tokens=row_tokens,
       row_multiple=row_multiple,
       num_shards=num_shards * accumulate,

@@ -13,6 +13,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -59,6 +60,7 @@ class TokenizedEntry:
   prompt_ids: np.ndarray  # int32: "</Img> {prompt} [/INST]"
   answer_ids: np.ndarray  # int32: the answer and the end token; all are supervised
   entry: Entry
+  task: int = 0  # its number, where image tokens depend on the task
 
   @property
   def length(self) -> int:
@@ -71,6 +73,10 @@ class TokenizedImage:
   prefix_ids: np.ndarray  # int32: the words before the image, 0 for each slot
   prefix_slot: np.ndarray  # int32: -1 for text, 0 … S - 1 for the slots
   entries: tuple[TokenizedEntry, ...]
+
+  def task_of(self, chosen: Sequence[int]) -> int:
+    """The number of the task that these entries, which share a prefix, are of."""
+    return self.entries[chosen[0]].task
 
 
 def prefix_of(

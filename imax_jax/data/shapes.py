@@ -52,7 +52,7 @@ def lay_out(
   for step in range(num_steps):
     for plan in planner.plans(step):
       number = planner.row_lengths.index(plan.row_tokens)
-      needs[step, number] = _needs(plan, planner.num_shards, answers)
+      needs[step, number] = _needs(plan, planner.num_shards, images, answers)
   sizes = _sizes(needs[..., 0], lengths, max_shapes)
   chosen = np.argmin(_places(needs[..., 0], lengths, sizes), axis=1)
   # A size that others have taken all steps from is not compiled.
@@ -69,17 +69,22 @@ def lay_out(
 
 
 def _needs(
-  plan: StepPlan, num_shards: int, answers: Sequence[Sequence[int]]
+  plan: StepPlan,
+  num_shards: int,
+  images: Sequence[TokenizedImage],
+  answers: Sequence[Sequence[int]],
 ) -> tuple[int, int, int]:
   """(rows, images, supervised tokens) of the fullest shard, one at least of each."""
-  rows = images = supervised = 1
+  rows = most = supervised = 1
   for part in shard_rows(plan, num_shards):
     held = [(image, chosen) for row in part for image, chosen in row]
     tokens = sum(answers[image][entry] for image, chosen in held for entry in chosen)
     rows = max(rows, len(part))
-    images = max(images, len({image for image, _ in held}))
+    most = max(
+      most, len({(image, images[image].task_of(some)) for image, some in held})
+    )
     supervised = max(supervised, tokens)
-  return rows, images, supervised
+  return rows, most, supervised
 
 
 # (number of a row length, rows of a shard)

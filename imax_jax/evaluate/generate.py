@@ -90,6 +90,7 @@ class Generator:
     prefix = records.prefix_of(tokenizer, num_slots, style.evaluation)
     self.prefix_ids, self.prefix_slot = prefix
     self._layout = templates.layout_of(tokenizer, style.evaluation)
+    self._model = model
     self._programs = grid.Programs(model, self._layout.stop_ids, len(self.prefix_ids))
 
   def __call__(
@@ -98,6 +99,7 @@ class Generator:
     pixels: np.ndarray | Features,
     prompts: Sequence[tuple[int, str]],
     *,
+    tasks: Sequence[str] = (),
     max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -105,8 +107,8 @@ class Generator:
     """`stream`, in the order asked."""
     found = dict(
       self.stream(
-        params, pixels, prompts, max_new_tokens=max_new_tokens, sampling=sampling,
-        progress=progress,
+        params, pixels, prompts, tasks=tasks, max_new_tokens=max_new_tokens,
+        sampling=sampling, progress=progress,
       )
     )  # fmt: skip
     return [found[number] for number in range(len(prompts))]
@@ -117,6 +119,7 @@ class Generator:
     pixels: np.ndarray | Features,
     prompts: Sequence[tuple[int, str]],
     *,
+    tasks: Sequence[str] = (),
     max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     known: Collection[int] = (),
@@ -130,6 +133,8 @@ class Generator:
       params: the whole tree; without "encoder" if `pixels` holds features.
       pixels: uint8[N, H, W, C], or the frozen encoder's features float[N, P, D].
       prompts: what `Entry.prompt` holds, with the number of the image asked about.
+      tasks: each prompt's; read only where image tokens depend on it. An image is then
+        read once for each of its prompts' tasks.
       max_new_tokens: for this call, instead of the constructor's.
       sampling: None: the likeliest token each time.
       known: numbers whose answers are not asked for. The others are computed in the
@@ -137,8 +142,9 @@ class Generator:
       progress: called with (answered, all) as they come.
 
     Raises:
-      ValueError: the number of an image that `pixels` does not hold, no room for an
-        answer, a prompt that spells a special token, or a sampling out of range.
+      ValueError: the number of an image that `pixels` does not hold, a task that the
+        model has no token for, no room for an answer, a prompt that spells a special
+        token, or a sampling out of range.
     """
     budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     if budget < 1:
@@ -155,9 +161,9 @@ class Generator:
       ids = [self._layout.prompt_ids(text) for _, text in prompts]
     except ValueError as error:
       raise ValueError(f"generate: a prompt is refused: {error}") from None
-    known = frozenset(known)
-    answered, images = len(known), [image for image, _ in prompts]
-    for wave in lines.plan(images, [*map(len, ids)], self.rows):
+    known, answered = frozenset(known), len(known)
+    seen = self._seen([image for image, _ in prompts], tasks)
+    for wave in lines.plan(seen, [*map(len, ids)], self.rows):
       if known.issuperset(number for piece in wave for number in piece.questions):
         continue
       for number, generated in self._answer(
@@ -168,6 +174,19 @@ class Generator:
           yield number, generated
           if progress is not None:
             progress(answered, len(prompts))
+
+  def _seen(self, images: Sequence[int], tasks: Sequence[str]) -> list[int]:
+    """A number for each image and task that it is seen for: what shares a line."""
+    known = self._model.tasks
+    if not known:
+      return list(images)
+    if len(tasks) != len(images):
+      raise ValueError(
+        f"generate: {len(images)} prompts and {len(tasks)} tasks: this model's image "
+        "tokens depend on the task; name each prompt's"
+      )
+    numbers = map(self._model.task_number, tasks)
+    return [image * len(known) + n for image, n in zip(images, numbers, strict=True)]
 
   def _answer(
     self,
@@ -274,9 +293,10 @@ class Generator:
         last[i, j], asked[i, j], number[i, j] = end - 1, end - start, question
         start = end
       batch["image"][i, :start] = i
-    images = [line.image for line in piece.lines]
-    images += images[:1] * (height - len(images))
-    batch["pixels"] = np.asarray(pixels[np.array(images)])
+    seen = [line.image for line in piece.lines]
+    seen += seen[:1] * (height - len(seen))
+    images, task = np.divmod(seen, max(1, len(self._model.tasks)))
+    batch |= {"pixels": np.asarray(pixels[images]), "task": task.astype(np.int32)}
     return batch, last, asked, number
 
   def _generated(self, row: np.ndarray, log_prob: float) -> Generated:

@@ -97,7 +97,7 @@ def replace_answers(batch: Batch, answers: np.ndarray) -> Batch:
   return cast(
     Batch,
     {
-      "pixels": batch["pixels"],
+      **batch,
       "text": text,
       "slot": laid("slot", -1),
       "image": np.where(is_answer, owner, laid("image", -1)).astype(np.int32),

@@ -60,7 +60,11 @@ def split_rows(batch: Batch) -> Rows:
       )
   # A process's rows count the images of the whole batch, and it holds its own.
   first = shown.min() if len(batch["pixels"]) <= shown.max() else 0
-  rows: Rows = {"pixels": np.asarray(batch["pixels"])[shown - first][:, None]}
+  rows: Rows = {
+    name: np.asarray(batch[name])[shown - first][:, None]  # type: ignore[literal-required]
+    for name in ("pixels", "task")
+    if name in batch
+  }
   rows["image"] = np.where(real, 0, -1).astype(image.dtype)[:, None]
   rows["text"] = np.asarray(batch["text"])[:, None]
   rows["slot"] = np.asarray(batch["slot"])[:, None]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from imax_jax import mesh as mesh_lib
 from imax_jax.models import attention
+from imax_jax.models import scales as scales_lib
 from imax_jax.models import storage
 from imax_jax.models.lora import Dense
 
@@ -35,7 +36,8 @@ _ACTIVATIONS: dict[str, Any] = {
 }
 
 
-def _layer_norm(name: str, eps: float) -> nn.LayerNorm:
+def layer_norm(name: str, eps: float) -> nn.LayerNorm:
+  """In float32, whatever comes in."""
   # Flax's fast variance, E[x²] - E[x]², cancels where the mean is large.
   return nn.LayerNorm(eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
@@ -77,9 +79,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
     x = mesh_lib.lay_rows(x)
-    y = _layer_norm("attn_norm", self.norm_eps)(x)
+    y = layer_norm("attn_norm", self.norm_eps)(x)
     x = x + Attention(self.num_heads, self.biases, self.dense, name="attn")(y)
-    y = _layer_norm("mlp_norm", self.norm_eps)(x)
+    y = layer_norm("mlp_norm", self.norm_eps)(x)
     y = self.dense(self.mlp_width, use_bias=True, name="up")(y)
     y = _ACTIVATIONS[self.activation](y)
     return x + self.dense(x.shape[-1], use_bias=True, name="down")(y), None
@@ -89,7 +91,9 @@ class Encoder(nn.Module):
   """Pixels to patch features. Matrix products run in `dtype`, the rest in float32.
 
   `post_norm_eps` 0 leaves the norm after the last block out. `ragged` leaves out the
-  pixels beyond the last whole patch, as an unpadded convolution does.
+  pixels beyond the last whole patch, as an unpadded convolution does. `keep_class` keeps
+  the class token in front of the patches. `scales` are sides in pixels: the image is seen
+  in each, in tiles of the first, which the positions are for (see `scales.tiles`).
   """
 
   image_px: int
@@ -107,6 +111,8 @@ class Encoder(nn.Module):
   biases: tuple[str, ...] = ("q", "v")
   activation: str = "gelu"
   ragged: bool = False
+  keep_class: bool = False
+  scales: tuple[int, ...] = ()
   pixel_mean: tuple[float, ...] = CLIP_MEAN
   pixel_std: tuple[float, ...] = CLIP_STD
   dtype: Any = "float32"
@@ -124,12 +130,35 @@ class Encoder(nn.Module):
         f"encoder: biases {self.biases} must be among q, k and v, and width={self.width} "
         f"a multiple of num_heads={self.num_heads}"
       )
+    if self.keep_class and (self.scales or not self.class_token):
+      raise ValueError(
+        f"encoder: keep_class with class_token={self.class_token} and scales "
+        f"{tuple(self.scales)}: expected a class token to keep, and one tile an image"
+      )
+    scales_lib.check(self.scales, self.image_px)
     storage.check_dtype("encoder", self.dtype)
     super().__post_init__()
 
+  @property
+  def num_tokens(self) -> int:
+    """P of the output."""
+    return self._side**2 + int(self.keep_class)
+
+  @property
+  def out_width(self) -> int:
+    """D of the output."""
+    return self.width * max(1, len(self.scales))
+
+  @property
+  def _side(self) -> int:
+    """How many patches a tile is wide; without scales, the image."""
+    return (self.scales[0] if self.scales else self.image_px) // self.patch_px
+
   @nn.compact
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """[N, image_px, image_px, C] -> float32[N, P, D], patches in row-major order.
+    """[N, image_px, image_px, C] -> float32[N, num_tokens, out_width].
+
+    Patches in row-major order, behind the class token where that is kept.
 
     uint8 pixels are normalised with the row's statistics (their mean for one channel);
     float pixels are taken as normalised already.
@@ -138,14 +167,17 @@ class Encoder(nn.Module):
       ValueError: pixels of another size or number of channels.
     """
     dense = partial(Dense, dtype=self.dtype, kernel_dtype=self.kernel_dtype)
-    x = dense(self.width, use_bias=self.patch_bias, name="embed")(self._patches(pixels))
+    x = self._normalised(pixels)
+    if self.scales:
+      x = scales_lib.tiles(x.astype(jnp.float32), self.scales)
+    x = dense(self.width, use_bias=self.patch_bias, name="embed")(self._patches(x))
     x = x.astype(jnp.float32)
     if self.class_token:
-      x = jnp.concatenate([self._class_token(pixels), x], axis=1)
+      x = jnp.concatenate([self._class_token(x), x], axis=1)
     init = nn.initializers.normal(0.02)
     x = x + self.param("positions", init, x.shape[1:]).astype(jnp.float32)
     if self.pre_norm:
-      x = _layer_norm("pre_norm", self.norm_eps)(x)
+      x = layer_norm("pre_norm", self.norm_eps)(x)
     block = storage.keep(Block, self.remat)
     layers = nn.scan(
       block,
@@ -165,19 +197,20 @@ class Encoder(nn.Module):
     )
     x, _ = stack(x, None)
     if self.post_norm_eps:
-      x = _layer_norm("norm", self.post_norm_eps)(x)
+      x = layer_norm("norm", self.post_norm_eps)(x)
     # Dropped after the norm, which is per token anyway.
-    return x[:, 1:] if self.class_token else x
+    x = x[:, 1:] if self.class_token and not self.keep_class else x
+    return scales_lib.together(x, self.scales) if self.scales else x
 
-  def _class_token(self, pixels: jax.Array) -> jax.Array:
+  def _class_token(self, patches: jax.Array) -> jax.Array:
     token = self.param("class_token", nn.initializers.normal(0.02), (self.width,))
-    shape = (pixels.shape[0], 1, self.width)
+    shape = (patches.shape[0], 1, self.width)
     return jnp.broadcast_to(token.astype(jnp.float32), shape)
 
-  def _patches(self, pixels: jax.Array) -> jax.Array:
-    """[N, P, patch_px² C]: what the patch convolution multiplies, (row, column, C)."""
+  def _normalised(self, pixels: jax.Array) -> jax.Array:
+    """uint8 pixels by the row's statistics; float ones as they are."""
     expected = (self.image_px, self.image_px, self.channels)
-    left = self.image_px % self.patch_px
+    left = (self.scales[0] if self.scales else self.image_px) % self.patch_px
     if pixels.ndim != 4 or pixels.shape[1:] != expected or (left and not self.ragged):
       raise ValueError(
         f"encoder: expected pixels [N, {', '.join(map(str, expected))}] in patches of "
@@ -189,7 +222,11 @@ class Encoder(nn.Module):
       if self.channels == 1:
         mean, std = mean.mean(), std.mean()
       pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
-    side, patch = self.image_px // self.patch_px, self.patch_px
+    return pixels
+
+  def _patches(self, pixels: jax.Array) -> jax.Array:
+    """[N, P, patch_px² C]: what the patch convolution multiplies, (row, column, C)."""
+    side, patch = self._side, self.patch_px
     x = pixels[:, : side * patch, : side * patch]
     x = x.reshape(-1, side, patch, side, patch, self.channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(

@@ -44,16 +44,46 @@ class Vlm(nn.Module):
 
   def __post_init__(self) -> None:
     for part in ("encoder", "connector", "decoder"):
-      # A ConfigDict is no dict: linen would neither freeze nor hash it.
-      object.__setattr__(self, part, dict(getattr(self, part)))
+      object.__setattr__(self, part, _plain(getattr(self, part)))
     super().__post_init__()
 
   def setup(self) -> None:
     self.vit = Encoder(**self.encoder, name="encoder")
-    # The connector ends where the decoder begins.
-    width = {"width": self.decoder["width"]}
-    self.mlp = Connector(**{**width, **self.connector}, name="connector")
+    self.mlp = self._connector(name="connector")
     self.llm = Decoder(**self.decoder, name="decoder")
+
+  def _connector(self, **more: Any) -> Connector:
+    # It ends where the decoder begins.
+    return Connector(**{"width": self.decoder["width"], **self.connector, **more})
+
+  @property
+  def features_shape(self) -> tuple[int, int]:
+    """P and D: what the encoder gives for an image."""
+    encoder = Encoder(**self.encoder)
+    return encoder.num_tokens, encoder.out_width
+
+  @property
+  def num_slots(self) -> int:
+    """S, the image tokens of an image."""
+    return self._connector().num_slots(self.features_shape[0])
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """The tasks that image tokens depend on, in the order of their numbers."""
+    return tuple(self.connector.get("tasks", ()))
+
+  def task_number(self, task: str) -> int:
+    """Where it stands among `tasks`; 0 where image tokens depend on none.
+
+    Raises:
+      ValueError: there are tasks, and it is none of them.
+    """
+    if self.tasks and task not in self.tasks:
+      raise ValueError(
+        f"task {task!r} has no token: connector.tasks are {', '.join(self.tasks)}; add it "
+        "there, or leave it out of the data"
+      )
+    return self.tasks.index(task) if self.tasks else 0
 
   def __call__(self, batch: Batch, deterministic: bool = True) -> schema.Output:
     """A batch of packed rows -> float32 logits[B, T, V] and image tokens [N, S, D].
@@ -100,7 +130,7 @@ class Vlm(nn.Module):
 
   def _run(self, batch: Batch, deterministic: bool) -> tuple[jax.Array, jax.Array]:
     """The decoder's output [B, T, D] over a batch, and its image tokens [N, S, D]."""
-    image_tokens = self.image_tokens(batch["pixels"])
+    image_tokens = self._image_tokens_of(batch)
     mask = attention.batch_mask(batch["image"], batch["segment"])
     x, _ = self.llm(
       self._join(batch, image_tokens),
@@ -114,9 +144,17 @@ class Vlm(nn.Module):
     """uint8[N, H, W, C] -> float32[N, P, D]: what may be cached of a frozen encoder."""
     return self.vit(pixels)
 
-  def image_tokens(self, pixels: jax.Array) -> jax.Array:
-    """Pixels [N, H, W, C] or features [N, P, D] -> [N, S, D]."""
-    return self.mlp(pixels if pixels.ndim == 3 else self.encode(pixels))
+  def image_tokens(self, pixels: jax.Array, task: jax.Array | None = None) -> jax.Array:
+    """Pixels [N, H, W, C] or features [N, P, D] -> [N, S, D].
+
+    Args:
+      task: int32[N], which of `tasks` each is seen for, where there are some.
+    """
+    features = pixels if pixels.ndim == 3 else self.encode(pixels)
+    return self.mlp(features, task)
+
+  def _image_tokens_of(self, batch: Batch) -> jax.Array:
+    return self.image_tokens(batch["pixels"], batch["task"] if self.tasks else None)
 
   def prefill(self, batch: Batch, last: jax.Array) -> tuple[jax.Array, Cache]:
     """Rows of an image with questions, each to be continued.
@@ -128,7 +166,7 @@ class Vlm(nn.Module):
     Returns:
       float32 logits[B, Q, V] after these tokens, and keys and values of all.
     """
-    image_tokens = self.image_tokens(batch["pixels"])
+    image_tokens = self._image_tokens_of(batch)
     mask = attention.batch_mask(batch["image"], batch["segment"])
     x = self._join(batch, image_tokens)
     x, cache = self.llm(x, batch["position"], mask, remember=True)
@@ -167,6 +205,14 @@ class Vlm(nn.Module):
     text = self.llm.embed(batch["text"])
     picked = image_tokens[jnp.maximum(image, 0), jnp.maximum(slot, 0)]
     return jnp.where((slot >= 0)[..., None], picked.astype(text.dtype), text)
+
+
+def _plain(fields: Any) -> dict[str, Any]:
+  """A ConfigDict is no dict: linen would neither freeze nor hash it."""
+  return {
+    key: _plain(value) if hasattr(value, "items") else value
+    for key, value in fields.items()
+  }
 
 
 def by_layer(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -200,8 +200,11 @@ def model(name: str) -> dict[str, dict[str, Any]]:
 
 def defaults(part: Any) -> dict[str, Any]:
   """{field: its default} of a part of the model; linen's own two are left out."""
-  return {
-    field.name: field.default
-    for field in dataclasses.fields(part)
-    if field.default is not dataclasses.MISSING and field.name not in ("parent", "name")
-  }
+  found = {}
+  for field in dataclasses.fields(part):
+    if field.name not in ("parent", "name"):
+      if field.default is not dataclasses.MISSING:
+        found[field.name] = field.default
+      elif field.default_factory is not dataclasses.MISSING:
+        found[field.name] = field.default_factory()
+  return found
