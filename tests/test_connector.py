@@ -68,7 +68,7 @@ def weights(flat: dict[str, Any], c: Connector, token: Any, task: int) -> list[A
   if c.routing == "soft":
     gates = 1 / (1 + torch.exp(-logits))
     return list(gates / gates.sum())
-  top = sorted(range(c.experts), key=lambda number: -float(logits[number]))[:2]
+  top = sorted(range(c.experts), key=lambda number: -float(logits[number].detach()))[:2]
   total = sum(torch.exp(logits[number]) for number in top)
   return [
     torch.exp(logits[number]) / total if number in top else 0.0

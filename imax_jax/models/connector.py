@@ -174,7 +174,7 @@ class Connector(nn.Module):
       ValueError: pool or merge do not divide them.
     """
     if self.qformer:
-      return QFormer(**self.qformer).queries
+      return QFormer(**self.qformer, parent=None).queries
     pooled = scales.pooled(num_tokens, self.pool)
     if pooled % self.merge:
       raise ValueError(

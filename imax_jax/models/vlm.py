@@ -59,13 +59,13 @@ class Vlm(nn.Module):
   @property
   def features_shape(self) -> tuple[int, int]:
     """P and D: what the encoder gives for an image."""
-    encoder = Encoder(**self.encoder)
+    encoder = Encoder(**self.encoder, parent=None)
     return encoder.num_tokens, encoder.out_width
 
   @property
   def num_slots(self) -> int:
     """S, the image tokens of an image."""
-    return self._connector().num_slots(self.features_shape[0])
+    return self._connector(parent=None).num_slots(self.features_shape[0])
 
   @property
   def tasks(self) -> tuple[str, ...]:
