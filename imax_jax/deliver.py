@@ -85,6 +85,7 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
   folder = _checkpoint(request, "merge")
   dtype = request.get("dtype") or "bfloat16"
   fields = plain(study.config.model.decoder)
+  export.config_of(fields, dtype)  # refuses now what could not be written then
   trained = weights_from(study, folder)
   frozen = study.parameters.split(study.config.seeds[0])[1]
   params: Any = {"decoder": tree_lib.merge(trained, frozen)["decoder"]}

@@ -42,10 +42,10 @@ _ROW = r"decoder/layers/(attn|mlp)/(o|down)"
 FSDP: tree_lib.Rules = (
   (r"decoder/embed/embedding", ("tensor", "fsdp")),
   (rf"({_COLUMN}|decoder/head)/kernel(_scale)?", ("fsdp", "tensor")),
-  (rf"{_COLUMN}/lora_a", ("fsdp", None)),
+  (rf"{_COLUMN}/lora_(a|route)", ("fsdp", None)),
   (rf"{_COLUMN}/lora_b", (None, "tensor")),
   (rf"{_ROW}/kernel(_scale)?", ("tensor", "fsdp")),
-  (rf"{_ROW}/lora_a", ("tensor", None)),
+  (rf"{_ROW}/lora_(a|route)", ("tensor", None)),
   (rf"{_ROW}/lora_b", (None, "fsdp")),
   # As many outputs as there are experts; five divide by nothing.
   (r"connector/router/dense_1/kernel", ("fsdp", None)),

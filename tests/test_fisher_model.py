@@ -30,6 +30,7 @@ ROWS, SLOTS, VOCABULARY = 8, 4, 24
 
 
 PAPER = ((r"connector/.*", True), (r".*/lora_[ab]", True), (r".*", False))
+HLORA = ((r"connector/.*", True), (r".*/lora_(a|b|route)", True), (r".*", False))
 ALL = ((r"encoder/.*", False), (r".*", True))
 
 
@@ -114,9 +115,10 @@ def explicit(loss, trainable, frozen, batch) -> np.ndarray:
   [
     (PAPER, {"remat": "inputs"}),
     (PAPER, {"fold": True, "unroll": 2}),
+    (HLORA, {"lora_rank": 4, "lora_experts": 2, "remat": "inputs"}),
     (ALL, {"tied": True, "qkv_bias": True}),
   ],
-  ids=["lora", "folded", "all"],
+  ids=["lora", "folded", "h-lora", "all"],
 )
 def test_taps_in_scanned_layers_give_the_gram_of_explicit_gradients(rules, changes):
   model = make_model(**changes)

@@ -40,6 +40,7 @@ class Decoder(nn.Module):
     lora_targets: the linears that a LoRA pair of `lora_rank` stands on, a regular
       expression over "attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up" and
       "mlp/down", or "attn/qkv", "attn/o", "mlp/gate_up" and "mlp/down".
+    lora_experts: k > 0 makes the pair H-LoRA: k experts of rank `lora_rank` / k.
     remat: what a layer keeps for the way back (`storage.keep`).
     kernel_dtype: how the layers' kernels are kept (`storage`); embedding and head are
       bfloat16 where they are integers.
@@ -62,6 +63,7 @@ class Decoder(nn.Module):
   lora_alpha: float = 16.0
   lora_dropout: float = 0.0
   lora_targets: str = ".*"
+  lora_experts: int = 0
   fold: bool = False
   dtype: Any = "float32"
   kernel_dtype: str = "float32"
@@ -132,6 +134,13 @@ class Decoder(nn.Module):
         f"decoder: lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}, lora_dropout="
         f"{self.lora_dropout}: expected rank >= 0, alpha > 0 and 0 <= dropout < 1"
       )
+    k = self.lora_experts
+    if k and (k < 0 or not self.lora_rank or self.lora_rank % k or self.fold):
+      raise ValueError(
+        f"decoder: lora_experts={k} of lora_rank={self.lora_rank}, fold={self.fold}: "
+        "expected a rank that is a multiple of the experts, and fold=False, since no one "
+        "kernel holds what each token weighs by itself"
+      )
     try:
       targets = [path for path in self.linears if re.fullmatch(self.lora_targets, path)]
     except re.error as error:
@@ -176,6 +185,7 @@ class Decoder(nn.Module):
         ("alpha", self.lora_alpha),
         ("dropout", self.lora_dropout),
         ("fold", self.fold),
+        ("experts", self.lora_experts),
         ("dtype", self.dtype),
         ("kernel_dtype", self.kernel_dtype),
       ),

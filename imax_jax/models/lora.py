@@ -1,4 +1,11 @@
-"""A dense layer with an optional low-rank update beside its kernel (LoRA, Hu et al. 2021)."""
+"""A dense layer with an optional low-rank update beside its kernel.
+
+    LoRA     x W + scale · (x A) B                          Hu et al. 2021
+    H-LoRA   x W + (repeat(softmax(x route)) · scale · (x A)) B     Lin et al. 2025
+
+H-LoRA is k experts of rank R/k side by side: of A's columns and B's rows, R/k in a row are
+an expert's, and each token mixes the experts by weights of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +21,13 @@ import numpy as np
 
 from imax_jax.models import storage
 
+# Why H-LoRA is kept as it is, wherever somebody asks for one kernel or for a plain pair.
+NOT_A_PAIR = (
+  "H-LoRA (lora_experts > 0) can not be merged or written as PEFT, because each token "
+  "weighs the experts by itself and no one matrix says the same; publish it in "
+  "HealthGPT's own layout"
+)
+
 
 def _uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   """Uniform ±1/√in: PEFT's Kaiming rule with a = √5, written out."""
@@ -22,32 +36,39 @@ def _uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.A
 
 
 @jax.custom_vjp
-def _pair(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-  """x [T, in], A float32[in, R], B float32[R, out] -> x A B [T, out], in x's dtype.
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+  """x [T, in], w float32[in, out] -> [T, out], in x's dtype.
 
-  Its gradients are autodiff's, but summed over T in float32, and so over devices too; and
-  A's is made as [R, in]: XLA's CPU product takes six times as long for [in, R].
+  Its gradients are autodiff's, but w's is summed over T in float32, and so over devices
+  too; and it is made with its shorter side first: XLA's CPU product takes six times as
+  long for a long one, of few columns.
   """
-  return _pair_forward(x, a, b)[0]
+  return _product_forward(x, w)[0]
 
 
-def _pair_forward(x: jax.Array, a: jax.Array, b: jax.Array) -> tuple[Any, Any]:
+def _product_forward(x: jax.Array, w: jax.Array) -> tuple[Any, Any]:
   # What is kept is narrow already: on a mesh it is not gathered again on the way back.
-  a, b = a.astype(x.dtype), b.astype(x.dtype)
-  hidden = x @ a
-  return hidden @ b, (x, a, b, hidden)
+  w = w.astype(x.dtype)
+  return x @ w, (x, w)
 
 
-def _pair_backward(kept: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
-  x, a, b, hidden = kept
-  back = jnp.einsum("To,Ro->TR", dy, b)
-  da = jnp.einsum("TR,Ti->Ri", back, x, preferred_element_type=jnp.float32)
-  db = jnp.einsum("TR,To->Ro", hidden, dy, preferred_element_type=jnp.float32)
-  # Behind the barrier XLA does not turn the product around again.
-  return jnp.einsum("TR,iR->Ti", back, a), jax.lax.optimization_barrier(da).T, db
+def _product_backward(kept: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
+  x, w = kept
+  wide = {"preferred_element_type": jnp.float32}
+  if w.shape[0] <= w.shape[1]:
+    dw = jnp.einsum("Ti,To->io", x, dy, **wide)
+  else:
+    # Behind the barrier XLA does not turn the product around again.
+    dw = jax.lax.optimization_barrier(jnp.einsum("To,Ti->oi", dy, x, **wide)).T
+  return jnp.einsum("To,io->Ti", dy, w), dw
 
 
-_pair.defvjp(_pair_forward, _pair_backward)
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _pair(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  """x [T, in], A float32[in, R], B float32[R, out] -> x A B [T, out], in x's dtype."""
+  return _product(_product(x, a), b)
 
 
 class Dense(nn.Module):
@@ -57,6 +78,13 @@ class Dense(nn.Module):
   so that the layer is the base layer bit for bit. Rank 0 leaves the pair out. The kernel
   is kept as `kernel_dtype` says (see `storage`) and multiplied in `dtype`; bias and
   pair are kept in float32.
+
+  With k > 0 `experts` there is `lora_route` [in, k] beside the pair, and
+
+    y = x W + b + (repeat(softmax(x route), R / k) · dropout(x A · alpha k / R)) B,
+
+  all in `dtype`, the softmax too: HealthGPT's H-LoRA (its llava/peft/tuners/lora.py). It
+  is the sum of k LoRAs of rank R / k, each by its weight, in two products and a small one.
 
   `fold` computes x (W + scale · A B) instead of x W + scale · (x A) B wherever dropout
   is off. The two are equal. Folding asks for the gradient of a whole [in, out] matrix,
@@ -72,6 +100,7 @@ class Dense(nn.Module):
   alpha: float = 16.0
   dropout: float = 0.0
   fold: bool = False
+  experts: int = 0
   dtype: Any = "float32"
   kernel_dtype: str = "float32"
   kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
@@ -94,7 +123,11 @@ class Dense(nn.Module):
       b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features))
       scale = self.alpha / self.rank
       drop = self.dropout > 0 and not deterministic
-      if self.fold and not drop:
+      dropout = nn.Dropout(self.dropout, deterministic=not drop)
+      if self.experts:
+        hidden = dropout(scale * self.experts * _product(x, a))
+        low_rank = _product(self._shares(x) * hidden, b)
+      elif self.fold and not drop:
         if dtype != jnp.float32:
           raise ValueError(
             f"fold=True needs dtype float32, got {self.dtype}: a narrower kernel would "
@@ -102,12 +135,18 @@ class Dense(nn.Module):
           )
         kernel = kernel + scale * (a @ b)
       else:
-        hidden = nn.Dropout(self.dropout, deterministic=False)(x) if drop else x
-        low_rank = scale * _pair(hidden, a, b)
+        low_rank = scale * _pair(dropout(x), a, b)
     y = x @ kernel
     y = y if low_rank is None else y + low_rank
     y = y if bias is None else y + bias
     return y.reshape(*leading, self.features)
+
+  def _shares(self, x: jax.Array) -> jax.Array:
+    """[T, in] -> [T, R]: each expert's weight at each of its columns."""
+    shape = (x.shape[-1], self.experts)
+    route = self.param("lora_route", _uniform_fan_in, shape, jnp.float32)
+    shares = jax.nn.softmax(_product(x, route), axis=-1)
+    return jnp.repeat(shares, self.rank // self.experts, axis=-1)
 
   def _kernel(self, width: int) -> jax.Array:
     """[in, out], restored from its integers where it is kept in them."""
@@ -136,6 +175,9 @@ def merged(
   Args:
     params: {path: array}, of one layer or with the leading axis of scanned layers.
     layer: which layer to take, where only one is to be in memory.
+
+  Raises:
+    ValueError: the pair is H-LoRA's.
   """
 
   def part(name: str) -> Any:
@@ -146,6 +188,8 @@ def merged(
     leaf = storage.restore(leaf, part(f"{path}_scale"), np.float32)
   if field != "kernel" or f"{parent}/lora_a" not in params:
     return leaf
+  if f"{parent}/lora_route" in params:
+    raise ValueError(f"{path}: {NOT_A_PAIR}")
   # `@` also takes the leading axis: [L, in, R] [L, R, out].
   a, b = (np.asarray(part(f"{parent}/lora_{x}"), np.float32) for x in "ab")
   return np.asarray(leaf, np.float32) + np.float32(alpha / a.shape[-1]) * (a @ b)

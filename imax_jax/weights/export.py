@@ -148,9 +148,11 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   """config.json of a decoder: what `published.check_config` takes for the same fields.
 
   Raises:
-    ValueError: no published family has such a decoder.
+    ValueError: no published family has such a decoder, or its low-rank pairs stay apart.
   """
   fields = peft.filled(decoder)
+  if fields["lora_experts"]:
+    raise ValueError(f"merge: {lora.NOT_A_PAIR}")
   fused, biased, window = fields["fused"], fields["qkv_bias"], fields["window"]
   if (fused, biased, bool(window)) not in _FAMILIES:
     raise ValueError(

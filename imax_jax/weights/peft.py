@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from imax_jax.ledger import write_json
+from imax_jax.models import lora
 from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.weights import files
@@ -47,9 +48,13 @@ def write_adapter(
     base: what the adapter stands on, as PEFT's users would name it.
 
   Raises:
-    ValueError: a value that is no number, or a parameter that PEFT has no place for.
+    ValueError: a value that is no number, or a parameter that PEFT has no place for;
+      H-LoRA's pairs.
   """
   folder, table = Path(folder), layout("peft")
+  fields = filled(decoder)
+  if fields["lora_experts"]:
+    raise ValueError(f"{folder}: {lora.NOT_A_PAIR}")
   foreign = sorted(pairs.keys() - table.paths)
   if foreign:
     raise ValueError(
@@ -64,7 +69,6 @@ def write_adapter(
   with files.tensor_writer(folder / WEIGHTS, header, TORCH) as writer:
     for name, tensor in tensors.items():
       writer.write(name, tensor)
-  fields = filled(decoder)
   write_json(
     folder / SETTINGS,
     {
