@@ -1,5 +1,7 @@
 """Published checkpoints: one file, or a folder of shards with its index; read lazily.
 
+An adapter's folder may have a second file: what was trained beside it.
+
 Pickles are made into safetensors files in a scratch folder first, by another process;
 GGUF files, which hold config.json and tokenizer too, into a whole folder.
 """
@@ -27,7 +29,11 @@ _IN_A_FOLDER = (
   "pytorch_model.bin.index.json",
   "pytorch_model.bin",
   "adapter_model.bin",
+  "mm_projector.bin",
 )
+
+# LLaVA's: connector, and tower if it was trained, beside an adapter.
+_BESIDE_AN_ADAPTER = "non_lora_trainables.bin"
 
 
 class Checkpoint:
@@ -43,6 +49,13 @@ class Checkpoint:
   def __init__(
     self, path: Path, shards: dict[Path, files.TensorFile], folder: Path
   ) -> None:
+    names = [name for shard in shards.values() for name in shard.names]
+    if len(set(names)) != len(names):
+      twice = next(name for name in names if names.count(name) > 1)
+      raise ValueError(
+        f"{path}: {twice} stands in two of {', '.join(file.name for file in shards)}; "
+        "expected each tensor once. Give the files of one version"
+      )
     self.path = path
     self.folder = folder
     self.files = tuple(shards)
@@ -90,12 +103,16 @@ def open_checkpoint(path: str | Path, scratch: Path) -> Iterator[Checkpoint]:
   source = _find(path)
   index = _read_index(source) if source.name.endswith(".index.json") else None
   found = [source] if index is None else _shards(source, index)
-  readable = dict(zip(found, found, strict=True))
   folder = path if path.is_dir() else path.parent
+  second = folder / _BESIDE_AN_ADAPTER
+  if source.name.startswith("adapter_model.") and second.is_file():
+    found.append(second)
+  readable = dict(zip(found, found, strict=True))
   if source.suffix == ".gguf":
     readable, folder = {source: gguf.to_folder(source, scratch)}, scratch
-  elif found[0].suffix != ".safetensors":
-    readable = pickles.to_safetensors(found, scratch)
+  pickled = [file for file in found if file.suffix not in (".safetensors", ".gguf")]
+  if pickled:
+    readable |= pickles.to_safetensors(pickled, scratch)
   with ExitStack() as stack:
     shards = {}
     for file, tensors in readable.items():

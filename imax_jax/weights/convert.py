@@ -29,12 +29,13 @@ from imax_jax.weights import digests
 from imax_jax.weights import files
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
-from imax_jax.weights import published
+from imax_jax.weights import vocabulary as vocabulary_lib
 from imax_jax.weights.checkpoints import Checkpoint
-from imax_jax.weights.checkpoints import open_checkpoint
 from imax_jax.weights.plan import Piece
 from imax_jax.weights.plan import Plan
 from imax_jax.weights.plan import Source
+from imax_jax.weights.sources import open_sources
+from imax_jax.weights.vocabulary import Vocabulary
 
 WEIGHTS, RECORD = "foundation.safetensors", "foundation.json"
 TOKENIZER = "tokenizer.json"
@@ -42,7 +43,6 @@ TOKENIZER = "tokenizer.json"
 _TOKENIZER_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 # What a merged decoder is published with again.
 _SETTINGS = ("config.json", "generation_config.json")
-_PARTS = ("encoder", "decoder", "adapter")
 
 
 def convert(
@@ -51,17 +51,20 @@ def convert(
   expected: tree_lib.Tree,
   out: str | Path,
   *,
+  vocabulary: Vocabulary = Vocabulary(),
   tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Makes a foundation of published files; returns what foundation.json says.
 
   Args:
     sources: {"encoder": path, "decoder": path} and, to start from a trained connector
-      and LoRA, "adapter". A path is a safetensors file, a pickle, a folder with shards
+      and LoRA, "adapter"; "qformer" of a model with one; "base" where the decoder's are
+      differences from it. A path is a safetensors file, a pickle, a folder with shards
       and their index, or a foundation of ours of which that part is taken.
     model: the fields of the model's parts, as `Vlm` takes them.
     expected: its parameters or their `jax.eval_shape` stand-ins.
     out: the folder, made if missing. Pickles need their size of space beside it.
+    vocabulary: tokens that the model has beyond its files, and rows to leave out.
     tick: called with (slices written, slices).
 
   Raises:
@@ -70,17 +73,14 @@ def convert(
       file, the key, what was expected and what came. Nothing is left in `out`.
   """
   out = Path(out)
-  _check_parts(sources)
   leaves = plan_lib.stored_leaves(tree_lib.flatten(expected))
   out.mkdir(parents=True, exist_ok=True)
   with ExitStack() as stack:
     scratch = stack.enter_context(
       tempfile.TemporaryDirectory(prefix=".unpickled-", dir=out)
     )
-    opened = _open(sources, Path(scratch), stack)
-    for source in opened:
-      _check_settings(source, model, frozenset(leaves))
-    plan = plan_lib.make_plan(opened, leaves)
+    opened = open_sources(sources, model, leaves, Path(scratch), stack)
+    plan = plan_lib.make_plan(opened, leaves, vocabulary)
     vocab_size = leaves["decoder/embed/embedding"].shape[0]
     tokenizer = _tokenizer(opened, vocab_size, Path(scratch))
     written = _table(plan)
@@ -96,48 +96,6 @@ def convert(
   record["foundation"] = digests.describe(out / WEIGHTS)
   ledger.write_json(out / RECORD, record)
   return record
-
-
-def _check_parts(sources: Mapping[str, str | Path]) -> None:
-  unknown = sorted(set(sources) - set(_PARTS))
-  if unknown:
-    raise ValueError(f"convert: no part {unknown}; expected some of {_PARTS}")
-  for part in ("encoder", "decoder"):
-    if part not in sources:
-      raise ValueError(
-        f"convert: no file for the {part}; a foundation needs encoder and decoder whole"
-      )
-
-
-def _open(
-  sources: Mapping[str, str | Path], scratch: Path, stack: ExitStack
-) -> list[Source]:
-  """Recognised sources; parts that name the same path share its files."""
-  checkpoints: dict[Path, Checkpoint] = {}
-  opened = []
-  for number, (part, given) in enumerate(sources.items()):
-    path = Path(given)
-    if path not in checkpoints:
-      folder = scratch / str(number)
-      folder.mkdir()
-      checkpoints[path] = stack.enter_context(open_checkpoint(path, folder))
-    layout = plan_lib.recognise(checkpoints[path], part)
-    opened.append(Source(checkpoints[path], layout))
-  return opened
-
-
-def _check_settings(
-  source: Source, model: Mapping[str, Mapping[str, Any]], paths: frozenset[str]
-) -> None:
-  folder, layout = source.checkpoint.folder, source.layout
-  if layout.name == "peft":
-    settings = folder / "adapter_config.json"
-    published.check_adapter(settings, layout, model["decoder"], paths)
-  elif layout.part != "adapter" and layout.name != "imax_jax":
-    settings = folder / "config.json"
-    if not published.check_config(settings, layout, model[layout.part]):
-      path = source.checkpoint.path
-      logging.info("%s: no config.json of it; names and shapes were checked", path)
 
 
 def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Path]:
@@ -205,40 +163,63 @@ def _write(
   for piece in plan.zeros:
     _check_zero(piece)
   for source, name, twin in plan.tied:
-    _check_tied(source.checkpoint, name, twin)
+    _check_same(
+      source.checkpoint, name, twin, "but the model is tied: they are one there. Set "
+      "tied=False, or give the files of a tied model"
+    )  # fmt: skip
+  for source, name, twin in plan.twins:
+    _check_same(
+      source.checkpoint, name, twin, "which is another name of the same tensor; the file "
+      "is damaged, or was put together of two"
+    )  # fmt: skip
   with files.tensor_writer(path, written) as writer:
-    for leaf, value in plan.filled.items():
+    for where, value in plan.filled.items():
+      leaf, _, layer = where.partition("[")
       shape, dtype = written[leaf]
-      writer.write(leaf, np.full(shape, value, dtype))
+      if layer:
+        slab = np.full(shape[1:], value, dtype)
+        writer.write(leaf, slab, int(layer.rstrip("]")))
+      else:
+        writer.write(leaf, np.full(shape, value, dtype))
     for number, ((leaf, layer), pieces) in enumerate(plan.slabs.items()):
-      writer.write(leaf, _slab(pieces, plan.leaves), layer)
+      writer.write(leaf, _slab(pieces, plan), layer)
       if tick:
         tick(number + 1, len(plan.slabs))
 
 
-def _slab(pieces: list[Piece], leaves: Mapping[str, plan_lib.Leaf]) -> np.ndarray:
+def _slab(pieces: list[Piece], plan: Plan) -> np.ndarray:
   """A leaf, or one layer of it, in the dtype that it is stored in."""
   path = pieces[0].row.path
-  leaf = leaves[path]
-  parts = []
-  for (checkpoint, _), name, row in pieces:
-    where = f"{checkpoint.file(name)}: {name}"
-    tensor = checkpoint.read(name)
-    files.check_finite(tensor, where, "it is damaged, or training had diverged")
-    part = row.to_ours(tensor)
-    if path == "encoder/positions" and len(part) != leaf.shape[0]:
-      class_token = "encoder/class_token" in leaves
-      part = positions.resize(part, leaf.shape[0], class_token=class_token)
-    if part.dtype != leaf.dtype:
-      with np.errstate(over="ignore"):
-        part = part.astype(leaf.dtype)
-      files.check_finite(part, where, f"{leaf.dtype} cannot hold it: use a wider dtype")
-    parts.append(part)
+  parts = [_part(piece, plan) for piece in pieces]
+  axis = vocabulary_lib.AXES.get(path)
+  if axis is not None:
+    size = plan.leaves[path].shape[axis]
+    if parts[0].shape[axis] != size or len(parts) > 1:
+      rows = [piece.rows or (0, size) for piece in pieces]
+      return vocabulary_lib.mixed([*zip(parts, rows, strict=True)], size, axis)
   return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
+def _part(piece: Piece, plan: Plan) -> np.ndarray:
+  """What a tensor is of its leaf, in the leaf's dtype."""
+  (checkpoint, _), name, row, _ = piece
+  leaf = plan.leaves[row.path]
+  where = f"{checkpoint.file(name)}: {name}"
+  tensor = checkpoint.read(name)
+  files.check_finite(tensor, where, "it is damaged, or training had diverged")
+  part = row.to_ours(tensor)
+  if row.path == "encoder/positions" and len(part) != leaf.shape[0]:
+    class_token = "encoder/class_token" in plan.leaves
+    part = positions.resize(part, leaf.shape[0], class_token=class_token)
+  if part.dtype != leaf.dtype:
+    with np.errstate(over="ignore"):
+      part = part.astype(leaf.dtype)
+    files.check_finite(part, where, f"{leaf.dtype} cannot hold it: use a wider dtype")
+  return part
+
+
 def _check_zero(piece: Piece) -> None:
-  (checkpoint, layout), name, row = piece
+  (checkpoint, layout), name, row, _ = piece
   share = row.to_ours(checkpoint.read(name))
   if np.any(share != 0):
     raise ValueError(
@@ -248,17 +229,29 @@ def _check_zero(piece: Piece) -> None:
     )
 
 
-def _check_tied(checkpoint: Checkpoint, name: str, twin: str) -> None:
+def _check_same(checkpoint: Checkpoint, name: str, twin: str, why: str) -> None:
   one, other = checkpoint.view(name), checkpoint.view(twin)
   same = one.shape == other.shape and all(
     np.array_equal(one[row : row + 1024], other[row : row + 1024])
     for row in range(0, len(one), 1024)
   )
   if not same:
-    raise ValueError(
-      f"{checkpoint.file(name)}: {name} differs from {twin}, but the model is tied: they "
-      "are one there. Set tied=False, or give the files of a tied model"
-    )
+    raise ValueError(f"{checkpoint.file(name)}: {name} differs from {twin}, {why}")
+
+
+def _rows(plan: Plan) -> dict[str, Any]:
+  """{path: which rows are whose}, of tables that are not one file's alone."""
+  said = {}
+  for path, axis in vocabulary_lib.AXES.items():
+    pieces = plan.slabs.get((path, None), [])
+    size = plan.leaves[path].shape[axis] if pieces else 0
+    if pieces and [piece.rows for piece in pieces] not in ([(0, size)], [None]):
+      said[path] = {
+        "rows": size,
+        "from": [[*(piece.rows or ()), piece.name] for piece in pieces],
+        "mean": max(0, size - max((piece.rows or (0, 0))[1] for piece in pieces)),
+      }
+  return said
 
 
 def _record(
@@ -285,5 +278,6 @@ def _record(
     "ignored": plan.ignored,
     "filled": plan.filled,
     "absent": plan.absent,
+    "vocabulary": _rows(plan),
     "model": ledger.plain(model),
   }

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -74,8 +75,9 @@ WHOLE = (0, 1)
 class Row(NamedTuple):
   """One published tensor, or one share of it.
 
-  `published` has "{i}" where the layer's number stands; the leaf at `path` then has a
-  leading axis of layers. An empty path: the share must be zero and is not kept.
+  `published` has "{i}" where the number of a layer, or of an expert, stands; the leaf at
+  `path` then has a leading axis of them. `stems` are words that stand there instead. An
+  empty path: the share must be zero and is not kept.
 
   `slot` (k, n): it is the k-th of n equal parts of our leaf's last axis.
   `cut` (k, n): our leaf is the k-th of n equal parts of its last axis, as laid out here.
@@ -86,13 +88,29 @@ class Row(NamedTuple):
   form: Form
   slot: tuple[int, int] = WHOLE
   cut: tuple[int, int] = WHOLE
+  stems: tuple[str, ...] = ()
 
   @property
   def layered(self) -> bool:
     return "{i}" in self.published
 
   def name(self, layer: int | None) -> str:
-    return self.published if layer is None else self.published.format(i=layer)
+    if layer is None:
+      return self.published
+    return self.published.format(i=self.stems[layer] if self.stems else layer)
+
+  @property
+  def pattern(self) -> re.Pattern[str]:
+    """What its names match; the one group is what stands for the layer."""
+    stem = "|".join(map(re.escape, self.stems)) or r"\d+"
+    return re.compile(re.escape(self.published).replace(r"\{i\}", f"({stem})"))
+
+  def layer(self, match: re.Match[str]) -> int | None:
+    """The layer of a name that `pattern` matched."""
+    if not self.layered:
+      return None
+    stem = match.group(1)
+    return self.stems.index(stem) if self.stems else int(stem)
 
   def to_ours(self, array: np.ndarray) -> np.ndarray:
     """The published tensor -> this row's share of our leaf (of one layer's slice)."""
@@ -112,6 +130,16 @@ class Row(NamedTuple):
     return (*leading, last // self.slot[1])
 
 
+def affine(
+  there: str, here: str, weight: str, form: Form, slot: tuple[int, int] = WHOLE
+) -> tuple[Row, Row]:
+  """A layer with a bias: `weight` is what we call its other parameter."""
+  return (
+    Row(f"{there}.weight", f"{here}/{weight}", form, slot),
+    Row(f"{there}.bias", f"{here}/bias", VECTOR, slot),
+  )
+
+
 def _part(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
   number, count = part
   width = array.shape[-1] // count
@@ -123,16 +151,22 @@ class Layout:
   """A family of files: how to tell them, their rows, and what in them is not ours.
 
   Args:
-    part: what it fills: "encoder", "decoder" or "adapter" (LoRA and connector).
+    part: what it fills: "encoder", "decoder", "adapter" (LoRA and connector) or
+      "qformer" (Q-Former and the norm before it).
     marks: patterns, each of which fits some name of a file that has this layout.
     rename: (pattern, replacement) that take a name to the one in the rows: prefixes of
       wrappers, older spellings.
+    twins: patterns of names, as they stand in the file, that are second names of tensors
+      that other names stand for too: both must be equal.
     ignored: patterns of names that carry nothing for the model.
     wrapper: the key of a pickle under which its tensors stand; "" at the top.
     spare_blocks: how many blocks after the model's last are ignored.
-    fill: what a leaf is filled with if the file lacks it.
+    fill: what a leaf, or "leaf[layer]", is filled with if the file lacks it.
     tied: (name, name): the first may be left out, or equals the second, where the model
       has one leaf for both.
+    resized: whether positions of pictures of another size are interpolated, as the
+      publishers' code does; otherwise they are another model's.
+    tasks: our name of a task, and the publisher's.
   """
 
   name: str
@@ -140,11 +174,31 @@ class Layout:
   marks: tuple[str, ...]
   rows: tuple[Row, ...]
   rename: tuple[tuple[str, str], ...] = ()
+  twins: tuple[str, ...] = ()
   ignored: tuple[str, ...] = ()
   wrapper: str = ""
   spare_blocks: int = 0
   fill: Mapping[str, float] = field(default_factory=dict)
   tied: tuple[str, str] | None = None
+  resized: bool = False
+  tasks: Mapping[str, str] = field(default_factory=dict)
+
+  def of_tasks(self, tasks: tuple[str, ...]) -> Layout:
+    """The same with a tensor for each of a model's tasks where a row has "{task}".
+
+    A task of ours that the publisher does not have starts with zeros if the file has
+    nothing of its name.
+    """
+    rows, fill = [], dict(self.fill)
+    for row in self.rows:
+      if "{task}" in row.published:
+        stems = tuple(self.tasks.get(task, task) for task in tasks)
+        published = row.published.replace("{task}", "{i}")
+        row = row._replace(published=published, stems=stems)
+        new = (n for n, task in enumerate(tasks) if task not in self.tasks)
+        fill |= dict.fromkeys((f"{row.path}[{number}]" for number in new), 0.0)
+      rows.append(row)
+    return replace(self, rows=tuple(rows), fill=fill)
 
   def canonical(self, name: str) -> str:
     for pattern, replacement in self.rename:
@@ -160,12 +214,13 @@ class Layout:
     """For a canonical name."""
     return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
+  def repeats(self, name: str, other: str) -> bool:
+    """For two names of one canonical name: whether a file of it holds both."""
+    return any(re.fullmatch(p, n) for p in self.twins for n in (name, other))
+
   @cached_property
   def _patterns(self) -> tuple[tuple[re.Pattern[str], Row], ...]:
-    return tuple(
-      (re.compile(re.escape(row.published).replace(r"\{i\}", r"(\d+)")), row)
-      for row in self.rows
-    )
+    return tuple((row.pattern, row) for row in self.rows)
 
   def rows_of(self, name: str) -> list[tuple[Row, int | None]]:
     """The rows that a canonical name has a part in, and its layer."""
@@ -173,7 +228,7 @@ class Layout:
     for pattern, row in self._patterns:
       match = pattern.fullmatch(name)
       if match:
-        found.append((row, int(match.group(1)) if row.layered else None))
+        found.append((row, row.layer(match)))
     return found
 
   def publish(

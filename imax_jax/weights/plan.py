@@ -18,18 +18,19 @@ import ml_dtypes
 import numpy as np
 
 from imax_jax import tree as tree_lib
+from imax_jax.weights import own
 from imax_jax.weights import positions
 from imax_jax.weights.checkpoints import Checkpoint
-from imax_jax.weights.layouts import Form
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.layouts import Row
-from imax_jax.weights.layouts import same
+from imax_jax.weights.own import group_of
+from imax_jax.weights.own import part_of as part_of
 from imax_jax.weights.rows_of_layouts import LAYOUTS
+from imax_jax.weights.vocabulary import AXES
+from imax_jax.weights.vocabulary import Vocabulary
 
-# Parts of the model that a foundation may lack, as a whole: they start fresh.
-OPTIONAL = ("connector", "adapter")
-# The axis of the vocabulary.
-_VOCABULARY = {"decoder/embed/embedding": 0, "decoder/head/kernel": 1}
+# Which of a checkpoint's sources is asked first what a tensor is.
+_ORDER = ("encoder", "decoder", "qformer", "adapter")
 
 
 class Leaf(NamedTuple):
@@ -45,22 +46,32 @@ class Source(NamedTuple):
 
 
 class Piece(NamedTuple):
-  """A tensor that fills a slot of a leaf, or of one layer of it."""
+  """A tensor that fills a slot of a leaf, or of one layer of it.
+
+  `rows`: the first and the one after the last that it fills of a table of the vocabulary.
+  """
 
   source: Source
   name: str
   row: Row
+  rows: tuple[int, int] | None = None
 
 
 @dataclass
 class Plan:
-  """`slabs` {(path, layer or None): pieces in the order of their slots}."""
+  """`slabs` {(path, layer or None): pieces in the order of their slots}.
+
+  Of a table of the vocabulary, pieces that lie over each other. `twins` are second names
+  of a tensor, `tied` a head that is the embedding.
+  """
 
   leaves: dict[str, Leaf]
   slabs: dict[tuple[str, int | None], list[Piece]]
+  vocabulary: Vocabulary = Vocabulary()
   filled: dict[str, float] = field(default_factory=dict)
   zeros: list[Piece] = field(default_factory=list)
   tied: list[tuple[Source, str, str]] = field(default_factory=list)
+  twins: list[tuple[Source, str, str]] = field(default_factory=list)
   ignored: dict[str, list[str]] = field(default_factory=dict)
   absent: list[str] = field(default_factory=list)
 
@@ -84,13 +95,13 @@ def stored_leaves(flat: Mapping[str, Any]) -> dict[str, Leaf]:
   return leaves
 
 
-def part_of(path: str) -> str:
-  """The part of the model that a leaf belongs to."""
-  return "adapter" if "/lora_" in path else path.split("/")[0]
-
-
-def recognise(checkpoint: Checkpoint, part: str) -> Layout:
+def recognise(
+  checkpoint: Checkpoint, part: str, leaves: Mapping[str, Leaf] | None = None
+) -> Layout:
   """The layout of a checkpoint, by its tensors' names alone.
+
+  Args:
+    leaves: the model's, which one of our own foundations is laid out for.
 
   Raises:
     ValueError: none fits, or it is one of another part.
@@ -106,9 +117,9 @@ def recognise(checkpoint: Checkpoint, part: str) -> Layout:
         f"them {place} in a file of layout {layout.name}"
       )
     return layout
-  own = _own(checkpoint, part)
-  if own.rows:
-    return own
+  ours = own.layout(checkpoint, part, leaves or {})
+  if ours.rows:
+    return ours
   known = ", ".join(layout.name for layout in LAYOUTS if layout.part == part)
   what = (
     f"a file of the {fitting[0].part} ({fitting[0].name})"
@@ -121,35 +132,37 @@ def recognise(checkpoint: Checkpoint, part: str) -> Layout:
   )
 
 
-def _own(checkpoint: Checkpoint, part: str) -> Layout:
-  """One of our own foundations, of which a part is taken as it is."""
-  parts = {"adapter": OPTIONAL}.get(part, (part,))
-  rows = tuple(
-    Row(name, name, Form(len(checkpoint.shape(name)), same, same))
-    for name in checkpoint.names
-    if part_of(name) in parts
-  )
-  return Layout("imax_jax", part, (), rows, ignored=(".*",))
-
-
-def make_plan(sources: Sequence[Source], leaves: Mapping[str, Leaf]) -> Plan:
+def make_plan(
+  sources: Sequence[Source],
+  leaves: Mapping[str, Leaf],
+  vocabulary: Vocabulary = Vocabulary(),
+) -> Plan:
   """Accounts for everything, before anything is read.
 
   Sources with the same checkpoint share it: a tensor that one of them takes is taken.
+
+  Args:
+    vocabulary: how tables of another length are taken.
 
   Raises:
     ValueError: a leaf that nothing fills, a tensor that nobody takes, or shapes that
       differ; both sides are printed.
   """
-  plan = Plan(dict(leaves), {})
+  plan = Plan(dict(leaves), {}, vocabulary)
   problems: list[str] = []
   for checkpoint in {
     id(source.checkpoint): source.checkpoint for source in sources
   }.values():
     layouts = [source for source in sources if source.checkpoint is checkpoint]
+    asked = sorted(layouts, key=lambda source: _ORDER.index(source.layout.part))
+    known: dict[tuple[str, str], str] = {}
     ignored = []
     for name in checkpoint.names:
-      verdicts = {_place(plan, source, name, problems) for source in layouts}
+      verdicts = set()
+      for source in asked:
+        verdicts.add(_place(plan, source, name, known, problems))
+        if "taken" in verdicts:
+          break
       if "taken" in verdicts:
         continue
       if "ignored" in verdicts:
@@ -170,16 +183,25 @@ def make_plan(sources: Sequence[Source], leaves: Mapping[str, Leaf]) -> Plan:
   return plan
 
 
-def _place(plan: Plan, source: Source, name: str, problems: list[str]) -> str:
-  """Enters a tensor in the plan: "taken", "ignored" or "unexpected"."""
+def _place(
+  plan: Plan,
+  source: Source,
+  name: str,
+  known: dict[tuple[str, str], str],
+  problems: list[str],
+) -> str:
+  """Enters a tensor in the plan: "taken", "ignored" or "unexpected".
+
+  `known` {(layout, canonical name): the name that was taken for it}.
+  """
   layout, leaves = source.layout, plan.leaves
-  own = layout.canonical(name)
-  rows = layout.rows_of(own)
+  plain = layout.canonical(name)
+  rows = layout.rows_of(plain)
   if not rows:
-    return "ignored" if layout.ignores(own) else "unexpected"
+    return "ignored" if layout.ignores(plain) else "unexpected"
   row, layer = next((row, layer) for row, layer in rows if row.path)
   if row.path not in leaves:
-    twin = layout.tied[1] if layout.tied and own == layout.tied[0] else None
+    twin = layout.tied[1] if layout.tied and plain == layout.tied[0] else None
     if twin in source.checkpoint.names:
       plan.tied.append((source, name, twin))
       return "taken"
@@ -187,67 +209,92 @@ def _place(plan: Plan, source: Source, name: str, problems: list[str]) -> str:
   if layer is not None and layer >= leaves[row.path].shape[0]:
     spare = layer < leaves[row.path].shape[0] + layout.spare_blocks
     return "ignored" if spare else "unexpected"
+  twin = known.setdefault((layout.name, plain), name)
+  if twin != name and layout.repeats(name, twin):
+    plan.twins.append((source, name, twin))
+    return "taken"
   for row, layer in rows:
-    piece = Piece(source, name, row)
+    piece = Piece(source, name, row, _rows(plan, source, name, row))
     if not row.path:
       plan.zeros.append(piece)
     elif row.path not in leaves:
       return "unexpected"
     else:
-      problem = _misfit(piece, leaves)
+      problem = _misfit(piece, plan)
       if problem:
         problems.append(problem)
       plan.slabs.setdefault((row.path, layer), []).append(piece)
   return "taken"
 
 
-def _misfit(piece: Piece, leaves: Mapping[str, Leaf]) -> str:
+def _rows(plan: Plan, source: Source, name: str, row: Row) -> tuple[int, int] | None:
+  """What a table of the vocabulary fills of the model's rows; None of anything else."""
+  axis, leaf = AXES.get(row.path), plan.leaves.get(row.path)
+  shape = row.shape(source.checkpoint.shape(name))
+  if axis is None or leaf is None or shape is None or len(shape) != 2:
+    return None
+  over = source.layout.part == "adapter"
+  return plan.vocabulary.rows(shape[axis], leaf.shape[axis], over=over)
+
+
+def _misfit(piece: Piece, plan: Plan) -> str:
   """What is wrong with a tensor's shape or dtype; "" if nothing is."""
-  (checkpoint, _), name, row = piece
+  (checkpoint, layout), name, row, rows = piece
   shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
+  leaves = plan.leaves
   got, want = row.shape(shape), row.share(leaves[row.path].shape)
   where = f"{name} {shape} in {checkpoint.file(name).name}"
   if not jnp.issubdtype(dtype, jnp.floating):
     return f"dtype      {where}: expected floats, got {dtype}"
+  axis = AXES.get(row.path)
   if got == want:
+    return ""
+  if rows and got and axis is not None and got[1 - axis] == want[1 - axis]:
     return ""
   if row.path == "encoder/positions" and got and got[1:] == want[1:]:
     class_token = "encoder/class_token" in leaves
-    if positions.resizable(got[0], want[0], class_token=class_token):
+    fits = positions.resizable(got[0], want[0], class_token=class_token)
+    if fits and layout.resized:
       return ""
   line = f"shape      {where}: expected {want} for {row.path}, got {got or shape}"
-  axis = _VOCABULARY.get(row.path)
   if axis is not None and got and got[axis] != want[axis]:
-    line += f" (vocabulary: {got[axis]} rows there, vocab_size {want[axis]} here)"
+    line += plan.vocabulary.misfit(got[axis], want[axis])
   return line
 
 
 def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
   """What is left open, filled, or absent as a whole."""
-  begun = {part_of(path) for path, _ in plan.slabs}
+  begun = {group_of(path) for path, _ in plan.slabs}
   fill = {
     path: value for source in sources for path, value in source.layout.fill.items()
   }
   names = {row.path: row for source in sources for row in reversed(source.layout.rows)}
   given = {path for path, _ in plan.slabs}
   for path, leaf in plan.leaves.items():
-    part = part_of(path)
-    if part in OPTIONAL and part not in begun:
+    part = group_of(path)
+    if part in own.OPTIONAL and part not in begun:
       plan.absent.append(path)
     elif path in fill and path not in given:
       plan.filled[path] = fill[path]
     else:
-      _close_leaf(plan, path, leaf, names.get(path), problems)
+      _close_leaf(plan, path, leaf, names.get(path), fill, problems)
 
 
 def _close_leaf(
-  plan: Plan, path: str, leaf: Leaf, row: Row | None, problems: list[str]
+  plan: Plan,
+  path: str,
+  leaf: Leaf,
+  row: Row | None,
+  fill: Mapping[str, float],
+  problems: list[str],
 ) -> None:
   """Every slot of every layer once, in order."""
   layered = row is not None and row.layered
   for layer in range(leaf.shape[0]) if layered else [None]:
     pieces = plan.slabs.get((path, layer), [])
     pieces.sort(key=lambda piece: piece.row.slot)
+    if path in AXES and _stacked(plan, path, pieces):
+      continue
     slots = [piece.row.slot[0] for piece in pieces]
     count = pieces[0].row.slot[1] if pieces else 1
     where = path if layer is None else f"{path}[{layer}]"
@@ -257,7 +304,22 @@ def _close_leaf(
     if twice:
       problems.append(f"twice      {where} from {' and '.join(twice)}")
       continue
+    if where in fill and not pieces:
+      plan.filled[where] = fill[where]
+      continue
     wanted = f" from {row.name(layer)}" if row else ""
     problems.append(
       f"missing    {where} {leaf.shape[1:] if layered else leaf.shape}{wanted}"
     )
+
+
+def _stacked(plan: Plan, path: str, pieces: list[Piece]) -> bool:
+  """Puts an adapter's table over the decoder's; False where they are no such two."""
+  pieces.sort(key=lambda piece: piece.source.layout.part == "adapter")
+  parts = [piece.source.layout.part for piece in pieces]
+  whole = (0, plan.leaves[path].shape[AXES[path]])
+  if parts == ["adapter"] and pieces[0].rows != whole:
+    pieces.clear()  # the rest of the table is in no file
+  if parts == ["decoder", "adapter"] and pieces[1].rows == whole:
+    del pieces[0]
+  return parts == ["decoder", "adapter"]

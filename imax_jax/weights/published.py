@@ -17,6 +17,7 @@ from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 from imax_jax.weights.layouts import Layout
+from imax_jax.weights.own import part_of
 
 _PARTS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder}
 
@@ -248,7 +249,11 @@ def check_adapter(
   lines = _unsupported(config, "adapter")
   lines += _differing(config, mine, (("r", "lora_rank"), ("lora_alpha", "lora_alpha")))
   targets = config.get("target_modules")
-  has = {row.published.split(".")[-3] for row in layout.rows if row.path in leaves}
+  has = {
+    row.published.split(".")[-3]
+    for row in layout.rows
+    if row.path in leaves and part_of(row.path) == "adapter"
+  }
   # A string is a pattern over modules; the tensors themselves then decide.
   if isinstance(targets, list) and {name.split(".")[-1] for name in targets} != has:
     lines.append(

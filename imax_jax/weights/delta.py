@@ -1,0 +1,137 @@
+"""Differences of a decoder from the model it was trained from, and that model: their sum.
+
+    LLaVA-Med 1.0's delta [32004, 4096] ─┐ row by row, the base's rows first
+    LLaMA's own           [32000, 4096] ─┴─▶ the weights [32004, 4096]
+
+Publishers who may not hand out LLaMA's weights hand out differences. Source: LLaVA-Med
+1.0's apply_delta.py and FastChat's: equal shapes are added; of embedding and head the
+first rows; the projector is not a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imax_jax import tree as tree_lib
+from imax_jax.weights import plan as plan_lib
+from imax_jax.weights import published
+from imax_jax.weights.checkpoints import Checkpoint
+from imax_jax.weights.vocabulary import AXES
+
+_PROBE = "decoder/norm/scale"  # a small tensor that every decoder has
+
+
+class Sum(Checkpoint):
+  """A checkpoint of differences that reads as the model itself, a tensor at a time.
+
+  Sums are made in float32 and kept in the difference's dtype.
+  """
+
+  def __init__(
+    self, delta: Checkpoint, base: Checkpoint, summed: Mapping[str, str]
+  ) -> None:
+    """`summed` {the delta's name: the base's}."""
+    self._delta, self._base, self._summed = delta, base, dict(summed)
+    self.path, self.folder = delta.path, delta.folder
+    self.files = (*delta.files, *base.files)
+    self.names, self.wrapper, self.beside = delta.names, delta.wrapper, delta.beside
+
+  @classmethod
+  def of(cls, delta: Checkpoint, base: Checkpoint, decoder: Mapping[str, Any]) -> Sum:
+    """Checks that the two belong together.
+
+    Args:
+      decoder: the fields of the model's decoder.
+
+    Raises:
+      ValueError: another base than the differences were taken from, a tensor that it
+        lacks, or files that are no differences.
+    """
+    table = plan_lib.recognise(delta, "decoder")
+    below = plan_lib.recognise(base, "decoder")
+    if below.name != table.name:
+      raise ValueError(
+        f"{base.path}: given as what {delta.path.name} stands on, and laid out as "
+        f"{below.name}; expected {table.name}"
+      )
+    _check_settings(delta.folder, base.folder)
+    published.check_config(base.folder / "config.json", below, decoder)
+    names = {below.canonical(name): name for name in base.names}
+    summed, problems = {}, []
+    for name in delta.names:
+      plain = table.canonical(name)
+      rows = table.rows_of(plain)
+      if not rows:
+        continue  # a projector or tower, taken as it is; or what the plan refuses
+      if plain not in names:
+        problems.append(f"missing    {plain} {delta.shape(name)} in the base")
+        continue
+      summed[name] = names[plain]
+      there, here = base.shape(names[plain]), delta.shape(name)
+      longer = rows[0][0].path in AXES and there[0] <= here[0] and there[1:] == here[1:]
+      if there != here and not longer:
+        problems.append(f"shape      {plain} {here}, {there} in the base")
+    if problems:
+      raise ValueError(
+        f"{base.path} is not what {delta.path} was taken from:\n"
+        f"{tree_lib.listed(problems)}\nGive the model that the differences' publisher names."
+      )
+    found = cls(delta, base, summed)
+    found._check_difference({table.rows_of(table.canonical(n))[0][0].path: n for n in summed})
+    return found
+
+  def _check_difference(self, names: Mapping[str, str]) -> None:
+    """A model that is already whole is nearer to its base than to nothing."""
+    name = names.get(_PROBE)
+    if name is None:
+      return
+    delta = self._delta.read(name).astype(np.float64)
+    base = self._base.read(self._summed[name]).astype(np.float64)
+    if np.linalg.norm(delta - base) < np.linalg.norm(delta):
+      raise ValueError(
+        f"{self.path}: {name} is nearer to {self._base.path.name}'s than to zero: these "
+        "are no differences but a model, which needs no base. Leave the base out"
+      )
+
+  def file(self, name: str) -> Path:
+    return self._delta.file(name)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self._delta.shape(name)
+
+  def dtype(self, name: str) -> np.dtype:
+    return self._delta.dtype(name)
+
+  def read(self, name: str) -> np.ndarray:
+    array = self._delta.read(name)
+    if name in self._summed:
+      base = self._base.read(self._summed[name])
+      rows = array[: len(base)]
+      rows[...] = (rows.astype(np.float32) + base.astype(np.float32)).astype(rows.dtype)
+    return array
+
+  def view(self, name: str) -> np.ndarray:
+    return self.read(name)
+
+
+def _check_settings(delta: Path, base: Path) -> None:
+  """What both config.json say of the decoder must be equal."""
+  paths = [folder / "config.json" for folder in (delta, base)]
+  if not all(path.is_file() for path in paths):
+    return
+  mine, theirs = (published.read_json(path) for path in paths)
+  keys = (*(key for key, _ in published.DECODER), "max_position_embeddings")
+  lines = [
+    f"{key}: {theirs[key]!r}, {mine[key]!r} in {paths[0]}"
+    for key in keys
+    if None not in (mine.get(key), theirs.get(key)) and mine[key] != theirs[key]
+  ]
+  if lines:
+    raise ValueError(
+      f"{paths[1]}: another model than the differences were taken from:\n"
+      f"{tree_lib.listed(lines)}\nGive the model that their publisher names."
+    )

@@ -1,0 +1,143 @@
+"""Published connectors and LoRA: MiniGPT's family, LLaVA's, MedM-VL, HealthGPT and PEFT.
+
+Names are derived from the code that wrote them: MiniGPT-4's minigpt_base.py, Uni-Med's
+uni_med.py, LLaVA's llava_arch.py, MedM-VL's modeling_lvlm.py, HealthGPT's lora.py,
+transformers' modeling_llava.py and modeling_gemma3.py, and PEFT.
+"""
+
+from __future__ import annotations
+
+from imax_jax.weights.layouts import MATRIX
+from imax_jax.weights.layouts import VECTOR
+from imax_jax.weights.layouts import VECTOR_OF_3
+from imax_jax.weights.layouts import Layout
+from imax_jax.weights.layouts import Row
+from imax_jax.weights.layouts import affine
+from imax_jax.weights.rows_of_decoders import BUFFERS
+from imax_jax.weights.rows_of_decoders import EMBED
+from imax_jax.weights.rows_of_decoders import HEAD
+from imax_jax.weights.rows_of_decoders import LLAMA_LINEARS
+from imax_jax.weights.rows_of_decoders import PHI_LINEARS
+
+# What PEFT puts before every name, and HealthGPT with it.
+_WRAPPED = "base_model.model."
+_FIRST, _SECOND = "connector/dense_0", "connector/dense_1"
+
+
+def _connector(there: str) -> tuple[Row, ...]:
+  """A linear layer, or torch's Sequential of two with GELU between them."""
+  return (
+    *affine(there, _FIRST, "kernel", MATRIX),
+    *affine(f"{there}.0", _FIRST, "kernel", MATRIX),
+    *affine(f"{there}.2", _SECOND, "kernel", MATRIX),
+  )
+
+
+def _adapted(
+  linears: tuple[tuple[str, str], ...], letters: tuple[tuple[str, str], ...]
+) -> tuple[Row, ...]:
+  return tuple(
+    Row(
+      f"{_WRAPPED}model.layers.{{i}}.{name}.lora_{theirs}.weight",
+      f"decoder/layers/{path}/lora_{ours}",
+      MATRIX,
+    )
+    for name, path in linears
+    for theirs, ours in letters
+  )
+
+
+_PAIR = (("A", "a"), ("B", "b"))
+_PAIRS = _adapted(tuple(dict((*LLAMA_LINEARS, *PHI_LINEARS)).items()), _PAIR)
+_TRIPLES = _adapted(PHI_LINEARS, (*_PAIR, ("route", "route")))
+
+# Uni-Med calls it llm where MiniGPT-4 says llama; PEFT names the adapter since 0.3.
+_UNNAMED = ((r"\.lora_([AB]|route)\.default\.weight$", r".lora_\1.weight"),)
+_NEWER_NAMES = ((r"^(llm|llama)_model\.base_model\.", "base_model."), *_UNNAMED)
+# Frozen and taken from files of its own, but saved where it was a buffer or trained.
+_LN_VISION = affine("ln_vision", "encoder/norm", "scale", VECTOR)
+
+# Uni-Med's connector of experts. Its list of them stands in the file under two names.
+_EXPERTS = (
+  *affine("moe_layers.{i}.0", "connector/experts/dense_0", "kernel", MATRIX),
+  *affine("moe_layers.{i}.2", "connector/experts/dense_1", "kernel", MATRIX),
+  *affine("router.fc1", "connector/router/dense_0", "kernel", MATRIX),
+  *affine("router.fc2", "connector/router/dense_1", "kernel", MATRIX),
+  Row("task_tokens.{task}", "connector/task_tokens", VECTOR_OF_3),
+)
+
+ADAPTERS = (
+  Layout(
+    name="unimed_cmoe",
+    part="adapter",
+    marks=(r"moe_layers\.\d+\..*", r"router\.fc1\.weight"),
+    rows=(*_EXPERTS, *_PAIRS, *_LN_VISION),
+    rename=(
+      (r"^(llm|llama)_proj\.(?=\d+\.)", "moe_layers."),
+      # Experts of a single layer.
+      (r"^moe_layers\.(\d+)\.(weight|bias)$", r"moe_layers.\1.0.\2"),
+      *_NEWER_NAMES,
+    ),
+    twins=(r"(llm|llama)_proj\.\d+\..*",),
+    ignored=BUFFERS,
+    wrapper="model",
+    tasks={
+      "vqa": "vqa", "rec": "refer", "reg": "identify", "report": "caption",
+      "multi_class": "cls",
+    },
+  ),
+  Layout(
+    name="minigpt",
+    part="adapter",
+    marks=(r"llama_proj\..*",),
+    rows=(*_connector("llama_proj"), *_PAIRS, *_LN_VISION),
+    rename=((r"^llm_proj\.", "llama_proj."), *_NEWER_NAMES),
+    ignored=BUFFERS,
+    wrapper="model",
+  ),
+  # In a LLaVA checkpoint, which holds all three parts, or alone: mm_projector.bin has the
+  # embedding beside it where marks of the image were trained with it.
+  Layout(
+    name="llava",
+    part="adapter",
+    marks=(r"model\.mm_projector\..*",),
+    rows=(*_connector("model.mm_projector"), EMBED),
+  ),
+  Layout(
+    name="hf_llava",
+    part="adapter",
+    marks=(r"multi_modal_projector\.linear_1\.weight",),
+    rows=(
+      *affine("multi_modal_projector.linear_1", _FIRST, "kernel", MATRIX),
+      *affine("multi_modal_projector.linear_2", _SECOND, "kernel", MATRIX),
+    ),
+    rename=((r"^model\.multi_modal_projector\.", "multi_modal_projector."),),
+  ),
+  Layout(
+    name="medmvl",
+    part="adapter",
+    marks=(r"connector_image\.connector\..*",),
+    rows=_connector("connector_image.connector"),
+  ),
+  Layout(
+    name="healthgpt",
+    part="adapter",
+    marks=(r"base_model\..*\.lora_route\.weight",),
+    rows=(
+      *_TRIPLES,
+      *_connector(f"{_WRAPPED}model.mm_projector"),
+      *(row._replace(published=_WRAPPED + row.published) for row in (EMBED, HEAD)),
+    ),
+    rename=_UNNAMED,
+    ignored=BUFFERS,
+  ),
+  # With LLaVA's non_lora_trainables.bin, where one lies beside it.
+  Layout(
+    name="peft",
+    part="adapter",
+    marks=(r"base_model\.model\.model\.layers\.\d+\..*\.lora_A\.weight",),
+    rows=(*_PAIRS, *_connector(f"{_WRAPPED}model.mm_projector")),
+    rename=_UNNAMED,
+    ignored=BUFFERS,
+  ),
+)

@@ -1,0 +1,121 @@
+"""The published files that a foundation is made of: opened, recognised and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from imax_jax.weights import own
+from imax_jax.weights import plan as plan_lib
+from imax_jax.weights import published
+from imax_jax.weights.checkpoints import Checkpoint
+from imax_jax.weights.checkpoints import open_checkpoint
+from imax_jax.weights.delta import Sum
+from imax_jax.weights.plan import Leaf
+from imax_jax.weights.plan import Source
+
+# What fills the model, and what a decoder of differences stands on.
+PARTS, BASE = ("encoder", "decoder", "adapter", "qformer"), "base"
+
+
+def open_sources(
+  paths: Mapping[str, str | Path],
+  model: Mapping[str, Mapping[str, Any]],
+  leaves: Mapping[str, Leaf],
+  scratch: Path,
+  stack: ExitStack,
+) -> list[Source]:
+  """Recognised sources; parts that name the same path share its files.
+
+  Args:
+    paths: as for `convert.convert`.
+    model: the fields of the model's parts.
+    leaves: the model's.
+    scratch: a folder for what is made of pickles.
+    stack: closes the files.
+
+  Raises:
+    FileNotFoundError, ValueError: as `convert.convert` says.
+  """
+  _check_parts(paths, leaves)
+  checkpoints: dict[Path, Checkpoint] = {}
+
+  def opened(given: str | Path) -> Checkpoint:
+    path = Path(given)
+    if path not in checkpoints:
+      folder = scratch / str(len(checkpoints))
+      folder.mkdir()
+      checkpoints[path] = stack.enter_context(open_checkpoint(path, folder))
+    return checkpoints[path]
+
+  if BASE in paths:
+    delta, base = opened(paths["decoder"]), opened(paths[BASE])
+    fields = model["decoder"]
+    checkpoints[Path(paths["decoder"])] = Sum.of(delta, base, fields)
+  sources = []
+  for part in (part for part in paths if part != BASE):
+    checkpoint = opened(paths[part])
+    layout = plan_lib.recognise(checkpoint, part, leaves)
+    tasks = tuple(model["connector"].get("tasks", ()))
+    sources.append(Source(checkpoint, layout.of_tasks(tasks)))
+  for source in sources:
+    _check_settings(source, model, frozenset(leaves))
+  _check_qformer(sources, leaves)
+  return sources
+
+
+def _check_parts(
+  paths: Mapping[str, str | Path], leaves: Mapping[str, Leaf]
+) -> None:
+  unknown = sorted(set(paths) - {*PARTS, BASE})
+  if unknown:
+    raise ValueError(f"convert: no part {unknown}; expected some of {(*PARTS, BASE)}")
+  for part in ("encoder", "decoder"):
+    if part not in paths:
+      raise ValueError(
+        f"convert: no file for the {part}; a foundation needs encoder and decoder whole"
+      )
+  if BASE in paths and Path(paths[BASE]) == Path(paths["decoder"]):
+    raise ValueError(
+      f"{paths[BASE]}: given as the decoder and as what it stands on; expected the folder "
+      "of differences and the folder of the model that they were taken from"
+    )
+  if "qformer" in paths and not _has_qformer(leaves):
+    raise ValueError(
+      f"{paths['qformer']}: given for a Q-Former, and the model has none; leave it out, or "
+      "take the zoo row of a model with one"
+    )
+
+
+def _has_qformer(leaves: Mapping[str, Leaf]) -> bool:
+  return any(own.group_of(path) == "qformer" for path in leaves)
+
+
+def _check_qformer(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
+  """A frozen Q-Former of random weights would see nothing, and nobody would notice."""
+  encoder = next(source for source in sources if source.layout.part == "encoder")
+  given = {source.layout.part for source in sources}
+  if _has_qformer(leaves) and "qformer" not in given and encoder.layout.name != own.NAME:
+    raise ValueError(
+      "convert: no file for the Q-Former that the model has; give "
+      "blip2_pretrained_flant5xxl.pth, or a BLIP-2 of the Hugging Face layout, as the "
+      "part qformer"
+    )
+
+
+def _check_settings(
+  source: Source, model: Mapping[str, Mapping[str, Any]], paths: frozenset[str]
+) -> None:
+  folder, layout = source.checkpoint.folder, source.layout
+  if layout.name == "peft":
+    settings = folder / "adapter_config.json"
+    published.check_adapter(settings, layout, model["decoder"], paths)
+  elif layout.part in ("encoder", "decoder") and layout.name != own.NAME:
+    settings = folder / "config.json"
+    if not published.check_config(settings, layout, model[layout.part]):
+      path = source.checkpoint.path
+      logging.info("%s: no config.json of it; names and shapes were checked", path)
