@@ -7,6 +7,7 @@ same experiment with other seeds. They may differ in nothing but keys named `see
 
 from __future__ import annotations
 
+import collections
 import json
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from imax_jax.ledger import differing
 from imax_jax.ledger import write_json
 from imax_jax.report import arms
 from imax_jax.report import comparison as page
+from imax_jax.report import rows as rows_lib
 from imax_jax.report import terminal
 from imax_jax.study import Study
 
@@ -35,12 +37,17 @@ _MAY_DIFFER = {
 
 
 def write(study: Study, folders: Sequence[str]) -> None:
-  """WORKDIR/comparison.json and WORKDIR/report/comparison.html; prints Table 1."""
+  """WORKDIR/comparison.json and, in WORKDIR/report, comparison.html with its tables and
+  its Figure 3 as files of their own; prints Table 1."""
   compared = collect([Path(folder) for folder in folders])
+  compared["rows"] = rows_lib.ordered(compared["rows"])
   write_json(study.workdir / "comparison.json", compared)
   path = study.workdir / "report" / "comparison.html"
-  page.write_comparison(compared["rows"], path)
-  sys.stdout.write(f"\n{terminal.compared(compared['rows'])}\n\nReport: {path}\n")
+  _, *beside = page.write_comparison(compared["rows"], path)
+  names = ", ".join(one.name for one in beside)
+  sys.stdout.write(
+    f"\n{terminal.compared(compared['rows'])}\n\nReport: {path}\nBeside it: {names}\n"
+  )
   sys.stdout.flush()
 
 
@@ -186,6 +193,7 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
   return {
     "about": {**first["about"], "title": title},
     "folders": [str(folder) for folder in members],
+    "datasets": sorted(_datasets(members)),
     "definitions": first["definitions"],
     "seeds": names,
     **pooled,
@@ -198,8 +206,31 @@ def _row(title: str, members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any
       pooled["gains"],
       [tuple(one) for results in members.values() for one in results["unlabelled"]],
     ),
+    **_boxes_seen(members),
     "config": first["config"],
   }
+
+
+def _datasets(
+  members: Mapping[Path, Mapping[str, Any]],
+) -> dict[str, Mapping[str, Any]]:
+  """{a dataset: the results of the first work directory of it}."""
+  return {
+    str(results["about"]["dataset"]["built"]): results
+    for results in [*members.values()][::-1]
+  }
+
+
+def _boxes_seen(members: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+  """What is said of boxes outside of what the model sees, of all datasets together."""
+  told = [r["boxes_seen"] for r in _datasets(members).values() if r.get("boxes_seen")]
+  splits: dict[str, dict[str, collections.Counter[str]]] = {}
+  for one in told:
+    for split, organs in one["splits"].items():
+      for organ, counts in organs.items():
+        of = splits.setdefault(split, {}).setdefault(organ, collections.Counter())
+        of.update(counts)
+  return {"boxes_seen": {**told[0], "splits": splits}} if told else {}
 
 
 def _baseline(folder: Path, name: str) -> pooling.Measured:

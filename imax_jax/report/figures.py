@@ -6,7 +6,6 @@ study was not run.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import StrMethodFormatter
 
 from imax_jax.report import arms
+from imax_jax.report import rows as rows_lib
 from imax_jax.report import style
 from imax_jax.report import tables
 from imax_jax.report.tables import Results
@@ -40,31 +40,34 @@ _MAX_POINTS = 240  # of a curve: more cannot be seen, and the page stays small
 # ── Effect ────────────────────────────────────────────────────────────────────────
 
 
-def gains(rows: Mapping[str, Results]) -> str:
+def gains(rows: Mapping[str, Results], pairs: Sequence[arms.Pair] = arms.PAIRS) -> str:
   """Each average gain of each of {title: results}: seeds as dots, their mean, both
-  intervals, and the base's own noise."""
+  intervals, the base's own noise and, where the paper prints one of it, the paper's."""
   found = [
-    (f"{title}: {pair.title}" if len(rows) > 1 else pair.title, results, pair)
+    (title, results, pair)
     for title, results in rows.items()
     for pair in tables.measured_pairs(results)
-    if tables.number(tables.section(results, "gains", pair.name), "mean") is not None
+    if pair in pairs
+    and tables.number(tables.section(results, "gains", pair.name), "mean") is not None
   ]
   if not found:
     return ""
+  names = [rows_lib.name(title, pair, pairs) for title, _, pair in found]
   with style.new_figure(9.0, 0.52 * len(found) + 0.85) as figure:
     axes = figure.subplots()
     axes.axvline(0.0, color=style.MUTED, linewidth=0.8)
-    for place, (_, results, pair) in enumerate(found):
+    for place, (title, results, pair) in enumerate(found):
       around = tables.number(tables.section(results, "noise"), pair.base)
       if around is not None:
         axes.fill_betweenx([place - 0.36, place + 0.36], -around, around,
                            color=style.RULE, alpha=0.6, linewidth=0)  # fmt: skip
       gain = tables.section(results, "gains", pair.name)
       _gain(axes, place, gain, style.RUN_COLOURS[pair.new])
-      if pair.name in tables.PAPER_GAINS and len(rows) == 1:
-        axes.plot(tables.PAPER_GAINS[pair.name], place, "D", markersize=6, color="none",
+      printed = _printed(title, pair)
+      if printed is not None:
+        axes.plot(printed, place, "D", markersize=6, color="none",
                   markeredgecolor=style.MUTED, markeredgewidth=1.1)  # fmt: skip
-    axes.set_yticks(range(len(found)), [name for name, *_ in found])
+    axes.set_yticks(range(len(found)), names)
     axes.set_ylim(len(found) - 0.45, -0.6)
     _cut(axes, [tables.section(r, "gains", pair.name) for _, r, pair in found],
          [style.RUN_COLOURS[pair.new] for *_, pair in found])  # fmt: skip
@@ -73,9 +76,18 @@ def gains(rows: Mapping[str, Results]) -> str:
     axes.grid(axis="x")
     described = "; ".join(
       f"{name} {tables.gain_text(tables.section(results, 'gains', pair.name))}"
-      for name, results, pair in found
+      for name, (_, results, pair) in zip(names, found, strict=True)
     )
-    return style.to_svg(figure, "gains", f"Average gains with their seeds. {described}")
+    name = "gains" if len(pairs) > 1 else f"gains-{pairs[0].name}"
+    return style.to_svg(figure, name, f"Average gains with their seeds. {described}")
+
+
+def _printed(title: str, pair: arms.Pair) -> float | None:
+  """The paper's own gain of a comparison, in %; the unified model's for a study alone."""
+  if not title:
+    return tables.PAPER_GAINS.get(pair.name)
+  known = rows_lib.printed(title) if pair == rows_lib.MAIN else None
+  return known.percent if known else None
 
 
 def _gain(axes: Axes, place: int, gain: Mapping[str, Any], colour: str) -> None:
@@ -112,105 +124,6 @@ def _cut(
           textcoords="offset points", ha="right" if side > 0 else "left", fontsize=7.0,
           color=style.MUTED,
         )  # fmt: skip
-
-
-def radar(results: Results) -> str:
-  """Figure 3's manner: each metric relative to DMAX, with both absolute values."""
-  base = tables.section(results, "tables", "dmax")
-  new = tables.section(results, "tables", "imax")
-  rows = []
-  for column in tables.COLUMNS:
-    before, after = tables.number(base, column.name), tables.number(new, column.name)
-    if before and after is not None:
-      rows.append((column, before, after))
-  if len(rows) < 3:
-    return ""
-  shown = [_relative(*row) for row in rows]
-  printed = tables.PAPER_TABLE2
-  paper = [
-    _relative(c, printed["dmax"][c.name], printed["imax"][c.name]) for c, *_ in rows
-  ]
-  top = max(1.25, min(2.0, math.ceil(4 * max(*shown, *paper) + 0.2) / 4))
-  bottom = max(0.0, min(0.5, math.floor(4 * min(shown) - 0.2) / 4))
-  with style.new_figure(8.6, 6.2) as figure:
-    figure.set_layout_engine("none")  # it does not see the labels around a polar axis
-    square = (0.225, 0.16, 0.55, 0.55 * 8.6 / 6.2)
-    axes: Any = figure.add_axes(square, projection="polar")
-    axes.set_theta_offset(np.pi / 2)
-    axes.set_theta_direction(-1)
-    axes.set_ylim(bottom, top)
-    ring: dict[str, Any] = {
-      "color": style.MUTED,
-      "linewidth": 1.0,
-      "linestyle": (0, (2, 2)),
-    }
-    _ring(axes, paper, label="IMAX in the paper, against its DMAX", **ring)
-    ring = {"color": style.RUN_COLOURS["dmax"], "linewidth": 1.5}
-    _ring(axes, [1.0] * len(rows), label="DMAX (= 1)", **ring)
-    ring = {"color": style.RUN_COLOURS["imax"], "linewidth": 1.9}
-    _ring(axes, shown, fill=0.12, label="IMAX", **ring)
-    _whiskers(axes, tables.section(results, "gains", "imax", "tests"), rows)
-    ticks = np.arange(bottom, top + 1e-9, 0.25)
-    names = [f"{tick:g}×" for tick in ticks]
-    axes.set_yticks(ticks, names, fontsize=7.5, color=style.MUTED)
-    axes.set_rlabel_position(180 / len(rows))
-    axes.spines["polar"].set_visible(False)
-    _radar_labels(axes, rows, top + 0.09 * (top - bottom))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3)
-    described = "; ".join(f"{c.label} {old:.2f} to {now:.2f}" for c, old, now in rows)
-    description = f"Metrics of IMAX relative to DMAX. {described}"
-    return style.to_svg(figure, "radar", description)
-
-
-def _ring(
-  axes: Any, values: Sequence[float], *, fill: float = 0.0, **line: Any
-) -> None:
-  """A closed line round the axis; what lies beyond its edges is drawn on them."""
-  angles = np.linspace(0, 2 * np.pi, len(values) + 1)
-  inside = np.clip([*values, values[0]], *axes.get_ylim())
-  axes.plot(angles, inside, **line)
-  if fill:
-    axes.fill(angles, inside, color=line["color"], alpha=fill, linewidth=0)
-
-
-def _whiskers(
-  axes: Any,
-  tests: Mapping[str, Any],
-  rows: Sequence[tuple[tables.Column, float, float]],
-) -> None:
-  """Each metric's 95 % interval along its axis."""
-  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
-  for angle, (column, *_) in zip(angles, rows, strict=True):
-    ends = tables.limits(tables.section(tests, column.name), "gain_interval")
-    if ends is not None:
-      inside = np.clip([1 + end / 100 for end in ends], *axes.get_ylim())
-      axes.plot([angle, angle], inside, color=style.RUN_COLOURS["imax"], linewidth=3.2,
-                alpha=0.45, solid_capstyle="butt")  # fmt: skip
-
-
-def _relative(column: tables.Column, before: float, after: float) -> float:
-  """1 + the metric's gain in Eq. 1: above 1 is better, errors included."""
-  change = (after - before) / before
-  return 1.0 - change if column.lower_is_better else 1.0 + change
-
-
-def _radar_labels(
-  axes: Any, rows: Sequence[tuple[tables.Column, float, float]], radius: float
-) -> None:
-  angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
-  axes.set_xticks(angles, [""] * len(rows))
-  for angle, (column, before, after) in zip(angles, rows, strict=True):
-    side = np.sin(angle)
-    align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
-    # Two texts, for only a single line's alignment survives another font's widths.
-    for shift, text, colour in (
-      (6.5, f"{column.label} {column.arrow}", style.INK),
-      (-6.5, f"{before:.1f} → {after:.1f}", style.MUTED),
-    ):
-      axes.annotate(
-        text, (angle, radius), xytext=(0, shift), textcoords="offset points", ha=align,
-        va="center", fontsize=8.5, color=colour, annotation_clip=False,
-      )  # fmt: skip
 
 
 # ── Data ──────────────────────────────────────────────────────────────────────────

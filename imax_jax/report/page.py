@@ -18,6 +18,7 @@ from imax_jax.report import arms
 from imax_jax.report import figures
 from imax_jax.report import films
 from imax_jax.report import markup
+from imax_jax.report import radar as radar_lib
 from imax_jax.report import scorers
 from imax_jax.report import spectra
 from imax_jax.report import table1
@@ -198,7 +199,7 @@ def radar(results: Results) -> str:
     "IMAX, means over seeds; what lies beyond 2× is drawn at 2×. Dashed: the same ratio from "
     "the paper’s Table 2."
   )
-  return markup.figure(figures.radar(results), caption, narrow=True)
+  return markup.figure(radar_lib.radar(results), caption, narrow=True)
 
 
 # ── Data, training, Fisher ────────────────────────────────────────────────────────

@@ -11,12 +11,14 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from imax_jax.ledger import whole
 from imax_jax.report import arms
 
 # What matplotlib draws with -> the page's variable that takes its place.
@@ -83,3 +85,18 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
   text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
   label = html.escape(description, quote=True)
   return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def to_file(figure: Figure, path: Path) -> None:
+  """The figure on white, whole or not: .svg and .pdf with their fonts, .png at 200 dpi."""
+  kind = path.suffix[1:]
+  said = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+  looks = {
+    **_STYLE,
+    "svg.fonttype": "path",
+    "svg.hashsalt": path.stem,
+    "pdf.fonttype": 42,
+  }
+  figure.patch.set_alpha(1.0)
+  with matplotlib.rc_context(looks), whole(path) as part:
+    figure.savefig(part, format=kind, dpi=200, facecolor="white", metadata=said)

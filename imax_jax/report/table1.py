@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
+from imax_jax.report import arms
 from imax_jax.report import markup
+from imax_jax.report import rows as rows_lib
 from imax_jax.report import table2
 from imax_jax.report import tables
 from imax_jax.report.tables import Results
@@ -16,26 +19,20 @@ _HEAD = (
 )  # fmt: skip
 
 
-def table1(rows: Mapping[str, Results], *, paper: bool = False) -> str:
-  """A line for each comparison of each of `rows`, {title: results}.
-
-  A title is shown where there are several. `paper` adds the paper's own lines.
-  """
-  lines: list[list[str]] = []
-  for title, results in rows.items():
-    for pair in tables.measured_pairs(results):
-      gain = tables.section(results, "gains", pair.name)
-      name = f"{title}: {pair.title}" if len(rows) > 1 else pair.title
-      lines.append([name, *_cells(gain)])
+def table1(rows: Mapping[str, Results], pairs: Sequence[arms.Pair] = arms.PAIRS) -> str:
+  """A line for each of `pairs` of each of `rows`, {title: results}."""
+  lines = [
+    [
+      rows_lib.name(title, pair, pairs),
+      *_cells(tables.section(results, "gains", pair.name)),
+    ]
+    for title, results in rows.items()
+    for pair in tables.measured_pairs(results)
+    if pair in pairs
+  ]
   if not lines:
     return markup.ABSENT
-  quoted = []
-  for model, improved, percent in tables.PAPER_TABLE1 if paper else ():
-    quoted.append(len(lines))
-    lines.append(
-      [f"the paper’s {model}", f"{improved} / 16", tables.signed(percent), *["–"] * 5]
-    )
-  return markup.facts(_HEAD, lines, muted=quoted) + f'<p class="legend">{_LEGEND}</p>'
+  return markup.facts(_HEAD, lines) + f'<p class="legend">{_LEGEND}</p>'
 
 
 _LEGEND = (
@@ -56,14 +53,6 @@ def _cells(gain: Mapping[str, Any]) -> list[str]:
   both, seeds = tables.limits(gain, "interval"), tables.limits(gain, "over_seeds")
   if mean is None:
     return ["0 / 0", *["–"] * 5, "nothing to compare"]
-  if tables.is_same(gain):
-    read = "the same"
-  elif tables.is_told(gain):
-    read = "better" if mean > 0 else "worse"
-  elif seeds is None and both and not both[0] <= 0 <= both[1]:
-    read = "one seed: these models differ"
-  else:
-    read = "noise"
   return [
     f"{gain.get('improved')} / {gain.get('total')}",
     tables.signed(mean),
@@ -71,8 +60,86 @@ def _cells(gain: Mapping[str, Any]) -> list[str]:
     tables.between(seeds) if seeds else "–",
     tables.chance(tables.number(gain, "p_seeds")),
     tables.chance(tables.number(gain, "p_patients")),
-    read,
+    tables.read_as(gain),
   ]
+
+
+# ── Systems ───────────────────────────────────────────────────────────────────────
+
+
+def systems(rows: Mapping[str, Results]) -> str:
+  """The paper's Table 1: IMAX over DMAX, a line a system, the paper's own beside it.
+
+  Under it stands what a line does not rest on, and which of the paper's lines have none.
+  """
+  body = ""
+  for title, results in rows.items():
+    gain = tables.section(results, "gains", rows_lib.MAIN.name)
+    cells = _system(results, gain)
+    found = rows_lib.printed(title)
+    for value, first in zip(_printed(found), (" first", ""), strict=True):
+      cells += f'<td class="paper{first}">{value}</td>'
+    told = ' class="told"' if tables.is_told(gain) else ""
+    body += f'<tr{told}><th scope="row">{markup.text(title)}</th>{cells}</tr>'
+  span = len(_SYSTEM_HEAD) + 1
+  heads = "".join(f'<th scope="col">{head}</th>' for head in _SYSTEM_HEAD)
+  return (
+    '<div class="wide"><table class="table2 systems"><thead>'
+    f'<tr><td></td><th colspan="{span}"><span>IMAX over DMAX, measured</span></th>'
+    '<th colspan="2" class="first"><span>the paper’s</span></th></tr>'
+    f'<tr><td></td>{heads}<th scope="col" class="read">read as</th>'
+    '<th scope="col" class="paper first">improved</th>'
+    f'<th scope="col" class="paper">Δ, %</th></tr></thead><tbody>{body}</tbody></table>'
+    f"</div>{_unmeasured(rows)}"
+  )
+
+
+_SYSTEM_HEAD = (
+  "seeds", "improved / total", "Δ, %", "95 % over seeds and patients", "95 % over seeds",
+  "median metric, %", "p, seeds", "p, patients",
+)  # fmt: skip
+
+
+def _system(results: Results, gain: Mapping[str, Any]) -> str:
+  """What was measured of a row, or why nothing was."""
+  seeds = tables.num_seeds(gain) or rows_lib.num_seeds(results)
+  if not gain:
+    why = f"{rows_lib.why_no_gain(results)}"
+    return f'<td>{seeds}</td><td class="absent" colspan="8">{markup.text(why)}</td>'
+  better, mean, both, over, *chances, read = _cells(gain)
+  median = tables.number(gain, "median")
+  cells = [
+    str(seeds), better, f"<b>{mean}</b>", both, over,
+    "–" if median is None else tables.signed(median), *map(markup.text, chances),
+  ]  # fmt: skip
+  return "".join(f"<td>{cell}</td>" for cell in cells) + (
+    f'<td class="read">{markup.text(read)}</td>'
+  )
+
+
+def _printed(found: rows_lib.Printed | None) -> tuple[str, str]:
+  if found is None:
+    return "", ""
+  return f"{found.improved} / {len(tables.COLUMNS)}", tables.signed(found.percent)
+
+
+def _unmeasured(rows: Mapping[str, Results]) -> str:
+  """The paper's lines beside which nothing was measured, and what all of them are."""
+  named = "; ".join(
+    f"{markup.text(one.system)} {' '.join(_printed(one))}&nbsp;%"
+    for one in rows_lib.unmeasured(rows)
+  )
+  listed = f" Not among these rows: <i>{named}</i>." if named else ""
+  return (
+    '<p class="legend">The paper’s: of its Table 1, and of the unified model of its '
+    "Table 2, whose improved metrics are counted here; real radiographs, the systems’ "
+    "full sizes and published weights. They are no target for rows of other data or size, "
+    f"and the paper gives no interval.{listed}</p>"
+    f'<p class="legend">{_LEGEND}</p>'
+  )
+
+
+# ── Metrics ───────────────────────────────────────────────────────────────────────
 
 
 def tests(results: Results) -> str:

@@ -26,6 +26,7 @@ class Column:
   part: str
   title: str
   label: str  # all in one, where there is no heading above
+  short: str  # beside an axis of a small radar, as in the paper's Figure 3
   lower_is_better: bool = False
 
   @property
@@ -34,35 +35,26 @@ class Column:
 
 
 COLUMNS: tuple[Column, ...] = (
-  Column("cpar_mae", "Calculation", "CPAR", "MAE", "CPAR MAE", True),
-  Column("cpar_rmse", "Calculation", "CPAR", "RMSE", "CPAR RMSE", True),
-  Column("ctr_mae", "Calculation", "CTR", "MAE", "CTR MAE", True),
-  Column("ctr_rmse", "Calculation", "CTR", "RMSE", "CTR RMSE", True),
-  Column("report_bleu1", "Report generation", "", "BLEU", "Report BLEU"),
-  Column("report_rouge1", "Report generation", "", "Rouge", "Report ROUGE"),
-  Column("report_meteor", "Report generation", "", "Meteor", "Report METEOR"),
-  Column("multi_class_acc", "Classification", "Multi-class", "Acc", "Multi-class Acc"),
-  Column(
-    "multi_label_micro_f1",
-    "Classification",
-    "Multi-label",
-    "Micro",
-    "Multi-label micro F1",
-  ),
-  Column(
-    "multi_label_macro_f1",
-    "Classification",
-    "Multi-label",
-    "Macro",
-    "Multi-label macro F1",
-  ),
-  Column("rec_iou", "REC", "", "IoU", "REC IoU"),
-  Column("rec_r50", "REC", "", "R@.5", "REC R@0.5"),
-  Column("reg_acc", "REG", "", "Acc", "REG Acc"),
-  Column("vqa_verify_acc", "VQA", "Verify", "Acc", "VQA verify Acc"),
-  Column("vqa_choose_bleu1", "VQA", "Choose", "BLEU", "VQA choose BLEU"),
-  Column("vqa_query_bleu1", "VQA", "Query", "BLEU", "VQA query BLEU"),
-)
+  Column("cpar_mae", "Calculation", "CPAR", "MAE", "CPAR MAE", "CPAR MAE", True),
+  Column("cpar_rmse", "Calculation", "CPAR", "RMSE", "CPAR RMSE", "CPAR RMSE", True),
+  Column("ctr_mae", "Calculation", "CTR", "MAE", "CTR MAE", "CTR MAE", True),
+  Column("ctr_rmse", "Calculation", "CTR", "RMSE", "CTR RMSE", "CTR RMSE", True),
+  Column("report_bleu1", "Report generation", "", "BLEU", "Report BLEU", "BLEU"),
+  Column("report_rouge1", "Report generation", "", "Rouge", "Report ROUGE", "ROUGE"),
+  Column("report_meteor", "Report generation", "", "Meteor", "Report METEOR", "METEOR"),
+  Column("multi_class_acc", "Classification", "Multi-class", "Acc", "Multi-class Acc",
+         "CLS I"),
+  Column("multi_label_micro_f1", "Classification", "Multi-label", "Micro",
+         "Multi-label micro F1", "CLS II mi."),
+  Column("multi_label_macro_f1", "Classification", "Multi-label", "Macro",
+         "Multi-label macro F1", "CLS II ma."),
+  Column("rec_iou", "REC", "", "IoU", "REC IoU", "REC IoU"),
+  Column("rec_r50", "REC", "", "R@.5", "REC R@0.5", "REC R@.5"),
+  Column("reg_acc", "REG", "", "Acc", "REG Acc", "REG"),
+  Column("vqa_verify_acc", "VQA", "Verify", "Acc", "VQA verify Acc", "Verify"),
+  Column("vqa_choose_bleu1", "VQA", "Choose", "BLEU", "VQA choose BLEU", "Choose"),
+  Column("vqa_query_bleu1", "VQA", "Query", "BLEU", "VQA query BLEU", "Query"),
+)  # fmt: skip
 
 
 def _paper_row(numbers: str) -> dict[str, float]:
@@ -195,9 +187,10 @@ def metrics_text(gain: Mapping[str, Any]) -> str:
   return f"median metric {signed(median)} %, {better}"
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 2) -> str:
   """-3.214 -> "−3.21", with a minus sign and not a hyphen."""
-  return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # never "−0.00"
+  shown = f"{round(value, digits) + 0.0:+.{digits}f}"  # never "−0.00"
+  return shown.replace("-", "−")
 
 
 def between(ends: tuple[float, float]) -> str:
@@ -234,6 +227,21 @@ def is_same(gain: Mapping[str, Any]) -> bool:
   ends = [limits(gain, key) for key in ("interval", "over_seeds")]
   known = [pair for pair in ends if pair is not None]
   return gain.get("mean") == 0 and bool(known) and set(known) == {(0.0, 0.0)}
+
+
+def read_as(gain: Mapping[str, Any]) -> str:
+  """`verdict` in a word or two, for a cell of a table."""
+  mean = number(gain, "mean")
+  if mean is None:
+    return "nothing to compare"
+  if is_same(gain):
+    return "the same"
+  if is_told(gain):
+    return "better" if mean > 0 else "worse"
+  both = limits(gain, "interval")
+  if limits(gain, "over_seeds") is None and both and not both[0] <= 0 <= both[1]:
+    return "one seed: these models differ"
+  return "noise"
 
 
 def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
