@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -212,3 +213,53 @@ def test_predictions_of_other_entries_or_scores_are_refused(tmp_path):
 
   other = workdir(tmp_path, "c", "equal", 0, change=better)
   refused([other], r"patients\.npz: its report_rouge1 are not those of the scores")
+
+
+def test_rows_are_written_in_the_papers_order_with_their_files(tmp_path, capsys):
+  """Whichever the order of --runs; a row that lacks DMAX keeps its line."""
+
+  def only_imax(results):
+    for key in ("seeds", "per_seed"):
+      results[key].pop("dmax")
+
+  folders = [
+    workdir(tmp_path, "mine", "Mine", 0),
+    workdir(tmp_path, "uni", "Uni-Med", 1, change=only_imax),
+    workdir(tmp_path, "llava", "LLaVA-Med", 2),
+  ]
+  study = types.SimpleNamespace(workdir=tmp_path / "table1")
+  comparison.write(study, [str(folder) for folder in folders])
+  found = json.loads((tmp_path / "table1" / "comparison.json").read_text("utf8"))
+  assert list(found["rows"]) == ["LLaVA-Med", "Uni-Med", "Mine"]
+  assert found["rows"]["Uni-Med"]["gains"] == {}
+  assert "boxes_seen" not in found["rows"]["Mine"]
+  told = capsys.readouterr().out
+  places = [told.index(f"\n{name} ") for name in ("LLaVA-Med", "Uni-Med", "Mine")]
+  assert places == sorted(places)
+  assert "! Uni-Med: DMAX was not evaluated" in told
+  assert "Δ compares two runs of one row" in told  # each has its own data
+  assert "Beside it: table1.csv, table1.tex, metrics.csv, figure3.svg" in told
+  assert (tmp_path / "table1" / "report" / "figure3.png").is_file()
+
+
+def test_boxes_that_are_not_seen_are_counted_once_a_dataset(tmp_path):
+  def seen(built, whole):
+    def change(results):
+      results["about"]["dataset"]["built"] = built
+      results["boxes_seen"] = {
+        "geometry": "crop", "least": 0.5,
+        "splits": {"imax_test": {"heart": {"whole": whole, "cut": 2, "unseen": 1}}},
+      }  # fmt: skip
+
+    return change
+
+  folders = [
+    workdir(tmp_path, f"w{seed}", "equal", seed, change=seen(built, whole))
+    for seed, (built, whole) in enumerate((("x", 10), ("x", 10), ("y", 20)))
+  ]
+  row = comparison.collect(folders)["rows"]["equal"]
+  json.dumps(row)
+  assert row["datasets"] == ["x", "y"]
+  assert row["boxes_seen"]["geometry"] == "crop"
+  heart = row["boxes_seen"]["splits"]["imax_test"]["heart"]
+  assert heart == {"whole": 30, "cut": 4, "unseen": 2}

@@ -42,7 +42,7 @@ def write_comparison(rows: Mapping[str, Results], path: str | Path) -> list[Path
 def _page(rows: Mapping[str, Results]) -> str:
   sections = [
     ("table1", "Table 1, as measured", _table1(rows)),
-    ("figure3", "Figure 3, as measured", markup.figure(radar.grid(rows), _RADARS)),
+    ("figure3", "Figure 3, as measured", _figure3(rows)),
     ("metrics", "Every metric", systems.metrics(rows)),
   ]
   others = _others(rows)
@@ -54,7 +54,8 @@ def _page(rows: Mapping[str, Results]) -> str:
     sections.append((name, markup.text(title), body))
   lede = (
     "Work directories side by side. Those of one row are the same experiment with other "
-    "seeds, and are pooled; intervals are over seeds and test patients."
+    "seeds, and are pooled; intervals are over seeds and test patients. Beside this page: "
+    f"{', '.join((*sheets.NAMES, *_FIGURE_3))}."
   )
   kinds = {tables.section(results, "about").get("data") for results in rows.values()}
   about = {"data": kinds.pop()} if len(kinds) == 1 else {}
@@ -92,6 +93,19 @@ def _table1(rows: Mapping[str, Results]) -> str:
   return f"{table1.systems(rows)}{known}{seen}{figure}"
 
 
+def _figure3(rows: Mapping[str, Results]) -> str:
+  """The charts, and why a row has none."""
+  drawn = radar.drawn(rows)
+  few = "fewer than 3 metrics"
+  without = "; ".join(
+    f"{title} ({few if rows_lib.gain_of(results) else rows_lib.why_no_gain(results)})"
+    for title, results in rows.items()
+    if title not in drawn
+  )
+  said = f" No chart: {markup.text(without)}." if without and drawn else ""
+  return markup.figure(radar.grid(rows), _RADARS + said)
+
+
 def _others(rows: Mapping[str, Results]) -> str:
   """The comparisons of runs other than IMAX and DMAX; "" where there are none."""
   if not any(
@@ -123,9 +137,14 @@ def _row(title: str, results: Results) -> str:
   return (
     f'<p class="small">{markup.text(_of(results))}</p>'
     f"{markup.caveats(results.get('caveats'))}"
-    + (f'<ul class="verdicts">{lines}</ul>' if lines else markup.ABSENT)
+    + (f'<ul class="verdicts">{lines}</ul>' if lines else _none(results))
     + f"{folded}{table1.tests(results)}{scorers.folded(results)}"
   )
+
+
+def _none(results: Results) -> str:
+  why = rows_lib.why_no_gain(results)
+  return f'<p class="absent">Nothing to compare: {markup.text(why)}.</p>'
 
 
 def _of(results: Results) -> str:

@@ -67,7 +67,8 @@ def gains(rows: Mapping[str, Results], pairs: Sequence[arms.Pair] = arms.PAIRS) 
       if printed is not None:
         axes.plot(printed, place, "D", markersize=6, color="none",
                   markeredgecolor=style.MUTED, markeredgewidth=1.1)  # fmt: skip
-    axes.set_yticks(range(len(found)), names)
+    axes.set_yticks(range(len(found)), [rows_lib.cut(name, 60) for name in names],
+                    parse_math=False)  # fmt: skip
     axes.set_ylim(len(found) - 0.45, -0.6)
     _cut(axes, [tables.section(r, "gains", pair.name) for _, r, pair in found],
          [style.RUN_COLOURS[pair.new] for *_, pair in found])  # fmt: skip

@@ -33,7 +33,7 @@ _WIDE, _HIGH, _CIRCLE, _BELOW, _FOOT = 3.95, 3.6, 2.25, 0.48, 0.4
 
 def radar(results: Results) -> str:
   """One row, as an SVG element, with both absolute values; "" for under 3 metrics."""
-  rows = [spoke for spoke in _spokes(results) if spoke is not None and spoke[1]]
+  rows = _known(results)
   if len(rows) < 3:
     return ""
   shown = [_relative(*row) for row in rows]
@@ -53,14 +53,21 @@ def radar(results: Results) -> str:
     return style.to_svg(figure, "radar", description)
 
 
+def drawn(rows: Mapping[str, Results]) -> dict[str, Results]:
+  """Those of {title: results} that have a chart: at least 3 metrics of DMAX and IMAX."""
+  return {
+    title: results for title, results in rows.items() if len(_known(results)) >= 3
+  }
+
+
 def grid(rows: Mapping[str, Results]) -> str:
   """A chart for each of `rows`, {title: results}, as one SVG element."""
-  drawn = _drawn(rows)
-  if not drawn:
+  rows = drawn(rows)
+  if not rows:
     return ""
-  with style.new_figure(*_size(len(drawn))) as figure:
-    _grid(figure, drawn)
-    said = "; ".join(f"{title}, Δ {_gain(results)}" for title, results in drawn.items())
+  with style.new_figure(*_size(len(rows))) as figure:
+    _grid(figure, rows)
+    said = "; ".join(f"{title}, Δ {_gain(results)}" for title, results in rows.items())
     return style.to_svg(
       figure, "radars", f"Metrics of IMAX relative to DMAX of every row. {said}"
     )
@@ -72,25 +79,17 @@ def write_grid(rows: Mapping[str, Results], paths: Sequence[Path]) -> list[Path]
   Returns:
     The files: `paths`, or none where no row has a chart.
   """
-  drawn = _drawn(rows)
-  if not drawn:
+  rows = drawn(rows)
+  if not rows:
     return []
-  with style.new_figure(*_size(len(drawn))) as figure:
-    _grid(figure, drawn)
+  with style.new_figure(*_size(len(rows))) as figure:
+    _grid(figure, rows)
     for path in paths:
       style.to_file(figure, path)
   return list(paths)
 
 
 # ── Many charts ───────────────────────────────────────────────────────────────────
-
-
-def _drawn(rows: Mapping[str, Results]) -> dict[str, Results]:
-  return {
-    title: results
-    for title, results in rows.items()
-    if sum(spoke is not None and bool(spoke[1]) for spoke in _spokes(results)) >= 3
-  }
 
 
 def _columns(count: int) -> int:
@@ -106,25 +105,14 @@ def _size(count: int) -> tuple[float, float]:
 
 def _grid(figure: Figure, rows: Mapping[str, Results]) -> None:
   figure.set_layout_engine("none")
-  columns = [
-    column
-    for number, column in enumerate(tables.COLUMNS)
-    if any(_spokes(results)[number] is not None for results in rows.values())
-  ]
-  spokes = {
-    title: [
-      spoke
-      for spoke, column in zip(_spokes(results), tables.COLUMNS, strict=True)
-      if column in columns
-    ]
-    for title, results in rows.items()
-  }
+  columns = [c for c in tables.COLUMNS if any(_spoke(r, c) for r in rows.values())]
+  spokes = {title: [_spoke(r, c) for c in columns] for title, r in rows.items()}
   paper = {
     title: _papers(columns)
     for title in rows
     if (known := rows_lib.printed(title)) and known.system == rows_lib.UNIFIED
   }
-  shown = [_relative(*s) for row in spokes.values() for s in row if s and s[1]]
+  shown = [_relative(*spoke) for results in rows.values() for spoke in _known(results)]
   bottom, top = _range([*shown, *(r for row in paper.values() for r in row)], shown)
   width, height = figure.get_size_inches()
   handles: dict[str, Any] = {}
@@ -142,8 +130,9 @@ def _grid(figure: Figure, rows: Mapping[str, Results]) -> None:
     _whiskers(axes, results, columns, width=2.6)
     _small_labels(axes, columns, spokes[title], top + 0.1 * (top - bottom))
     over = (y + _BELOW + _CIRCLE + 0.71) / height
-    figure.text(x / width, over, title, ha="center", va="center", weight="bold",
-                fontsize=10.0, color=style.INK)  # fmt: skip
+    figure.text(x / width, over, rows_lib.cut(title, 42), ha="center", va="center",
+                weight="bold", fontsize=10.0, color=style.INK,
+                parse_math=False)  # fmt: skip
     figure.text(x / width, over - 0.18 / height, _under(results), ha="center",
                 va="center", fontsize=8.0, color=style.MUTED)  # fmt: skip
     lines, names = axes.get_legend_handles_labels()
@@ -179,15 +168,17 @@ def _under(results: Results) -> str:
 # ── The parts of a chart ──────────────────────────────────────────────────────────
 
 
-def _spokes(results: Results) -> list[_Spoke | None]:
-  """Each metric with both values; None where one is lacking."""
-  base = tables.section(results, "tables", "dmax")
-  new = tables.section(results, "tables", "imax")
-  found: list[_Spoke | None] = []
-  for column in tables.COLUMNS:
-    before, after = tables.number(base, column.name), tables.number(new, column.name)
-    found.append((column, before, after) if before and after is not None else None)
-  return found
+def _spoke(results: Results, column: tables.Column) -> _Spoke | None:
+  """A metric with both values; None where one is lacking."""
+  before = tables.value_of(results, "dmax", column.name)
+  after = tables.value_of(results, "imax", column.name)
+  return None if before is None or after is None else (column, before, after)
+
+
+def _known(results: Results) -> list[_Spoke]:
+  """All metrics that have a ratio: both values, and DMAX's is not 0."""
+  found = [_spoke(results, column) for column in tables.COLUMNS]
+  return [spoke for spoke in found if spoke is not None and spoke[1]]
 
 
 def _papers(columns: Sequence[tables.Column]) -> list[float]:
@@ -287,7 +278,7 @@ def _small_labels(
     (f"{column.short} {column.arrow}", "–" if spoke is None else _values(*spoke[1:]))
     for column, spoke in zip(columns, spokes, strict=True)
   ]
-  _around(axes, texts, radius, font=7.5, apart=5.0)
+  _around(axes, texts, radius, font=8.0, apart=5.3)
 
 
 def _values(before: float, after: float) -> str:

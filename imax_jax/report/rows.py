@@ -90,6 +90,11 @@ def name(title: str, pair: arms.Pair, pairs: Sequence[arms.Pair]) -> str:
   return title if len(pairs) == 1 else f"{title}: {pair.title}"
 
 
+def cut(title: str, width: int) -> str:
+  """A title of at most so many letters."""
+  return title if len(title) <= width else f"{title[: width - 1]}…"
+
+
 # ── What is known of a row ────────────────────────────────────────────────────────
 
 
@@ -104,7 +109,7 @@ def num_seeds(results: Results) -> int:
 
 
 def size(results: Results) -> str:
-  """The model's size, of its config: "encoder 4 × 128, decoder 4 × 128"; "" if unknown."""
+  """The model's layers × width: "encoder 4 × 128, decoder 4 × 128"; "" if unknown."""
   model = tables.section(results, "config", "model")
   parts = []
   for name in ("encoder", "decoder"):
@@ -216,6 +221,6 @@ def _boxes_seen(results: Results) -> list[str]:
   least = tables.number(seen, "least") or 0.0
   return [
     f"of {total:,} of REC and REG the square ({geometry}) cuts {count['cut']:,} and leaves "
-    f"out {count['unseen']:,} (less than {least:.0%} inside). All are asked and scored as "
+    f"out {count['unseen']:,} (less than {100 * least:.0f} % inside). All are asked and scored as "
     "whole boxes."
   ]

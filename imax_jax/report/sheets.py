@@ -14,6 +14,7 @@ from imax_jax.report import rows as rows_lib
 from imax_jax.report import tables
 from imax_jax.report.tables import Results
 
+NAMES = ("table1.csv", "table1.tex", "metrics.csv")
 _TABLE1 = (
   "row", "seeds", "improved", "total", "delta_percent", "low_95", "high_95",
   "seeds_low_95", "seeds_high_95", "median_percent", "p_seeds", "p_patients", "read_as",
@@ -33,10 +34,9 @@ def write(rows: Mapping[str, Results], folder: Path) -> list[Path]:
   not measured is empty there and a dash here. Columns low_95 to high_95 are the interval
   over seeds and patients.
   """
-  table1, metrics = folder / "table1.csv", folder / "metrics.csv"
+  table1, latex, metrics = (folder / name for name in NAMES)
   _csv(table1, _TABLE1, (_line(title, results) for title, results in rows.items()))
   _csv(metrics, _METRICS, _metrics(rows))
-  latex = folder / "table1.tex"
   with whole(latex) as part:
     part.write_text(_tex(rows), encoding="utf-8")
   return [table1, latex, metrics]

@@ -130,6 +130,11 @@ def _unmeasured(rows: Mapping[str, Results]) -> str:
     for one in rows_lib.unmeasured(rows)
   )
   listed = f" Not among these rows: <i>{named}</i>." if named else ""
+  said = rows_lib.said_of(
+    rows, lambda results: [*filter(None, [rows_lib.size(results)])]
+  )
+  sizes = "; ".join(f"{whose}: {size}" for whose, size in said)
+  listed += f" Layers × width here: {markup.text(sizes)}." if sizes else ""
   return (
     '<p class="legend">The paper’s: of its Table 1, and of the unified model of its '
     "Table 2, whose improved metrics are counted here; real radiographs, the systems’ "

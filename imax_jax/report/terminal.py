@@ -168,13 +168,11 @@ def _table1(rows: Mapping[str, Results]) -> list[str]:
   widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
   name = max(8, min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
   return [
-    "  ".join([_cut(line[0], name), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+    "  ".join(
+      [rows_lib.cut(line[0], name).ljust(name), *map(str.rjust, line[1:], widths[1:])]
+    ).rstrip()
     for line in lines
   ]
-
-
-def _cut(text: str, width: int) -> str:
-  return (text if len(text) <= width else text[: width - 1] + "…").ljust(width)
 
 
 def _verdicts(results: Results) -> list[str]:
