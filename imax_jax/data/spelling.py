@@ -32,15 +32,10 @@ def box_text(region: Region) -> str:
   What lies outside of the region's frame is cut off: a box that is all outside becomes a
   line on the frame's edge.
   """
-  left, top, right, bottom = region.frame
-  x_min, y_min, x_max, y_max = region.box
-  framed = (
-    (x_min - left) / (right - left), (y_min - top) / (bottom - top),
-    (x_max - left) / (right - left), (y_max - top) / (bottom - top),
-  )  # fmt: skip
+  box = _to_frame(region.box, region.frame)
   sides = [
     min(max(int(scale * side), 0), scale)
-    for scale, side in zip(2 * region.scale, framed, strict=True)
+    for scale, side in zip(2 * region.scale, box, strict=True)
   ]
   return "".join(f"<{side}>" for side in _ordered(sides, region.order))
 
@@ -82,6 +77,18 @@ def from_frame(box: Box, frame: Box) -> Box:
   x_min, y_min, x_max, y_max = (
     min(max(side, 0.0), 1.0) for side in (x_min, y_min, x_max, y_max)
   )
+  return x_min, y_min, x_max, y_max
+
+
+def _to_frame(box: Box, frame: Box) -> Box:
+  """A box in fractions of the picture -> of a frame, and beyond it."""
+  if frame == WHOLE:
+    return box
+  left, top, right, bottom = frame
+  # What a model has said comes back as it said it: a side that is off by a rounding error
+  # would be cut to the part before.
+  x_min, x_max = (round((side - left) / (right - left), 9) for side in box[::2])
+  y_min, y_max = (round((side - top) / (bottom - top), 9) for side in box[1::2])
   return x_min, y_min, x_max, y_max
 
 
