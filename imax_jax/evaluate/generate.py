@@ -142,9 +142,8 @@ class Generator:
       progress: called with (answered, all) as they come.
 
     Raises:
-      ValueError: the number of an image that `pixels` does not hold, a task that the
-        model has no token for, no room for an answer, a prompt that spells a special
-        token, or a sampling out of range.
+      ValueError: the number of an image that `pixels` does not hold, a task without a
+        token, no room for an answer, a prompt that spells one, or a sampling out of range.
     """
     budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     if budget < 1:
