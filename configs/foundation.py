@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.sharding = study.sharding
   c.model = study.model
   c.prompt = study.prompt
+  c.added_tokens = study.added_tokens
   # The foundation has no low-rank pairs: they belong to what is trained on top of it.
   c.model.decoder.lora_rank = 0
   c.foundation = ""

@@ -57,6 +57,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # How a stored picture becomes the encoder's square: stretch, pad, crop (data/geometry.py);
   # of what boxes are told in fractions: the "picture", or what is "seen" (data/eye.py).
   c.image = {"geometry": "stretch", "boxes": "picture"}
+  # Special tokens that the tokenizer gets behind its own, in order: each is a row of the
+  # decoder's embedding.
+  c.added_tokens = ()
   # "package" is the checkpoint that configs/foundation.py makes; "" starts from nothing.
   c.foundation = "package"
   # First match wins. As in the paper, the encoder and the base decoder stay frozen.

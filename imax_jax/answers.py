@@ -47,7 +47,7 @@ def evaluate(study: Study, checkpoint: str | None = None) -> None:
       "model": plain(study.config.model),
       "foundation": study.parameters.digest,
       "features": study.keeps_features,
-      "prompt": plain(study.config.prompt),
+      "prompt": study.prompt,
       **study.image_facts,
       "data": study.require_data(),
       "max_new_tokens": study.config.evaluate.max_new_tokens,

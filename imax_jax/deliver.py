@@ -184,7 +184,7 @@ def _check_run(study: Study, folder: Path, made: Mapping[str, Any]) -> None:
   asked = {
     "model": bundle_lib.model_facts(plain(study.config.model)),
     "trainable": study.config.trainable,
-    "prompt": study.config.prompt,
+    "prompt": study.prompt,
     "foundation": study.parameters.digest,
     "image": study.eye.facts or None,
   }
@@ -204,7 +204,7 @@ def _facts(study: Study, tokenizer: Path) -> dict[str, Any]:
   return {
     "foundation": {"digest": study.parameters.digest, **_origin(study)},
     "tokenizer": digests.describe(tokenizer),
-    "prompt": plain(study.config.prompt),
+    "prompt": study.prompt,
     "image": {
       "image_px": study.config.model.encoder.image_px,
       "stored_px": d.image_px,

@@ -132,6 +132,7 @@ def samples(
     _reader(study.pixels(split)),
     pairs,
     group_size=size,
+    answers_only=True,  # log p(answer | image, question): Eq. 2
     process_index=share.process_index,
     process_count=share.process_count,
   )

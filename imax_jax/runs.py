@@ -168,7 +168,7 @@ def _facts(
     "model": plain(study.config.model),
     "trainable": plain(study.config.trainable),
     "features": study.keeps_features,  # rounded; refused now where there can be none
-    "prompt": plain(study.config.prompt),
+    "prompt": study.prompt,
     "foundation": study.parameters.digest,
     **study.image_facts,
     **inputs,

@@ -123,7 +123,7 @@ def _sampler(study: Study) -> expected.Sample:
   layout = templates.layout_of(study.tokenizer, study.style.evaluation)
   return expected.make_sampler(
     study.model,
-    layout.stop_ids,
+    layout.stops,
     study.config.evaluate.max_new_tokens,
     seed=study.config.fisher.seed,
     mesh=study.mesh,

@@ -7,6 +7,7 @@ what depends on the change.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -106,23 +107,36 @@ class Study:
   def tokenizer(self) -> PreTrainedTokenizerFast:
     """The foundation's, or one trained on the training entries."""
     size = self.config.model.decoder.vocab_size
+    words, added = self.style.training, tuple(self.config.added_tokens)
     if self.parameters.foundation is not None:
       found = tokenizer_lib.load(
         tokenizer_lib.source_of(self.parameters.foundation.tokenizer)
       )
+      tokenizer_lib.add_tokens(found, added, size)
       tokenizer_lib.check_vocabulary(found, size)
       return found
 
     def make(folder: Path) -> None:
       entries = [e for split in SPLITS if "train" in split for e in self.entries(split)]
       made = tokenizer_lib.train_tokenizer(
-        records.training_texts(entries), size, phrases=records.fixed_phrases()
+        records.training_texts(entries, words),
+        size - len(added),
+        phrases=records.fixed_phrases(words),
       )
+      tokenizer_lib.add_tokens(made, added, size)
       tokenizer_lib.save(made, folder / "tokenizer.json")
 
-    inputs = {"vocab_size": size, "data": self.require_data()}
+    inputs: dict[str, Any] = {"vocab_size": size, "data": self.require_data()}
+    if words != templates.LLAMA2 or added:  # else as ever, and what was made is kept
+      inputs |= {"template": dataclasses.asdict(words), "added_tokens": list(added)}
     folder = self.ledger.station("tokenizer", inputs, make)
     return tokenizer_lib.load(folder / "tokenizer.json")
+
+  @property
+  def prompt(self) -> dict[str, Any]:
+    """What decides how questions are put, for fingerprints: of tokens added, if any."""
+    added = list(self.config.added_tokens)
+    return plain(self.config.prompt) | ({"added_tokens": added} if added else {})
 
   @property
   def style(self) -> templates.Style:

@@ -23,7 +23,7 @@ from imax_jax.data.records import TokenizedImage
 Weighting = Literal["token", "entry"]
 # A row: (image index, its entries' indices) in turn.
 Row = tuple[tuple[int, tuple[int, ...]], ...]
-# What each answer token of an entry weighs in the loss.
+# What each supervised token of an entry weighs in the loss.
 WeightOf = Callable[[TokenizedEntry], float]
 # An image and the number of the task that it is seen for: what has a prefix of its own.
 Seen = tuple[int, int]
@@ -205,7 +205,7 @@ class Planner:
 def weigh(
   weighting: Weighting = "token", task_weights: Mapping[str, float] | None = None
 ) -> WeightOf:
-  """What an answer token weighs: 1, or 1 / (its answer's tokens), times its task's weight.
+  """What a token weighs: 1, or 1 / (its entry's supervised ones), times its task's weight.
 
   Boxes and bit strings hold most answer tokens, and yes or no under 2 %: "entry" makes a
   yes weigh as much as a report.
@@ -223,7 +223,7 @@ def weigh(
     )
 
   def weight_of(entry: TokenizedEntry) -> float:
-    weight = 1.0 if weighting == "token" else 1.0 / len(entry.answer_ids)
+    weight = 1.0 if weighting == "token" else 1.0 / entry.supervised
     return weight * weights.get(entry.entry.task, 1.0) if weights else weight
 
   return weight_of
@@ -265,6 +265,7 @@ def assemble(
   *,
   weight_of: WeightOf = EACH_ONE,
   shards: range | None = None,
+  answers_only: bool = False,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """The arrays of `schema.Batch` but the pixels, and whose pixels they need.
 
@@ -273,6 +274,8 @@ def assemble(
     shards: the parts to make, all unless given; a process makes its own. The parts of
       all processes, one after the other, are the batch: `image` counts over the whole
       batch, as the compiled step does, not over the part.
+    answers_only: no token of the template before an answer is supervised, though it is
+      in training.
 
   Returns:
     (arrays, image index int64[N]; -1: padding, to be filled with zeros).
@@ -310,7 +313,7 @@ def assemble(
     ids = {seen: shard * shapes.images_per_shard + i for i, seen in enumerate(wanted)}
     for i, row in enumerate(parts[shard]):
       line = {name: a[number * shapes.rows_per_shard + i] for name, a in arrays.items()}
-      _fill_row(line, row, images, ids, weight_of)
+      _fill_row(line, row, images, ids, weight_of, answers_only)
   arrays["supervised"] = supervised(
     arrays["loss_weight"], len(shards), shapes.supervised
   )
@@ -323,8 +326,12 @@ def _fill_row(
   images: Sequence[TokenizedImage],
   ids: dict[Seen, int],
   weight_of: WeightOf,
+  answers_only: bool,
 ) -> None:
-  """Writes one row of each array in place."""
+  """Writes one row of each array in place.
+
+  What is supervised of a prefix weighs what it would in a row for each of its entries.
+  """
   at = 0
   for number, entries in row:
     image = images[number]
@@ -333,6 +340,7 @@ def _fill_row(
     line["slot"][at : at + prefix] = image.prefix_slot
     line["position"][at : at + prefix] = np.arange(prefix)
     at += prefix
+    taught = [] if answers_only else [begin + place - 1 for place in image.taught]
     for segment, chosen in enumerate(entries, start=1):
       entry = image.entries[chosen]
       answer, end = at + len(entry.prompt_ids), at + entry.length
@@ -340,6 +348,9 @@ def _fill_row(
       line["text"][answer:end] = entry.answer_ids
       line["segment"][at:end] = segment
       line["position"][at:end] = prefix + np.arange(entry.length)
-      line["loss_weight"][answer - 1 : end - 1] = weight_of(entry)
+      first = answer - 1 - (0 if answers_only else entry.lead)
+      weight = weight_of(entry)
+      line["loss_weight"][first : end - 1] = weight
+      line["loss_weight"][taught] += weight
       at = end
     line["image"][begin:at] = ids[number, image.task_of(entries)]

@@ -180,10 +180,12 @@ class Batches:
     """What the step's batch holds, over all processes."""
     plan, shapes = self._plan(step), self._shapes(step)
     chosen = [self._images[i].entries[e] for i, e in plan.pairs()]
-    prefixes = sum(len(self._images[i].prefix_ids) for row in plan.rows for i, _ in row)
+    held = [self._images[i] for row in plan.rows for i, _ in row]
     return Load(
-      tokens=prefixes + sum(entry.length for entry in chosen),
-      supervised=sum(len(entry.answer_ids) for entry in chosen),
+      tokens=sum(len(image.prefix_ids) for image in held)
+      + sum(entry.length for entry in chosen),
+      supervised=sum(len(image.taught) for image in held)
+      + sum(entry.supervised for entry in chosen),
       entries=len(chosen),
       places=shapes.rows * shapes.row_tokens,
     )
@@ -200,6 +202,7 @@ class EntryBatches:
     pairs: (image index, entry index) of each, in order.
     group_size: rows of each batch; those that the last one lacks are padding.
     weight_of: see `packing.weigh`.
+    answers_only: see `assemble`.
     process_index, process_count: this process makes rows
       [process_index, process_index + 1) * group_size / process_count.
   """
@@ -212,17 +215,20 @@ class EntryBatches:
     *,
     group_size: int,
     weight_of: WeightOf = EACH_ONE,
+    answers_only: bool = False,
     process_index: int = 0,
     process_count: int = 1,
   ) -> None:
     self._images, self._pixels_of, self._pairs = images, pixels_of, list(pairs)
-    self._weight_of = weight_of
+    self._weight_of, self._answers_only = weight_of, answers_only
     chosen = [images[i].entries[e] for i, e in self._pairs]
     prefix = max(len(image.prefix_ids) for image in images)
     longest = prefix + max(entry.length for entry in chosen)
-    answer = max(len(entry.answer_ids) for entry in chosen)
+    most = max(
+      len(images[i].taught) + images[i].entries[e].supervised for i, e in self._pairs
+    )
     # Every row a shard: each is a batch of its own where gradients are taken.
-    self._shapes = Shapes(group_size, 1, 1, longest, answer)
+    self._shapes = Shapes(group_size, 1, 1, longest, most)
     share = group_size // process_count
     self._shards = range(process_index * share, (process_index + 1) * share)
 
@@ -239,6 +245,7 @@ class EntryBatches:
       self._shapes,
       weight_of=self._weight_of,
       shards=self._shards,
+      answers_only=self._answers_only,
     )
     pixels = [self._pixels_of(int(image)) for image in np.maximum(index, 0)]
     return cast(Batch, {"pixels": np.stack(pixels), **arrays})

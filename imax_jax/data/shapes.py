@@ -45,14 +45,15 @@ def lay_out(
   """
   if max_shapes < 1:
     raise ValueError(f"max_shapes {max_shapes}: expected at least 1")
-  answers = [[len(entry.answer_ids) for entry in image.entries] for image in images]
+  own = [[entry.supervised for entry in image.entries] for image in images]
+  shared = [len(image.taught) for image in images]
   lengths = np.array(planner.row_lengths)
   # [steps, lengths, (rows, images, supervised)] of the fullest shard.
   needs = np.full((num_steps, len(lengths), 3), _NEVER, np.int32)
   for step in range(num_steps):
     for plan in planner.plans(step):
       number = planner.row_lengths.index(plan.row_tokens)
-      needs[step, number] = _needs(plan, planner.num_shards, images, answers)
+      needs[step, number] = _needs(plan, planner.num_shards, images, own, shared)
   sizes = _sizes(needs[..., 0], lengths, max_shapes)
   chosen = np.argmin(_places(needs[..., 0], lengths, sizes), axis=1)
   # A size that others have taken all steps from is not compiled.
@@ -72,13 +73,21 @@ def _needs(
   plan: StepPlan,
   num_shards: int,
   images: Sequence[TokenizedImage],
-  answers: Sequence[Sequence[int]],
+  own: Sequence[Sequence[int]],
+  shared: Sequence[int],
 ) -> tuple[int, int, int]:
-  """(rows, images, supervised tokens) of the fullest shard, one at least of each."""
+  """(rows, images, supervised tokens) of the fullest shard, one at least of each.
+
+  Args:
+    own, shared: supervised tokens of each entry, and of each image's prefix.
+  """
   rows = most = supervised = 1
   for part in shard_rows(plan, num_shards):
     held = [(image, chosen) for row in part for image, chosen in row]
-    tokens = sum(answers[image][entry] for image, chosen in held for entry in chosen)
+    tokens = sum(
+      shared[image] + sum(own[image][entry] for entry in chosen)
+      for image, chosen in held
+    )
     rows = max(rows, len(part))
     most = max(
       most, len({(image, images[image].task_of(some)) for image, some in held})

@@ -254,6 +254,42 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
     )
 
 
+def add_tokens(
+  tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: int
+) -> None:
+  """Adds special tokens behind all others; those that its file has already stay.
+
+  Args:
+    rows: of the embedding, which must have one for each.
+
+  Raises:
+    ValueError: one gets another id than the next, since the file has other tokens at
+      their place, or has some of them in another order; or an id beyond the embedding.
+  """
+  known = tokenizer.get_vocab()
+  missing = [text for text in texts if text not in known]
+  tokenizer.backend_tokenizer.add_special_tokens(
+    [AddedToken(text, normalized=False, special=True) for text in missing]
+  )
+  wanted = max(i for text, i in known.items() if text not in texts) + 1
+  if not missing and texts:  # a file may have more behind them
+    wanted = known[texts[0]]
+  for expected, text in enumerate(texts, start=wanted):
+    found = tokenizer.backend_tokenizer.token_to_id(text)
+    if found != expected or found not in special_ids(tokenizer):
+      raise ValueError(
+        f"added token {text!r}: expected id {expected}, a special token's, got {found}; "
+        "the tokenizer's file has other tokens than added_tokens names, or others' "
+        "order: take that of this checkpoint, or name its own"
+      )
+    if found >= rows:
+      raise ValueError(
+        f"added token {text!r}: got id {found}, expected one below the {rows} rows of "
+        "the decoder's embedding; take the tokenizer of this decoder, or set "
+        "model.decoder.vocab_size to what the checkpoint holds"
+      )
+
+
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
   """Ids of begin, end, pad and the marks of roles: those that no text may spell."""
   marked = tokenizer.added_tokens_decoder.items()
@@ -264,6 +300,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
   """Ids of a piece of text alone: no begin or end token is added."""
   # Not tokenizer.encode: the same ids, at twice the time.
   return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def encode_with_places(
+  tokenizer: PreTrainedTokenizerFast, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+  """`encode`, and of each id (begin, end): the characters of the text that it stands for.
+
+  The bytes of one character all have its place.
+  """
+  found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+  return list(found.ids), list(found.offsets)
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

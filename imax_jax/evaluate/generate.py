@@ -29,6 +29,7 @@ from imax_jax.evaluate import lines
 from imax_jax.evaluate.grid import Grid
 from imax_jax.evaluate.grid import Sampling
 from imax_jax.evaluate.lines import Piece
+from imax_jax.models import stops
 from imax_jax.models.vlm import Vlm
 
 _FEWEST = 8  # rows of a grid: fewer would take as long, and a program of their own
@@ -38,7 +39,8 @@ _SHORTEST = 32  # tokens that there is room for of a question that goes on
 class Generated(NamedTuple):
   """An answer.
 
-  log_prob: mean natural logarithm of its tokens' probabilities, the end token's included.
+  log_prob: mean natural logarithm of its tokens' probabilities, those of the end token or
+    of the stop words included.
   num_tokens: how many these are; an answer that the budget ends has no end token.
   """
 
@@ -92,6 +94,8 @@ class Generator:
     self._layout = templates.layout_of(tokenizer, style.evaluation)
     self._model = model
     self._programs = grid.Programs(model, self._layout.stop_ids, len(self.prefix_ids))
+    self._answer_of = style.evaluation.answer_of
+    self._programs = grid.Programs(model, self._layout.stops, len(self.prefix_ids))
 
   def __call__(
     self,
@@ -300,11 +304,11 @@ class Generator:
 
   def _generated(self, row: np.ndarray, log_prob: float) -> Generated:
     """Of an answer's ids, and the sum of their log-probabilities."""
-    ends = np.flatnonzero(np.isin(row, self._layout.stop_ids))
-    count = int(ends[0]) + 1 if len(ends) else len(row)
-    text = self._text(row[: count - 1] if len(ends) else row)
-    return Generated(text, log_prob / count, count)
+    count = stops.length(row, self._layout.stops)
+    ends = row[count - 1] in self._layout.stop_ids
+    return Generated(self._text(row[: count - ends]), log_prob / count, count)
 
   def _text(self, ids: np.ndarray) -> str:
-    """The answer's ids before its end token, as text."""
-    return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    """The answer's ids before its end token, as text; stop words are cut off."""
+    said = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    return self._answer_of(said)

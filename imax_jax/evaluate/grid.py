@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from imax_jax.models import stops as stops_lib
 from imax_jax.models import vlm
 from imax_jax.models.block import Cache
 from imax_jax.models.block import Caches
 from imax_jax.models.block import Past
+from imax_jax.models.stops import Stop
 from imax_jax.models.vlm import Vlm
 
 
@@ -120,10 +121,15 @@ def choose(
 
 
 class Programs:
-  """What is compiled, anew for each size of a grid. `stops`: ids that end an answer."""
+  """What is compiled, anew for each size of a grid.
 
-  def __init__(self, model: Vlm, stops: tuple[int, ...], prefix: int) -> None:
-    self._model, self._stops, self._prefix = model, np.array(stops, np.int32), prefix
+  Args:
+    stops: what ends an answer.
+    prefix: tokens before a question.
+  """
+
+  def __init__(self, model: Vlm, stops: tuple[Stop, ...], prefix: int) -> None:
+    self._model, self._stops, self._prefix = model, stops, prefix
     self.read = jax.jit(self._read, static_argnames="columns")
     # On the devices of the grid that is moved from.
     self.empty = jax.jit(
@@ -131,9 +137,6 @@ class Programs:
     )
     self.move = jax.jit(self._move, donate_argnames="to")
     self.decode = jax.jit(self._decode, donate_argnames="rows")
-
-  def _is_end(self, token: jax.Array) -> jax.Array:
-    return jnp.isin(token, self._stops)
 
   def _read(
     self,
@@ -167,13 +170,14 @@ class Programs:
     depth, lines, heads, _, width = caches[0].k.shape
     own = jnp.zeros((depth, lines, heads, last.shape[1], columns, width), cache.k.dtype)
     segment = jnp.where(batch["image"] < 0, -1, batch["segment"])
+    said = jnp.zeros((*last.shape, columns), jnp.int32)
     return Grid(
       Lines(caches, batch["position"], segment),
       Rows(
-        said=jnp.zeros((*last.shape, columns), jnp.int32).at[..., 0].set(token),
+        said=said.at[..., 0].set(token),
         own=tuple(Cache(own, own) for _ in caches),
         total=log_prob,
-        done=(last < 0) | self._is_end(token),
+        done=(last < 0) | stops_lib.ended(token, said, 0, self._stops),
         asked=asked,
         segment=jnp.take_along_axis(segment, jnp.maximum(last, 0), axis=1),
         number=number,
@@ -294,7 +298,7 @@ class Programs:
         said=jax.lax.dynamic_update_index_in_dim(rows.said, token, step, 2),
         own=own,
         total=rows.total + jnp.where(rows.done, 0.0, log_prob),
-        done=rows.done | self._is_end(token),
+        done=rows.done | stops_lib.ended(token, rows.said, step, self._stops),
       ), step + 1
 
     found: Any = jax.lax.while_loop(more, say, (rows, jnp.asarray(step, jnp.int32)))

@@ -26,8 +26,10 @@ from jax.sharding import PartitionSpec
 
 from imax_jax import mesh as mesh_lib
 from imax_jax.data import packing
+from imax_jax.models import stops as stops_lib
 from imax_jax.models.block import Cache
 from imax_jax.models.block import Past
+from imax_jax.models.stops import Stop
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import Batch
 
@@ -110,17 +112,16 @@ def replace_answers(batch: Batch, answers: np.ndarray) -> Batch:
 
 
 def make_sampler(
-  model: Vlm, stops: Sequence[int], max_new_tokens: int, *, seed: int, mesh: Mesh
+  model: Vlm, stops: Sequence[Stop], max_new_tokens: int, *, seed: int, mesh: Mesh
 ) -> Sample:
   """Ancestral sampling at temperature 1 of the whole vocabulary, for `Answered`.
 
   Args:
-    stops: tokens that end an answer; they are part of it.
+    stops: what ends an answer; it is part of it.
     seed: with a batch's number it decides the draws.
     mesh: rows are split over it; every process gets its own rows' answers.
   """
   whole = NamedSharding(mesh, PartitionSpec())
-  ended = jnp.array(list(stops), jnp.int32)
 
   def draw(params: Any, batch: Any, starts: jax.Array, key: jax.Array) -> jax.Array:
     rows, tokens = batch["text"].shape
@@ -137,8 +138,9 @@ def make_sampler(
     def step(state: Any) -> Any:
       number, logits, done, out, own = state
       said = jax.random.categorical(jax.random.fold_in(key, number), logits[:, 0])
+      ends = stops_lib.ended(said, out, number, stops)
       out = out.at[:, number].set(jnp.where(done, NO_TOKEN, said))
-      done |= jnp.isin(said, ended)
+      done |= ends
       past = Past((shared,), batch["position"], own, none, number)
       found: Any = model.apply(
         {"params": params}, past, said[:, None].astype(jnp.int32), position + 1 + number,
