@@ -56,7 +56,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
   data = c.data
   c.model = ConfigDict(zoo.model("imax_7b"))
-  c.published = {"encoder": "", "decoder": "", "adapter": ""}
+  c.published = {
+    "encoder": "", "decoder": "", "adapter": "", "base": "", "qformer": "",
+    "drop_rows": 0,
+  }  # fmt: skip
   c.foundation = "converted"
   t = c.train
   t.runs = runs

@@ -33,7 +33,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c = open_cxr.get_config(arg)
   c.title = "Open radiographs, SmolLM2"
   c.model = ConfigDict(zoo.model("smollm2"))
-  c.published = {"encoder": "package", "decoder": "", "adapter": ""}
+  c.published = {
+    "encoder": "package", "decoder": "", "adapter": "", "base": "", "qformer": "",
+    "drop_rows": 0,
+  }  # fmt: skip
   t = c.train
   t.runs = ("imax",)
   if arg == "tiny":

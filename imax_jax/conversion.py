@@ -12,6 +12,8 @@ from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import convert as convert_lib
+from imax_jax.weights.vocabulary import AS_IT_IS
+from imax_jax.weights.vocabulary import Vocabulary
 
 
 def convert(study: Study) -> None:
@@ -23,14 +25,27 @@ def convert(study: Study) -> None:
     )
   sources = published(study)
   model = plain(study.config.model)
+  vocabulary = Vocabulary(
+    added=len(study.config.get("added_tokens", ())),
+    dropped=study.config.published.get("drop_rows", 0),
+  )
   inputs = {
     "sources": {part: ledger.stamps(path) for part, path in sources.items()},
     "model": bundle_lib.model_facts(model),
   }
+  if vocabulary != AS_IT_IS:
+    inputs["vocabulary"] = list(vocabulary)
 
   def make(folder: Path) -> None:
     with progress.bar("converting weights") as tick:
-      convert_lib.convert(sources, model, study.parameters.abstract, folder, tick=tick)
+      convert_lib.convert(
+        sources,
+        model,
+        study.parameters.abstract,
+        folder,
+        vocabulary=vocabulary,
+        tick=tick,
+      )
 
   study.ledger.station(parameters.CONVERTED, inputs, make, aside=True)
 
@@ -38,10 +53,15 @@ def convert(study: Study) -> None:
 def published(study: Study) -> dict[str, Path]:
   """{part: path} that the config's `published` names; "package" is what ships.
 
+  Beside the parts (`convert.convert`) it may hold `drop_rows`: how many last rows of a
+  vocabulary that is longer than the model's are left out.
+
   Raises:
     FileNotFoundError: a path that is not there, or an encoder or decoder without one.
   """
-  named = study.config.published
+  named = {
+    part: path for part, path in study.config.published.items() if part != "drop_rows"
+  }
   flags = {part: f"--config.published.{part}" for part in named}
   for part in ("encoder", "decoder"):
     if not named[part]:

@@ -35,6 +35,7 @@ from imax_jax.weights.plan import Piece
 from imax_jax.weights.plan import Plan
 from imax_jax.weights.plan import Source
 from imax_jax.weights.sources import open_sources
+from imax_jax.weights.vocabulary import AS_IT_IS
 from imax_jax.weights.vocabulary import Vocabulary
 
 WEIGHTS, RECORD = "foundation.safetensors", "foundation.json"
@@ -51,7 +52,7 @@ def convert(
   expected: tree_lib.Tree,
   out: str | Path,
   *,
-  vocabulary: Vocabulary = Vocabulary(),
+  vocabulary: Vocabulary = AS_IT_IS,
   tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Makes a foundation of published files; returns what foundation.json says.

@@ -81,7 +81,9 @@ class Sum(Checkpoint):
         f"{tree_lib.listed(problems)}\nGive the model that the differences' publisher names."
       )
     found = cls(delta, base, summed)
-    found._check_difference({table.rows_of(table.canonical(n))[0][0].path: n for n in summed})
+    found._check_difference(
+      {table.rows_of(table.canonical(n))[0][0].path: n for n in summed}
+    )
     return found
 
   def _check_difference(self, names: Mapping[str, str]) -> None:

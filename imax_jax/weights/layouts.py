@@ -140,6 +140,10 @@ def affine(
   )
 
 
+def _kind(name: str) -> str:
+  return re.sub(r"\d+", "#", name)
+
+
 def _part(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
   number, count = part
   width = array.shape[-1] // count
@@ -189,6 +193,8 @@ class Layout:
     A task of ours that the publisher does not have starts with zeros if the file has
     nothing of its name.
     """
+    if not any("{task}" in row.published for row in self.rows):
+      return self
     rows, fill = [], dict(self.fill)
     for row in self.rows:
       if "{task}" in row.published:
@@ -219,13 +225,19 @@ class Layout:
     return any(re.fullmatch(p, n) for p in self.twins for n in (name, other))
 
   @cached_property
-  def _patterns(self) -> tuple[tuple[re.Pattern[str], Row], ...]:
-    return tuple((row.pattern, row) for row in self.rows)
+  def _patterns(self) -> dict[str, list[tuple[re.Pattern[str], Row]]]:
+    """By what a name is without its numbers."""
+    found: dict[str, list[tuple[re.Pattern[str], Row]]] = {}
+    for row in self.rows:
+      layers = range(len(row.stems) or 1) if row.layered else (None,)
+      for kind in dict.fromkeys(_kind(row.name(layer)) for layer in layers):
+        found.setdefault(kind, []).append((row.pattern, row))
+    return found
 
   def rows_of(self, name: str) -> list[tuple[Row, int | None]]:
     """The rows that a canonical name has a part in, and its layer."""
     found = []
-    for pattern, row in self._patterns:
+    for pattern, row in self._patterns.get(_kind(name), ()):
       match = pattern.fullmatch(name)
       if match:
         found.append((row, row.layer(match)))

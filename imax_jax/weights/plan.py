@@ -26,6 +26,7 @@ from imax_jax.weights.layouts import Row
 from imax_jax.weights.own import group_of
 from imax_jax.weights.own import part_of as part_of
 from imax_jax.weights.rows_of_layouts import LAYOUTS
+from imax_jax.weights.vocabulary import AS_IT_IS
 from imax_jax.weights.vocabulary import AXES
 from imax_jax.weights.vocabulary import Vocabulary
 
@@ -67,7 +68,7 @@ class Plan:
 
   leaves: dict[str, Leaf]
   slabs: dict[tuple[str, int | None], list[Piece]]
-  vocabulary: Vocabulary = Vocabulary()
+  vocabulary: Vocabulary = AS_IT_IS
   filled: dict[str, float] = field(default_factory=dict)
   zeros: list[Piece] = field(default_factory=list)
   tied: list[tuple[Source, str, str]] = field(default_factory=list)
@@ -135,7 +136,7 @@ def recognise(
 def make_plan(
   sources: Sequence[Source],
   leaves: Mapping[str, Leaf],
-  vocabulary: Vocabulary = Vocabulary(),
+  vocabulary: Vocabulary = AS_IT_IS,
 ) -> Plan:
   """Accounts for everything, before anything is read.
 
@@ -265,8 +266,18 @@ def _misfit(piece: Piece, plan: Plan) -> str:
 def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
   """What is left open, filled, or absent as a whole."""
   begun = {group_of(path) for path, _ in plan.slabs}
+  # A Q-Former's file has the norm that other files may lack.
+  held = {
+    path
+    for source in sources
+    if source.layout.part == "qformer"
+    for path in source.layout.paths
+  }
   fill = {
-    path: value for source in sources for path, value in source.layout.fill.items()
+    path: value
+    for source in sources
+    for path, value in source.layout.fill.items()
+    if path not in held
   }
   names = {row.path: row for source in sources for row in reversed(source.layout.rows)}
   given = {path for path, _ in plan.slabs}

@@ -23,31 +23,38 @@ _PARTS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder}
 
 
 class Family(NamedTuple):
-  """What a `model_type` is: its layout, the key of its part, whether q, k, v have biases.
+  """What a `model_type` is: where its config has the sizes of each layout beside it.
 
-  `tower`: the layout of a vision tower in the same file, of which the config says nothing.
+  `sections` {layout: key}; "" is the top, None: the config does not say. `qkv_bias`:
+  whether its decoder's queries, keys and values have biases.
   """
 
-  layout: str
-  section: str = ""
+  sections: Mapping[str, str | None]
   qkv_bias: bool = False
-  tower: str = ""
 
 
+_TOWER = "vision_config"
+_LLAVA: dict[str, str | None] = {"hf_llama": "", "clip_vision": None}
 _FAMILIES = {
-  "llama": Family("hf_llama"),
-  "mistral": Family("hf_llama"),
-  "qwen2": Family("hf_llama", qkv_bias=True),
-  "phi3": Family("hf_phi3"),
-  "llava_llama": Family("hf_llama", tower="clip_vision"),
-  "llava_mistral": Family("hf_llama", tower="clip_vision"),
-  "clip": Family("clip_vision", "vision_config"),
-  "clip_vision_model": Family("clip_vision"),
-  "siglip": Family("siglip_vision", "vision_config"),
-  "siglip_vision_model": Family("siglip_vision"),
-  "blip-2": Family("blip2_vision", "vision_config"),
-  "blip_2_vision_model": Family("blip2_vision"),
+  "llama": Family({"hf_llama": ""}),
+  "mistral": Family({"hf_llama": ""}),
+  "qwen2": Family({"hf_llama": ""}, qkv_bias=True),
+  "phi3": Family({"hf_phi3": ""}),
+  # LLaVA's own classes, to begin with those of LLaVA-Med 1.0 ("llava").
+  "llava": Family(_LLAVA),
+  "llava_llama": Family(_LLAVA),
+  "llava_mistral": Family(_LLAVA),
+  # MedM-VL: it names its parts and does not describe them.
+  "lvlm": Family({"hf_llama": None, "siglip_vision": None, "clip_vision": None}),
+  "clip": Family({"clip_vision": _TOWER}),
+  "clip_vision_model": Family({"clip_vision": ""}),
+  "siglip": Family({"siglip_vision": _TOWER}),
+  "siglip_vision_model": Family({"siglip_vision": ""}),
+  "blip-2": Family({"blip2_vision": _TOWER}),
+  "blip_2_vision_model": Family({"blip2_vision": ""}),
 }
+# transformers' own classes of several parts: each has a config of its own in this one.
+_NESTED = {"llava": "text_config"}
 
 # (theirs, ours). A key that the file lacks is not compared.
 DECODER = (
@@ -118,7 +125,7 @@ def check_config(
   Raises:
     ValueError: another family or other sizes, code of its own, unsupported options.
   """
-  known = {family.layout for family in _FAMILIES.values()}
+  known = {name for family in _FAMILIES.values() for name in family.sections}
   if layout.name not in known or not path.is_file():
     return {}
   config = read_json(path)
@@ -128,21 +135,9 @@ def check_config(
       "(trust_remote_code), which is never done. If its model_type is one of "
       f"{', '.join(_FAMILIES)}, take auto_map out: the model is built in"
     )
-  family = _FAMILIES.get(str(config.get("model_type", "")))
-  if family and family.tower == layout.name:
+  family, asked = _described(path, config, layout)
+  if asked is None:
     return config
-  if family is None:
-    raise ValueError(
-      f"{path}: model_type {config.get('model_type')!r} is not supported; there are "
-      f"{', '.join(_FAMILIES)}"
-    )
-  if family.layout != layout.name:
-    raise ValueError(
-      f"{path}: model_type {config.get('model_type')!r}, but the tensors beside it are "
-      f"laid out as {layout.name} ("
-      f"{', '.join(kind for kind, f in _FAMILIES.items() if f.layout == layout.name)})"
-    )
-  asked = _flat(path, _section(path, config, family.section))
   part = _PARTS[layout.part]
   mine = zoo.defaults(part) | dict(fields)
   lines = _unsupported(asked, layout.part)
@@ -152,6 +147,35 @@ def check_config(
     lines += _differing_encoder(asked, mine, layout)
   _refuse(path, lines, "Give the files of this model, or the zoo row of these files")
   return config
+
+
+def _described(
+  path: Path, config: Mapping[str, Any], layout: Layout
+) -> tuple[Family, dict[str, Any] | None]:
+  """The family of a layout's tensors, and what a config says of them; None: nothing."""
+  kind = config.get("model_type")
+  nested = _NESTED.get(str(kind), "")
+  if nested in config:
+    section = nested if layout.part == "decoder" else _TOWER
+    asked = dict(_section(path, config, section))
+    if "model_type" not in asked and layout.part == "decoder":
+      asked["model_type"] = "llama"  # what the class takes where nothing is said
+    return _described(path, asked, layout)
+  family = _FAMILIES.get(str(kind or ""))
+  if family is None:
+    raise ValueError(
+      f"{path}: model_type {kind!r} is not supported; there are {', '.join(_FAMILIES)}"
+    )
+  if layout.name not in family.sections:
+    others = (name for name, f in _FAMILIES.items() if layout.name in f.sections)
+    raise ValueError(
+      f"{path}: model_type {kind!r}, but the tensors beside it are laid out as "
+      f"{layout.name} ({', '.join(others)})"
+    )
+  section = family.sections[layout.name]
+  if section is None:
+    return family, None
+  return family, _flat(path, _section(path, config, section))
 
 
 def _section(path: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -200,7 +224,7 @@ def _differing_decoder(
   lines = _differing(asked, mine, DECODER)
   if family.qkv_bias != mine["qkv_bias"]:
     lines.append(
-      f"model_type: {asked['model_type']!r}, the model's qkv_bias is {mine['qkv_bias']}"
+      f"model_type: {asked.get('model_type')!r}, the model's qkv_bias is {mine['qkv_bias']}"
     )
   window = asked.get("sliding_window") or 0
   if not asked.get("use_sliding_window", True):

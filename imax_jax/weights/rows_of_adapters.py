@@ -70,7 +70,7 @@ ADAPTERS = (
   Layout(
     name="unimed_cmoe",
     part="adapter",
-    marks=(r"moe_layers\.\d+\..*", r"router\.fc1\.weight"),
+    marks=(r"moe_layers\.\d+\..*", r"(router|task_tokens)\..*"),
     rows=(*_EXPERTS, *_PAIRS, *_LN_VISION),
     rename=(
       (r"^(llm|llama)_proj\.(?=\d+\.)", "moe_layers."),
@@ -82,7 +82,10 @@ ADAPTERS = (
     ignored=BUFFERS,
     wrapper="model",
     tasks={
-      "vqa": "vqa", "rec": "refer", "reg": "identify", "report": "caption",
+      "vqa": "vqa",
+      "rec": "refer",
+      "reg": "identify",
+      "report": "caption",
       "multi_class": "cls",
     },
   ),

@@ -15,6 +15,7 @@ from imax_jax.weights.layouts import Row
 from imax_jax.weights.layouts import affine
 from imax_jax.weights.rows_of_decoders import BUFFERS
 
+
 def _blocks(there: str, names: dict[str, str]) -> tuple[Row, ...]:
   """The rows that all encoders' blocks share."""
   here = "encoder/layers"

@@ -22,7 +22,9 @@ def _attention(there: str, here: str, norm: str, inner: str) -> tuple[Row, ...]:
     *(
       row
       for name in ("query", "key", "value")
-      for row in affine(f"{there}.{inner}.{name}", f"{here}/{name[0]}", "kernel", MATRIX)
+      for row in affine(
+        f"{there}.{inner}.{name}", f"{here}/{name[0]}", "kernel", MATRIX
+      )
     ),
     *affine(f"{there}.output.dense", f"{here}/out", "kernel", MATRIX),
     *affine(f"{there}.output.LayerNorm", norm, "scale", VECTOR),
@@ -33,7 +35,9 @@ def _layer(there: str, number: int, inner: str) -> tuple[Row, ...]:
   there, here = f"{there}.{number}", f"{_HERE}/layers_{number}"
   return (
     *_attention(f"{there}.attention", f"{here}/attn", f"{here}/attn_norm", inner),
-    *_attention(f"{there}.crossattention", f"{here}/cross", f"{here}/cross_norm", inner),
+    *_attention(
+      f"{there}.crossattention", f"{here}/cross", f"{here}/cross_norm", inner
+    ),
     *affine(f"{there}.intermediate_query.dense", f"{here}/up", "kernel", MATRIX),
     *affine(f"{there}.output_query.dense", f"{here}/down", "kernel", MATRIX),
     *affine(f"{there}.output_query.LayerNorm", f"{here}/mlp_norm", "scale", VECTOR),

@@ -68,9 +68,7 @@ def open_sources(
   return sources
 
 
-def _check_parts(
-  paths: Mapping[str, str | Path], leaves: Mapping[str, Leaf]
-) -> None:
+def _check_parts(paths: Mapping[str, str | Path], leaves: Mapping[str, Leaf]) -> None:
   unknown = sorted(set(paths) - {*PARTS, BASE})
   if unknown:
     raise ValueError(f"convert: no part {unknown}; expected some of {(*PARTS, BASE)}")
@@ -99,7 +97,9 @@ def _check_qformer(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
   """A frozen Q-Former of random weights would see nothing, and nobody would notice."""
   encoder = next(source for source in sources if source.layout.part == "encoder")
   given = {source.layout.part for source in sources}
-  if _has_qformer(leaves) and "qformer" not in given and encoder.layout.name != own.NAME:
+  if (
+    _has_qformer(leaves) and "qformer" not in given and encoder.layout.name != own.NAME
+  ):
     raise ValueError(
       "convert: no file for the Q-Former that the model has; give "
       "blip2_pretrained_flant5xxl.pth, or a BLIP-2 of the Hugging Face layout, as the "

@@ -58,6 +58,9 @@ class Vocabulary(NamedTuple):
     return f" ({words})"
 
 
+AS_IT_IS = Vocabulary()
+
+
 def mixed(
   tables: Sequence[tuple[np.ndarray, tuple[int, int]]], size: int, axis: int
 ) -> np.ndarray:
