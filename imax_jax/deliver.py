@@ -51,20 +51,18 @@ def bundle(study: Study, request: Mapping[str, str | None]) -> None:
     FileNotFoundError: there is no finished run.
     ValueError: it was trained with another config.
   """
-  folder = _checkpoint(request, "bundle")
-  made = _inputs(folder)
-  _check_run(study, folder, made)
+  folder = checkpoint_of(request, "bundle")
+  _refuse_bundle(folder)
+  facts = facts_of(study, folder)
   trained = runs.weights_of(study, folder)
-  tokenizer = _tokenizer(study)
-  facts = _facts(study, tokenizer) | {"training": _training(study, folder.name, made)}
   out = study.workdir / "bundles" / folder.name
-  with _whole_folder(out, bundle_lib.RECORD) as part:
+  with whole_folder(out, bundle_lib.RECORD) as part:
     bundle_lib.write_bundle(
       part,
       trained,
       plain(study.config.model),
       facts,
-      tokenizer=tokenizer,
+      tokenizer=_tokenizer(study),
       card=model_card.text(folder.name, facts),
     )
   sys.stdout.write(f"{out}\n")
@@ -82,7 +80,7 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
   Raises:
     UsageError, FileNotFoundError, ValueError: as `bundle`.
   """
-  folder = _checkpoint(request, "merge")
+  folder = checkpoint_of(request, "merge")
   dtype = request.get("dtype") or "bfloat16"
   fields = plain(study.config.model.decoder)
   export.config_of(fields, dtype)  # refuses now what could not be written then
@@ -93,13 +91,13 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
   ids = _prompts(study)
   before = _logits(fields, params["decoder"], ids)
   out = study.workdir / "merged" / folder.name
-  with _whole_folder(out, export.INDEX) as part:
+  with whole_folder(out, export.INDEX) as part:
     written = export.write_merged(
       part,
       tree_lib.flatten(params),
       fields,
       dtype=dtype,
-      base=_base(study),
+      base=base_of(study),
       special={"eos_token_id": study.tokenizer.eos_token_id},
     )
     # Two full models do not fit where one does: the first goes before the second comes.
@@ -155,7 +153,7 @@ def weights_from(study: Study, folder: Path) -> dict[str, Any]:
 # ── What is handed out, and what it was made from ─────────────────────────────────
 
 
-def _checkpoint(request: Mapping[str, str | None], verb: str) -> Path:
+def checkpoint_of(request: Mapping[str, str | None], verb: str) -> Path:
   if not request.get("checkpoint"):
     raise UsageError(f"{verb} needs --checkpoint, a run's folder: WORKDIR/runs/imax-s0")
   if jax.process_count() > 1:
@@ -163,11 +161,14 @@ def _checkpoint(request: Mapping[str, str | None], verb: str) -> Path:
   return Path(str(request["checkpoint"]))
 
 
+def _refuse_bundle(folder: Path) -> None:
+  if (folder / bundle_lib.RECORD).is_file():
+    raise ValueError(f"{folder} is a bundle already: copy the folder to hand it on")
+
+
 def _inputs(folder: Path) -> dict[str, Any]:
   """What a run was made from."""
   mark = folder / "station.json"
-  if (folder / bundle_lib.RECORD).is_file():
-    raise ValueError(f"{folder} is a bundle already: copy the folder to hand it on")
   if not mark.is_file():
     raise FileNotFoundError(
       f"{mark}: missing; expected the folder of a run, e.g. WORKDIR/runs/imax-s0"
@@ -246,6 +247,20 @@ def _training(study: Study, name: str, made: Mapping[str, Any]) -> dict[str, Any
   return facts
 
 
+def facts_of(study: Study, folder: Path) -> dict[str, Any]:
+  """What is to be known of a run's weights, or a bundle's, wherever they go.
+
+  Raises:
+    FileNotFoundError, ValueError: neither, or one of another config.
+  """
+  if (folder / bundle_lib.RECORD).is_file():
+    return bundle_lib.read_record(folder)
+  made = _inputs(folder)
+  _check_run(study, folder, made)
+  training = _training(study, folder.name, made)
+  return _facts(study, _tokenizer(study)) | {"training": training}
+
+
 def _tokenizer(study: Study, handed: Path | None = None) -> Path:
   """The file of the foundation's tokenizer, or of the one that was trained for it.
 
@@ -261,13 +276,13 @@ def _tokenizer(study: Study, handed: Path | None = None) -> Path:
   return study.workdir / "tokenizer" / "tokenizer.json"
 
 
-def _base(study: Study) -> Path:
-  """The folder whose tokenizer and like files the merged decoder gets."""
+def base_of(study: Study) -> Path:
+  """The folder whose tokenizer and like files a decoder that goes out gets."""
   return _tokenizer(study).parent
 
 
 @contextlib.contextmanager
-def _whole_folder(path: Path, mark: str) -> Iterator[Path]:
+def whole_folder(path: Path, mark: str) -> Iterator[Path]:
   """Yields a private folder to fill, which becomes `path` if the block ends well.
 
   One that is there already is replaced if it holds the file `mark`, as ours do.

@@ -26,6 +26,7 @@ from imax_jax import deliver
 from imax_jax import predict as predict_lib
 from imax_jax import progress
 from imax_jax import provenance
+from imax_jax import publication
 from imax_jax import results as results_lib
 from imax_jax import runs
 from imax_jax import sight
@@ -120,6 +121,7 @@ _ASKED: dict[str, Callable[[Study, Mapping[str, str | None]], None]] = {
   "predict": predict_lib.run,
   "bundle": deliver.bundle,
   "merge": deliver.merge,
+  "publish": publication.publish,
   "compile_report": costs.run,
   "explain": provenance.explain,
   "export": build_lib.export,

@@ -70,13 +70,13 @@ _PER_IMAGE = flags.DEFINE_boolean(
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "predict, evaluate, bundle, merge: a run's folder, e.g. WORKDIR/runs/imax-s0, or a bundle's.",
+  "predict, evaluate, bundle, merge, publish: a run's folder, WORKDIR/runs/imax-s0, or a bundle's.",
 )
 _RUNS = flags.DEFINE_string(
   "runs", None, "report: work directories A,B,C side by side, those of a row pooled."
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", ["bfloat16", "float32"], "merge: what the weights are kept as."
+  "dtype", None, ["bfloat16", "float16", "float32"], "merge, publish: of the weights."
 )
 _SIMULATE = flags.DEFINE_integer(
   "simulate",
@@ -128,6 +128,8 @@ Without a verb the config's own list runs. What is done already is not done agai
               … bundle --checkpoint runs/phantom/runs/imax-s0
   merge     a run's decoder with its adapter added in, as Hugging Face keeps it
               … merge --checkpoint runs/phantom/runs/imax-s0
+  publish   a run in the files that the system's own users load: config.publish.layout
+              … publish --checkpoint runs/phantom/runs/imax-s0
   compile_report  what a train step takes on a mesh of cards that need not be here
               python -m imax_jax.main --config configs/imax_7b.py --workdir DIR \\
                 --simulate 8 --config.mesh.fsdp=4 --config.mesh.tensor=2 compile_report

@@ -1,4 +1,4 @@
-"""The model card of a bundle, README.md: what it is, what it needs, who may have it."""
+"""The model card of what is handed out, README.md: what it is, who may have it."""
 
 from __future__ import annotations
 
@@ -64,8 +64,52 @@ The decoder's adapter alone, which then sees no image, with PEFT:
 """
 
 
+_PUBLISHED = """# {name}
+
+A model of chest radiographs, trained with imax_jax and written in the files of layout
+"{layout}", which its publisher's own code loads. {about}
+
+**Not a medical device, and not for clinical use.** For research only: nobody has tested
+it on patients, and it says wrong things fluently.
+
+## Data use
+
+{data_use}
+
+## Trained on
+
+Run {run}: {steps} steps, seed {seed}, source "{source}"{counted}.
+
+## Base weights
+
+Foundation {digest}. {files}
+
+## How it was trained to be asked
+
+Prompts are of style {style}, images of {image_px} px ({geometry}), boxes in order {order}
+on a scale of {scale}, of the {frame}. Another prompt or another geometry is another task
+to it: a loader that crops what was stretched shows it other pictures.
+"""
+
+
 def text(name: str, facts: Mapping[str, Any]) -> str:
   """The card of a bundle of that name, from the facts in its bundle.json."""
+  return _TEXT.format(name=name, **_words(facts))
+
+
+def published(name: str, layout: str, about: str, facts: Mapping[str, Any]) -> str:
+  """The card of a published folder.
+
+  Args:
+    about: how its loader is to be told, and what can not be done with it.
+    facts: as for a bundle.
+  """
+  words = _words(facts)
+  return _PUBLISHED.format(name=name, layout=layout, about=about, **words)
+
+
+def _words(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """What both cards say of the training, the base and the way of asking."""
   training, foundation = facts["training"], facts["foundation"]
   eye = facts["image"].get("eye", {})
   files = [
@@ -73,7 +117,7 @@ def text(name: str, facts: Mapping[str, Any]) -> str:
     for source in foundation.get("sources", ())
     for file in source["files"]
   ]
-  published = (
+  made_from = (
     f"Made from:\n{''.join(files)}\n\nThe licences of their publishers hold for them and "
     "for what is made with them: get the\nweights from them, and read their licences first."
     if files
@@ -85,16 +129,15 @@ def text(name: str, facts: Mapping[str, Any]) -> str:
       f", {training['split']}: {training['images']:,} images with "
       f"{training['entries']:,} entries"
     )
-  return _TEXT.format(
-    name=name,
-    data_use=_DATA_USE.get(training["source"], _OTHER),
-    counted=counted,
-    digest=foundation["digest"],
-    files=published,
+  return {
+    "data_use": _DATA_USE.get(training["source"], _OTHER),
+    "counted": counted,
+    "digest": foundation["digest"],
+    "files": made_from,
     **{key: training[key] for key in ("run", "steps", "seed", "source")},
     **{key: facts["prompt"][key] for key in ("style",)},
-    image_px=facts["image"]["image_px"],
-    geometry=eye.get("geometry", facts["image"]["geometry"]),
-    frame=_FRAMES[eye.get("boxes", "picture")],
+    "image_px": facts["image"]["image_px"],
+    "geometry": eye.get("geometry", facts["image"]["geometry"]),
+    "frame": _FRAMES[eye.get("boxes", "picture")],
     **{key: facts["boxes"][key] for key in ("order", "scale")},
-  )
+  }

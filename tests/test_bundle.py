@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import phantom
 from imax_jax import deliver
+from imax_jax import publication
 from imax_jax import tree
 from imax_jax.data import records
 from imax_jax.data import tokenizer as tokenizer_lib
@@ -228,6 +229,83 @@ def test_two_models_are_never_in_memory(
   assert held == [0]
 
 
+# ── in the files of a published system ────────────────────────────────────────────
+
+
+def published(c: ConfigDict, layout: str, **more: str) -> ConfigDict:
+  c.publish = {"layout": layout, **more}
+  return c
+
+
+def test_published_without_its_base(
+  done: Path, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+  """A file of connector and LoRA needs nothing else; a bundle has them too."""
+  pytest.importorskip("torch", reason="what is published is read back by it")
+  monkeypatch.setattr(Parameters, "given", property(lambda self: pytest.fail("read")))
+  monkeypatch.setattr(Parameters, "init", lambda self, seed: pytest.fail("drawn"))
+  study = Study(published(config(foundation), "minigpt"), tmp_path)
+  for folder in (RUN, "bundles/imax-s0"):
+    publication.publish(study, {"checkpoint": str(done / folder)})
+    said = capsys.readouterr().out
+    assert "layout minigpt, 32 tensors" in said and "read back equal" in said
+  out = tmp_path / "published/imax-s0"
+  assert {path.name for path in out.iterdir()} == {
+    "checkpoint_0.pth", publication.CARD, publication.RECORD
+  }  # fmt: skip
+  record = json.loads((out / publication.RECORD).read_text())
+  bundle.digests.check(
+    out / "checkpoint_0.pth", record["files"]["checkpoint_0.pth"], ""
+  )
+  card = (out / publication.CARD).read_text()
+  assert "not for clinical use" in card and "patients that do not exist" in card
+
+
+def test_published_whole(
+  done: Path, foundation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """The decoder with its adapter added in is the one that `merge` writes."""
+  c = published(config(foundation), "llava", encoder="its/tower", decoder="its/words")
+  study = Study(c, tmp_path)
+  asked = {"checkpoint": str(done / RUN), "dtype": "float32"}
+  publication.publish(study, asked)
+  assert "layout llava" in capsys.readouterr().out
+  out = tmp_path / "published/imax-s0"
+  assert (out / "tokenizer.json").is_file()
+  said = json.loads((out / "config.json").read_text())
+  assert said["mm_vision_tower"] == "its/tower" and said["dtype"] == "float32"
+  assert said["eos_token_id"] == study.tokenizer.eos_token_id
+  deliver.merge(study, asked)
+  folders = (out, tmp_path / "merged/imax-s0")
+  held, merged = (
+    load.load_params(next(folder.glob("*.safetensors"))) for folder in folders
+  )
+  projector = {name for name in held if "mm_projector" in name}
+  assert len(projector) == 4 and held.keys() - projector == merged.keys()
+  for name, tensor in merged.items():
+    np.testing.assert_array_equal(held[name], tensor, err_msg=name)
+
+
+def test_publish_refuses_before_it_reads(
+  done: Path, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(Parameters, "given", property(lambda self: pytest.fail("read")))
+  asked = {"checkpoint": str(done / RUN)}
+  with pytest.raises(UsageError, match=r"publish.layout to one of .*llava, .*minigpt"):
+    publication.publish(Study(published(config(foundation), ""), tmp_path), asked)
+  with pytest.raises(UsageError, match="publish needs --checkpoint"):
+    publication.publish(Study(published(config(foundation), "llava"), tmp_path), {})
+  with pytest.raises(ValueError, match=r"com_hlora_weights|healthgpt has no name"):
+    publication.publish(
+      Study(published(config(foundation), "healthgpt"), tmp_path), asked
+    )
+  changed = published(config(foundation, **{"model.decoder.lora_alpha": 3.0}), "llava")
+  with pytest.raises(ValueError, match=r"config \(model.decoder.lora_alpha\)"):
+    publication.publish(Study(changed, tmp_path), asked)
+  assert not list(tmp_path.rglob("*.safetensors"))
+
+
 # ── what is refused ───────────────────────────────────────────────────────────────
 
 
@@ -389,15 +467,18 @@ def test_a_trained_base_is_in_no_bundle(tmp_path: Path, foundation: Path) -> Non
 # ── whole or not at all ───────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("verb", ["bundle", "merge"])
+@pytest.mark.parametrize("verb", ["bundle", "merge", "publish"])
 def test_killed_in_the_middle_nothing_looks_finished(
   done: Path, foundation: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
   folder = done.parent / f"killed-{verb}"
-  study = Study(config(foundation), folder)
+  c = published(config(foundation), "llava")
+  study = Study(c, folder)
   asked: dict[str, str | None] = {"checkpoint": str(done / RUN), "dtype": ""}
-  run = {"bundle": deliver.bundle, "merge": deliver.merge}[verb]
-  module: Any = {"bundle": bundle, "merge": export}[verb]
+  run = {
+    "bundle": deliver.bundle, "merge": deliver.merge, "publish": publication.publish
+  }[verb]  # fmt: skip
+  module: Any = {"bundle": bundle, "merge": export, "publish": export}[verb]
   real = module.write_json
 
   def killed(path: Path, value: Any) -> None:
@@ -407,7 +488,7 @@ def test_killed_in_the_middle_nothing_looks_finished(
   monkeypatch.setattr(module, "write_json", killed)
   with pytest.raises(Killed):
     run(study, asked)
-  place = folder / {"bundle": "bundles", "merge": "merged"}[verb]
+  place = folder / {"bundle": "bundles", "merge": "merged"}.get(verb, "published")
   assert not list(place.iterdir())
   monkeypatch.setattr(module, "write_json", real)
   run(study, asked)
@@ -415,10 +496,10 @@ def test_killed_in_the_middle_nothing_looks_finished(
   before = {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()}
   monkeypatch.setattr(module, "write_json", killed)
   with pytest.raises(Killed):
-    run(Study(config(foundation), folder), asked)
+    run(Study(c, folder), asked)
   assert {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()} == before
   monkeypatch.setattr(module, "write_json", real)
-  run(Study(config(foundation), folder), asked)
+  run(Study(c, folder), asked)
   assert [p.name for p in place.iterdir()] == ["imax-s0"]
 
 

@@ -44,6 +44,7 @@ FLOORS = (
   ("imax_jax.predict", 4),
   ("imax_jax.model_card", 4),
   ("imax_jax.deliver", 4),
+  ("imax_jax.publication", 4),
   ("imax_jax.foundation", 4),
   ("imax_jax.conversion", 4),
   ("imax_jax.audit", 4),

@@ -109,17 +109,21 @@ def test_long_fields(
 
 
 def test_a_broken_write_leaves_nothing(tmp_path: pathlib.Path) -> None:
-  with (
-    pytest.raises(OSError, match="full"),
-    torch_file.torch_writer(tmp_path / "x.pth", {"a": ((2,), np.float32)}) as writer,
-  ):
-    writer.write("a", np.zeros(2, np.float32))
-    raise OSError("full")
-  with (
-    pytest.raises(AssertionError, match="not all written"),
-    torch_file.torch_writer(tmp_path / "x.pth", {"a": ((2,), np.float32)}),
-  ):
-    pass
+  path, table = tmp_path / "x.pth", {"a": ((2,), np.float32)}
+
+  def full() -> None:
+    with torch_file.torch_writer(path, table) as writer:
+      writer.write("a", np.zeros(2, np.float32))
+      raise OSError("full")
+
+  def short() -> None:
+    with torch_file.torch_writer(path, table):
+      pass
+
+  with pytest.raises(OSError, match="full"):
+    full()
+  with pytest.raises(AssertionError, match="not all written"):
+    short()
   assert not list(tmp_path.iterdir())
 
 

@@ -178,17 +178,17 @@ def _write(
       leaf, _, layer = where.partition("[")
       shape, dtype = written[leaf]
       if layer:
-        slab = np.full(shape[1:], value, dtype)
-        writer.write(leaf, slab, int(layer.rstrip("]")))
+        filled = np.full(shape[1:], value, dtype)
+        writer.write(leaf, filled, int(layer.rstrip("]")))
       else:
         writer.write(leaf, np.full(shape, value, dtype))
     for number, ((leaf, layer), pieces) in enumerate(plan.slabs.items()):
-      writer.write(leaf, _slab(pieces, plan), layer)
+      writer.write(leaf, slab(pieces, plan), layer)
       if tick:
         tick(number + 1, len(plan.slabs))
 
 
-def _slab(pieces: list[Piece], plan: Plan) -> np.ndarray:
+def slab(pieces: list[Piece], plan: Plan) -> np.ndarray:
   """A leaf, or one layer of it, in the dtype that it is stored in."""
   path = pieces[0].row.path
   parts = [_part(piece, plan) for piece in pieces]

@@ -11,6 +11,7 @@ first rows; the projector is not a difference.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from imax_jax import tree as tree_lib
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import published
 from imax_jax.weights.checkpoints import Checkpoint
+from imax_jax.weights.layouts import Layout
+from imax_jax.weights.layouts import Tensor
 from imax_jax.weights.vocabulary import AXES
 
 _PROBE = "decoder/norm/scale"  # a small tensor that every decoder has
@@ -118,6 +121,39 @@ class Sum(Checkpoint):
 
   def view(self, name: str) -> np.ndarray:
     return self.read(name)
+
+
+def difference(whole: np.ndarray, base: np.ndarray) -> np.ndarray:
+  """What `Sum` adds to the base: a published tensor less its first rows' base.
+
+  Made in float32 and kept in the tensor's dtype.
+  """
+  rows = whole[: len(base)].astype(np.float32) - base.astype(np.float32)
+  return np.concatenate([rows.astype(whole.dtype), whole[len(base) :]])
+
+
+def stand_on(
+  base: Checkpoint, table: Layout, tensors: Sequence[Tensor]
+) -> dict[str, str]:
+  """{a tensor's name: the base's of what is to be taken from it}.
+
+  Raises:
+    ValueError: the base lacks one, or has it in another shape.
+  """
+  names = {table.canonical(name): name for name in base.names}
+  problems = []
+  for tensor in tensors:
+    there = base.shape(names[tensor.name]) if tensor.name in names else ()
+    here = tensor.shape
+    longer = tensor.rows[0].path in AXES and there[:1] <= here[:1]
+    if there != here and not (longer and there[1:] == here[1:]):
+      problems.append(f"{tensor.name} {here}, {there or 'nothing'} in the base")
+  if problems:
+    raise ValueError(
+      f"{base.path}: not what the model was trained from:\n{tree_lib.listed(problems)}\n"
+      "Give the model that its publisher's differences stand on."
+    )
+  return {tensor.name: names[tensor.name] for tensor in tensors}
 
 
 def _check_settings(delta: Path, base: Path) -> None:

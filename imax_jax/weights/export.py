@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -21,12 +22,14 @@ import numpy as np
 
 from imax_jax.ledger import write_json
 from imax_jax.models import lora
+from imax_jax.weights import delta
 from imax_jax.weights import files
 from imax_jax.weights import peft
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import published
+from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
-from imax_jax.weights.layouts import Row
+from imax_jax.weights.layouts import Tensor
 from imax_jax.weights.plan import Source
 from imax_jax.weights.rows_of_layouts import layout
 
@@ -62,12 +65,58 @@ class Shards(NamedTuple):
   num_bytes: int
 
 
-class _Tensor(NamedTuple):
-  """One to be written: a row's share of a leaf, or of one layer of it."""
+class Leaf:
+  """A parameter as it is handed out: its low-rank pair added in, in the file's dtype.
 
-  row: Row
-  layer: int | None
-  shape: tuple[int, ...]
+  It is made and checked a layer at a time, where a layer is asked for.
+  """
+
+  def __init__(
+    self, params: Mapping[str, Any], path: str, alpha: float, dtype: np.dtype
+  ) -> None:
+    stored = {path: params[path]}
+    if f"{path}_scale" in params:
+      stored[f"{path}_scale"] = params[f"{path}_scale"]
+    self.shape = plan_lib.stored_leaves(stored)[path].shape
+    self.dtype, self._params, self._path, self._alpha = dtype, params, path, alpha
+
+  def __getitem__(self, layer: int | None) -> np.ndarray:
+    """One layer, or all that there is.
+
+    Raises:
+      ValueError: a value that is no number, or none that the dtype holds.
+    """
+    value = np.asarray(lora.merged(self._params, self._path, self._alpha, layer))
+    where = self._path if layer is None else f"{self._path}, layer {layer}"
+    files.check_finite(value, where, peft.DIVERGED)
+    with np.errstate(over="ignore"):
+      kept = value.astype(self.dtype)
+    if self.dtype != value.dtype:
+      files.check_finite(kept, where, f"{self.dtype} cannot hold it: use a wider dtype")
+    return kept
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return self[None]
+
+
+class Item(NamedTuple):
+  """A tensor to be written under `name`: made of `leaves` by a table.
+
+  `base`: the published file and the name in it of what it is written as a difference
+  from.
+  """
+
+  name: str
+  tensor: Tensor
+  leaves: Mapping[str, Leaf]
+  base: tuple[Checkpoint, str] | None = None
+
+  def value(self) -> np.ndarray:
+    whole = self.tensor.value(self.leaves)
+    if self.base is None:
+      return whole
+    checkpoint, name = self.base
+    return delta.difference(whole, checkpoint.read(name))
 
 
 def write_merged(
@@ -98,27 +147,44 @@ def write_merged(
   folder = Path(folder)
   if dtype not in DTYPES:
     raise ValueError(f"merge: dtype {dtype!r}, expected one of {DTYPES}")
-  config = config_of(decoder, dtype) | dict(special or {}) | _carried(base)
-  kept, alpha = np.dtype(dtype), peft.filled(decoder)["lora_alpha"]
-  tensors = _tensors(params, decoder)
-  shards = _divide(tensors, kept.itemsize, shard_bytes)
-  weight_map: dict[str, str] = {}
-  for number, names in enumerate(shards, start=1):
-    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    table = {name: (tensors[name].shape, kept) for name in names}
-    with files.tensor_writer(folder / file, table, peft.TORCH) as writer:
-      for name in names:
-        row, layer, _ = tensors[name]
-        value = np.asarray(lora.merged(params, row.path, alpha, layer))
-        files.check_finite(value, f"{row.path}, layer {layer}", peft.DIVERGED)
-        writer.write(name, row.form.to_published(value.astype(kept)))
-    weight_map |= dict.fromkeys(names, file)
-  size = sum(math.prod(tensor.shape) for tensor in tensors.values()) * kept.itemsize
-  if base is not None:
-    for name in _BESIDE:
-      if (base / name).is_file():
-        shutil.copyfile(base / name, folder / name)
+  config = config_of(decoder, dtype) | dict(special or {}) | carried(base)
+  leaves = decoder_leaves(params, decoder, np.dtype(dtype))
+  table = layout("hf_phi3" if peft.filled(decoder)["fused"] else "hf_llama")
+  lost = sorted(leaves.keys() - table.paths)
+  assert not lost, f"{table.name} has no row for {lost}"
+  items = [Item(tensor.name, tensor, leaves) for tensor in table.tensors(leaves)]
+  copy_beside(base, folder)
+  shards = write_shards(folder, items, np.dtype(dtype), shard_bytes)
   write_json(folder / CONFIG, config)
+  return shards
+
+
+def decoder_leaves(
+  params: Mapping[str, Any], decoder: Mapping[str, Any], dtype: np.dtype
+) -> dict[str, Leaf]:
+  """{path: leaf} of the decoder without LoRA, its pairs added in."""
+  alpha = peft.filled(decoder)["lora_alpha"]
+  return {
+    path: Leaf(params, path, alpha, dtype)
+    for path in plan_lib.stored_leaves(params)
+    if path.startswith("decoder/") and "/lora_" not in path
+  }
+
+
+def write_shards(
+  folder: Path, items: Sequence[Item], dtype: np.dtype, most: int = SHARD_BYTES
+) -> Shards:
+  """Writes the tensors into files of at most so many bytes, and their index last."""
+  shards = _divide(items, dtype.itemsize, most)
+  weight_map: dict[str, str] = {}
+  for number, held in enumerate(shards, start=1):
+    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    table = {item.name: (item.tensor.shape, dtype) for item in held}
+    with files.tensor_writer(folder / file, table, peft.TORCH) as writer:
+      for item in held:
+        writer.write(item.name, item.value())
+    weight_map |= dict.fromkeys(table, file)
+  size = sum(math.prod(item.tensor.shape) for item in items) * dtype.itemsize
   write_json(
     folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map}
   )
@@ -180,7 +246,15 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   }
 
 
-def _carried(base: Path | None) -> dict[str, Any]:
+def copy_beside(base: Path | None, folder: Path) -> None:
+  """Copies the tokenizer's and generation's files of a published folder."""
+  if base is not None:
+    for name in _BESIDE:
+      if (base / name).is_file():
+        shutil.copyfile(base / name, folder / name)
+
+
+def carried(base: Path | None) -> dict[str, Any]:
   """What the base's own config.json says beyond our fields."""
   if base is None or not (base / CONFIG).is_file():
     return {}
@@ -188,42 +262,15 @@ def _carried(base: Path | None) -> dict[str, Any]:
   return {key: found[key] for key in _CARRIED if key in found}
 
 
-def _tensors(
-  params: Mapping[str, Any], decoder: Mapping[str, Any]
-) -> dict[str, _Tensor]:
-  """{published name: tensor} of all that is written, in the order of the table."""
-  leaves = {
-    path: leaf
-    for path, leaf in plan_lib.stored_leaves(params).items()
-    if path.startswith("decoder/") and "/lora_" not in path
-  }
-  table = layout("hf_phi3" if peft.filled(decoder)["fused"] else "hf_llama")
-  lost = sorted(leaves.keys() - table.paths)
-  assert not lost, f"{table.name} has no row for {lost}"
-  found: dict[str, _Tensor] = {}
-  for row in table.rows:
-    if row.path not in leaves:
-      continue
-    shape = leaves[row.path].shape
-    layers: Any = range(shape[0]) if row.layered else (None,)
-    # One byte seen at every index: the form is applied, nothing is read.
-    one = np.broadcast_to(np.uint8(0), shape[1:] if row.layered else shape)
-    turned = row.form.to_published(one).shape
-    found |= {row.name(layer): _Tensor(row, layer, turned) for layer in layers}
-  return found
-
-
-def _divide(
-  tensors: Mapping[str, _Tensor], itemsize: int, most: int
-) -> list[list[str]]:
-  """Names in shards of at most so many bytes, but for a single larger tensor."""
-  shards: list[list[str]] = [[]]
+def _divide(items: Sequence[Item], itemsize: int, most: int) -> list[list[Item]]:
+  """In shards of at most so many bytes, but for a single larger tensor."""
+  shards: list[list[Item]] = [[]]
   room = most
-  for name, tensor in tensors.items():
-    size = math.prod(tensor.shape) * itemsize
+  for item in items:
+    size = math.prod(item.tensor.shape) * itemsize
     if shards[-1] and size > room:
       shards.append([])
       room = most
-    shards[-1].append(name)
+    shards[-1].append(item)
     room -= size
   return shards

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,7 @@ class Row(NamedTuple):
 
   `slot` (k, n): it is the k-th of n equal parts of our leaf's last axis.
   `cut` (k, n): our leaf is the k-th of n equal parts of its last axis, as laid out here.
+  `needs`: the path of a leaf without which ours has the name of a later row.
   """
 
   published: str
@@ -89,6 +91,7 @@ class Row(NamedTuple):
   slot: tuple[int, int] = WHOLE
   cut: tuple[int, int] = WHOLE
   stems: tuple[str, ...] = ()
+  needs: str = ""
 
   @property
   def layered(self) -> bool:
@@ -128,6 +131,25 @@ class Row(NamedTuple):
     """The part of a leaf's shape that this row fills, without its leading layers."""
     *leading, last = leaf[1:] if self.layered else leaf
     return (*leading, last // self.slot[1])
+
+  def published_shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the published tensor (of one layer's) that a leaf has a part in."""
+    *leading, last = self.share(leaf)
+    own = (*leading, last * self.cut[1])
+    return self.form.to_published(np.broadcast_to(np.uint8(0), own)).shape
+
+
+class Tensor(NamedTuple):
+  """A published tensor: the rows that share it, its layer, and its shape."""
+
+  name: str
+  rows: tuple[Row, ...]
+  layer: int | None
+  shape: tuple[int, ...]
+
+  def value(self, leaves: Mapping[str, Any]) -> np.ndarray:
+    """Made of our leaves, of which one layer is taken; C-ordered."""
+    return _published(self.rows, leaves, self.layer)
 
 
 def affine(
@@ -243,24 +265,35 @@ class Layout:
         found.append((row, row.layer(match)))
     return found
 
-  def publish(
-    self, leaves: Mapping[str, np.ndarray]
-  ) -> Iterator[tuple[str, np.ndarray]]:
-    """{our path: leaf} -> (published name, tensor), one at a time, the way back.
+  def tensors(self, leaves: Mapping[str, Any]) -> Iterator[Tensor]:
+    """What {our path: leaf} makes, the way back: nothing is read, shapes are enough.
 
     Rows whose leaf is not there are left out; leaves without a row are the caller's to
     look after (`paths`).
     """
     groups: dict[str, list[Row]] = {}
+    named: dict[tuple[str, tuple[int, int]], str] = {}
     for row in self.rows:
-      groups.setdefault(row.published, []).append(row)
+      if row.needs and row.needs not in leaves:
+        continue
+      first = named.setdefault((row.path, row.slot), row.published)
+      if not row.path or first == row.published:
+        groups.setdefault(row.published, []).append(row)
     for rows in groups.values():
       held = [row for row in rows if row.path in leaves]
       if not held:
         continue
-      layers = range(len(leaves[held[0].path])) if held[0].layered else [None]
-      for layer in layers:
-        yield held[0].name(layer), _published(rows, leaves, layer)
+      shape = leaves[held[0].path].shape
+      turned = held[0].published_shape(shape)
+      for layer in range(shape[0]) if held[0].layered else [None]:
+        yield Tensor(held[0].name(layer), tuple(rows), layer, turned)
+
+  def publish(
+    self, leaves: Mapping[str, np.ndarray]
+  ) -> Iterator[tuple[str, np.ndarray]]:
+    """{our path: leaf} -> (published name, tensor), one at a time, the way back."""
+    for tensor in self.tensors(leaves):
+      yield tensor.name, tensor.value(leaves)
 
   @property
   def paths(self) -> frozenset[str]:
@@ -269,7 +302,7 @@ class Layout:
 
 
 def _published(
-  rows: list[Row], leaves: Mapping[str, np.ndarray], layer: int | None
+  rows: tuple[Row, ...], leaves: Mapping[str, Any], layer: int | None
 ) -> np.ndarray:
   """One published tensor from the rows that share it."""
   shares: dict[int, np.ndarray] = {}

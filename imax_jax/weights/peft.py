@@ -9,6 +9,7 @@ The names are the table's (`rows_of_layouts`), the file is float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,21 +70,26 @@ def write_adapter(
   with files.tensor_writer(folder / WEIGHTS, header, TORCH) as writer:
     for name, tensor in tensors.items():
       writer.write(name, tensor)
-  write_json(
-    folder / SETTINGS,
-    {
-      "peft_type": "LORA",
-      "task_type": "CAUSAL_LM",
-      "base_model_name_or_path": base or None,
-      "inference_mode": True,
-      "r": fields["lora_rank"],
-      "lora_alpha": fields["lora_alpha"],
-      "lora_dropout": fields["lora_dropout"],
-      "target_modules": sorted({name.split(".")[-3] for name in tensors}),
-      "bias": "none",
-      "fan_in_fan_out": False,
-    },
-  )
+  write_json(folder / SETTINGS, settings_of(tensors, decoder, base))
+
+
+def settings_of(
+  names: Iterable[str], decoder: Mapping[str, Any], base: str
+) -> dict[str, Any]:
+  """adapter_config.json of an adapter with tensors of these names."""
+  fields = filled(decoder)
+  return {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base or None,
+    "inference_mode": True,
+    "r": fields["lora_rank"],
+    "lora_alpha": fields["lora_alpha"],
+    "lora_dropout": fields["lora_dropout"],
+    "target_modules": sorted({name.split(".")[-3] for name in names}),
+    "bias": "none",
+    "fan_in_fan_out": False,
+  }
 
 
 def read_adapter(

@@ -26,10 +26,11 @@ _FIRST, _SECOND = "connector/dense_0", "connector/dense_1"
 
 def _connector(there: str) -> tuple[Row, ...]:
   """A linear layer, or torch's Sequential of two with GELU between them."""
+  first = affine(f"{there}.0", _FIRST, "kernel", MATRIX)
   return (
-    *affine(there, _FIRST, "kernel", MATRIX),
-    *affine(f"{there}.0", _FIRST, "kernel", MATRIX),
+    *(row._replace(needs=f"{_SECOND}/kernel") for row in first),
     *affine(f"{there}.2", _SECOND, "kernel", MATRIX),
+    *affine(there, _FIRST, "kernel", MATRIX),
   )
 
 
@@ -59,8 +60,13 @@ _LN_VISION = affine("ln_vision", "encoder/norm", "scale", VECTOR)
 
 # Uni-Med's connector of experts. Its list of them stands in the file under two names.
 _EXPERTS = (
-  *affine("moe_layers.{i}.0", "connector/experts/dense_0", "kernel", MATRIX),
+  *(
+    row._replace(needs="connector/experts/dense_1/kernel")
+    for row in affine("moe_layers.{i}.0", "connector/experts/dense_0", "kernel", MATRIX)
+  ),
   *affine("moe_layers.{i}.2", "connector/experts/dense_1", "kernel", MATRIX),
+  # Experts of a single layer.
+  *affine("moe_layers.{i}", "connector/experts/dense_0", "kernel", MATRIX),
   *affine("router.fc1", "connector/router/dense_0", "kernel", MATRIX),
   *affine("router.fc2", "connector/router/dense_1", "kernel", MATRIX),
   Row("task_tokens.{task}", "connector/task_tokens", VECTOR_OF_3),
@@ -74,8 +80,6 @@ ADAPTERS = (
     rows=(*_EXPERTS, *_PAIRS, *_LN_VISION),
     rename=(
       (r"^(llm|llama)_proj\.(?=\d+\.)", "moe_layers."),
-      # Experts of a single layer.
-      (r"^moe_layers\.(\d+)\.(weight|bias)$", r"moe_layers.\1.0.\2"),
       *_NEWER_NAMES,
     ),
     twins=(r"(llm|llama)_proj\.\d+\..*",),

@@ -1,0 +1,150 @@
+"""What stands beside published weights: config.json and the like, of the model's fields.
+
+Keys and values are those that the publishers' loaders ask for; what they look up by name
+on their hub is named and not described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+from imax_jax.models import zoo
+from imax_jax.models.connector import Connector
+from imax_jax.models.vit import Encoder
+from imax_jax.weights import export
+from imax_jax.weights import peft
+
+# {file: what stands in it}
+Settings = dict[str, dict[str, Any]]
+NOT_MERGED = (
+  "H-LoRA can not be merged into the decoder's kernels: each token weighs the experts by "
+  "itself. Serve it beside the base, by HealthGPT's own code."
+)
+
+
+class Facts(NamedTuple):
+  """What settings are made of.
+
+  `names`: {"encoder", "decoder"}, what their publishers call them. `base`: the folder of
+  the decoder's tokenizer and settings. `tensors`: {file: names in it}.
+  """
+
+  model: Mapping[str, Mapping[str, Any]]
+  dtype: str
+  names: Mapping[str, str]
+  base: Path | None
+  special: Mapping[str, int | None]
+  style: str
+  geometry: str
+  added_tokens: tuple[str, ...]
+  tensors: Mapping[str, tuple[str, ...]]
+
+
+def _decoder(facts: Facts) -> dict[str, Any]:
+  own = export.config_of(facts.model["decoder"], facts.dtype)
+  return own | dict(facts.special) | export.carried(facts.base)
+
+
+def minigpt(facts: Facts) -> Settings:
+  """The decoder's beside it, if it was trained."""
+  return {"llm/config.json": _decoder(facts)} if "llm/" in facts.tensors else {}
+
+
+def _vision_keys(facts: Facts) -> dict[str, Any]:
+  """LLaVA's (llava_arch.py), as far as they change what is computed."""
+  encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
+  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
+  scales = tuple(encoder.get("scales", ()))
+  depth = connector["depth"]
+  keys = {
+    "mm_vision_tower": facts.names["encoder"],
+    "mm_hidden_size": encoder["width"] * max(1, len(scales)),
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "mm_projector_type": "linear" if depth == 1 else f"mlp{depth}x_gelu",
+    "mm_use_im_start_end": "<im_start>" in facts.added_tokens,
+    "mm_use_im_patch_token": "<im_patch>" in facts.added_tokens,
+    "use_mm_proj": True,
+    "tokenizer_padding_side": "right",
+  }
+  # LLaVA squeezes no picture to a square: of such a model the card says it.
+  aspect = {"pad": "pad", "crop": "square"}.get(facts.geometry)
+  keys |= {"image_aspect_ratio": aspect} if aspect else {}
+  if scales:
+    keys |= {"s2": True, "s2_scales": ",".join(map(str, scales))}
+  return keys
+
+
+def llava(facts: Facts) -> Settings:
+  config = _decoder(facts) | _vision_keys(facts)
+  kind = config["model_type"]
+  config["model_type"] = f"llava_{kind}"
+  config["architectures"] = [f"Llava{kind.capitalize()}ForCausalLM"]
+  return {"config.json": config}
+
+
+def first_llava(facts: Facts) -> Settings:
+  """Of the release whose projector was always one layer and had no type."""
+  config = _decoder(facts) | _vision_keys(facts)
+  config |= {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}
+  del config["mm_projector_type"]
+  return {"config.json": config}
+
+
+def with_adapter(facts: Facts) -> Settings:
+  names = facts.tensors[peft.WEIGHTS]
+  adapter = peft.settings_of(names, facts.model["decoder"], facts.names["decoder"])
+  config = llava(facts)["config.json"]
+  return {peft.SETTINGS: adapter, "config.json": config}
+
+
+def healthgpt(facts: Facts) -> Settings:
+  """What its demos are told on the command line (com_infer.py)."""
+  decoder = peft.filled(facts.model["decoder"])
+  vision = _vision_keys(facts)
+  return {
+    "healthgpt.json": {
+      "hlora_r": decoder["lora_rank"],
+      "hlora_alpha": decoder["lora_alpha"],
+      "hlora_nums": decoder["lora_experts"],
+      "instruct_template": f"{facts.style}_instruct",
+      "model_name_or_path": facts.names["decoder"],
+      "vit_path": facts.names["encoder"],
+      "mm_projector_type": vision["mm_projector_type"],
+      "mm_vision_select_layer": vision["mm_vision_select_layer"],
+      "merged": False,
+      "note": NOT_MERGED,
+    }
+  }
+
+
+def medmvl(facts: Facts) -> Settings:
+  """LVLMConfig's keys (lvlm/model/configuration_lvlm.py); it loads the parts' own by name."""
+  encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
+  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
+  llm = _decoder(facts)
+  config = {
+    "model_type": "lvlm",
+    "architectures": ["LVLMForConditionalGeneration"],
+    "lvlm_llm_type": llm["model_type"],
+    "lvlm_llm_name_or_path": facts.names["decoder"],
+    "lvlm_llm_max_length": 2048,
+    "lvlm_llm_padding_side": "right",
+    "lvlm_llm_attn_implementation": "sdpa",
+    "lvlm_encoder_image_type": "siglip",
+    "lvlm_encoder_image_name_or_path": facts.names["encoder"],
+    "lvlm_encoder_image_select_layer": -1,
+    # SigLIP has no class token: all that it gives are patches.
+    "lvlm_encoder_image_select_feature": "patch"
+    if encoder["class_token"]
+    else "cls_patch",
+    "lvlm_connector_image_type": "mlp",
+    "lvlm_connector_image_name": f"mlp{connector['depth']}x_gelu",
+    "hidden_size": llm["hidden_size"],
+    "dtype": facts.dtype,
+    "torch_dtype": facts.dtype,
+  }
+  return {"config.json": config}
