@@ -56,13 +56,14 @@ def write(
   parts: tuple[str, ...],
   dtype: str = "",
   base: Any = None,
+  own: pathlib.Path | None = None,
   **more: Any,
 ) -> float:
   """As the verb does, of a model of which these parts were trained."""
   edition = editions.edition(name)
   trained = {path for path in params if part_of(path) in parts}
   planned = publish.plan(edition, params, trained, model, dtype, base)
-  facts = facts_of(model, planned, dtype or edition.dtype, **more)
+  facts = facts_of(model, planned, dtype or edition.dtype, base=own, **more)
   folder.mkdir(exist_ok=True)
   publish.write(folder, edition, planned, facts)
   return publish.check(folder, planned, model["decoder"], base)
@@ -413,3 +414,56 @@ def test_h_lora_stays_as_it_is(tmp_path: pathlib.Path) -> None:
       write(tmp_path, name, model, params, ("connector", "adapter"))
   with pytest.raises(ValueError, match=r"peft has no name for .*lora_route"):
     write(tmp_path, "peft", model, params, ("connector", "adapter"))
+
+
+GEMMA = {
+  "tied": True, "window": 4, "global_every": 2, "local_rope_base": 1e4, "rope_base": 1e6,
+  "rope_factor": 8.0, "query_scale": 0.25, "activation": "gelu_tanh", "head_width": 8,
+}  # fmt: skip
+
+
+def gemma_params(model: dict[str, Any]) -> dict[str, np.ndarray]:
+  """With the norms that a plain decoder, and a plain encoder and connector, have not."""
+  fields = published_weights.fields("llama", "siglip", tied=True)
+  fields["connector"]["depth"] = 1
+  params = random_params(fields)
+  del params["connector/dense_0/bias"]
+  here = "decoder/layers"
+  norms = {
+    f"{here}/attn_post_norm/scale": (2, 32), f"{here}/mlp_post_norm/scale": (2, 32),
+    f"{here}/attn/q_norm/scale": (2, 8), f"{here}/attn/k_norm/scale": (2, 8),
+    "connector/norm/scale": (32,), "encoder/norm/scale": (32,), "encoder/norm/bias": (32,),
+  }  # fmt: skip
+  return params | leaves(**norms)
+
+
+def test_gemma3_is_what_transformers_loads(tmp_path: pathlib.Path) -> None:
+  model = published_weights.fields("llama", "siglip", **GEMMA)
+  model["connector"] |= {"depth": 1, "pool": 2}
+  params = gemma_params(model)
+  base, out = tmp_path / "base", tmp_path / "out"
+  base.mkdir()
+  own = {"image_token_index": 63, "text_config": {"max_position_embeddings": 77}}
+  (base / "config.json").write_text(json.dumps(own))
+  parts = ("connector", "decoder", "encoder")
+  write(out, "gemma3", model, params, parts, "float32", own=base)
+  loaded, said = transformers.Gemma3ForConditionalGeneration.from_pretrained(
+    out, output_loading_info=True, dtype=torch.float32
+  )
+  assert not any(said[key] for key in ("missing_keys", "unexpected_keys")), said
+  text = loaded.config.text_config
+  assert text.layer_types == ["sliding_attention", "full_attention"]
+  assert text.query_pre_attn_scalar == 16 and text.sliding_window == 4
+  assert text.max_position_embeddings == 77 and loaded.config.image_token_index == 63
+  assert text.rope_parameters["full_attention"]["factor"] == 8.0
+  assert text.rope_parameters["sliding_attention"]["rope_theta"] == 1e4
+  held = {
+    name.replace("model.language_model.", ""): x
+    for name, x in loaded.state_dict().items()
+  }
+  np.testing.assert_array_equal(
+    held["layers.1.post_feedforward_layernorm.weight"].numpy(),
+    params["decoder/layers/mlp_post_norm/scale"][1],
+  )
+  name = "model.multi_modal_projector.mm_input_projection_weight"
+  np.testing.assert_array_equal(held[name].numpy(), params["connector/dense_0/kernel"])

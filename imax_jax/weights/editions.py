@@ -228,4 +228,26 @@ EDITIONS = (
     settings=settings.medmvl,
     about="Its loader fetches the parts' settings and the tokenizer by their names.",
   ),
+  Edition(
+    name="gemma3",
+    files=(
+      File(
+        "/",
+        (
+          Section(
+            ("decoder",),
+            ("hf_gemma3",),
+            ((r"^(model|lm_head)\.", r"language_model.\1."),),
+          ),
+          Section(
+            ("encoder",), ("siglip_vision",), ((r"^", "vision_tower.vision_model."),)
+          ),
+          Section(("connector",), ("gemma3",)),
+        ),
+        whole=True,
+      ),
+    ),
+    settings=settings.gemma3,
+    about="transformers loads the folder: Gemma3ForConditionalGeneration.",
+  ),
 )

@@ -206,7 +206,7 @@ def _place(
     if twin in source.checkpoint.names:
       plan.tied.append((source, name, twin))
       return "taken"
-    return "unexpected"
+    return "ignored" if layout.ignores(plain) else "unexpected"
   if layer is not None and layer >= leaves[row.path].shape[0]:
     spare = layer < leaves[row.path].shape[0] + layout.spare_blocks
     return "ignored" if spare else "unexpected"

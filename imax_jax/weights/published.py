@@ -68,7 +68,7 @@ DECODER = (
   ("rope_theta", "rope_base"),
   ("tie_word_embeddings", "tied"),
 )
-_ENCODER = (
+ENCODER = (
   ("hidden_size", "width"),
   ("num_hidden_layers", "depth"),
   ("num_attention_heads", "num_heads"),
@@ -248,7 +248,7 @@ def _differing_encoder(
   if layout.name == "blip2_vision":
     # transformers' port said 1e-5 until version 4.31; the encoder always meant 1e-6.
     asked.pop("layer_norm_eps", None)
-  return _differing(asked, mine, _ENCODER)
+  return _differing(asked, mine, ENCODER)
 
 
 def check_adapter(

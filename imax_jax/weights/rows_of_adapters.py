@@ -8,6 +8,7 @@ transformers' modeling_llava.py and modeling_gemma3.py, and PEFT.
 from __future__ import annotations
 
 from imax_jax.weights.layouts import MATRIX
+from imax_jax.weights.layouts import TABLE
 from imax_jax.weights.layouts import VECTOR
 from imax_jax.weights.layouts import VECTOR_OF_3
 from imax_jax.weights.layouts import Layout
@@ -117,6 +118,21 @@ ADAPTERS = (
     rows=(
       *affine("multi_modal_projector.linear_1", _FIRST, "kernel", MATRIX),
       *affine("multi_modal_projector.linear_2", _SECOND, "kernel", MATRIX),
+    ),
+    rename=((r"^model\.multi_modal_projector\.", "multi_modal_projector."),),
+  ),
+  Layout(
+    name="gemma3",
+    part="adapter",
+    marks=(r"multi_modal_projector\.mm_input_projection_weight",),
+    rows=(
+      # A plain parameter, kept as it is multiplied.
+      Row(
+        "multi_modal_projector.mm_input_projection_weight", f"{_FIRST}/kernel", TABLE
+      ),
+      Row(
+        "multi_modal_projector.mm_soft_emb_norm.weight", "connector/norm/scale", VECTOR
+      ),
     ),
     rename=((r"^model\.multi_modal_projector\.", "multi_modal_projector."),),
   ),

@@ -30,6 +30,14 @@ _NORMS = (
   ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "mlp_norm")
 )  # fmt: skip
 
+# Gemma 3 has one after attention and MLP too, and one of each head's queries and keys.
+_GEMMA_NORMS = (
+  ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "attn_post_norm"),
+  ("pre_feedforward_layernorm", "mlp_norm"),
+  ("post_feedforward_layernorm", "mlp_post_norm"),
+  ("self_attn.q_norm", "attn/q_norm"), ("self_attn.k_norm", "attn/k_norm"),
+)  # fmt: skip
+
 EMBED = Row("model.embed_tokens.weight", "decoder/embed/embedding", TABLE)
 HEAD = Row("lm_head.weight", "decoder/head/kernel", MATRIX)
 _TIED = (HEAD.published, EMBED.published)
@@ -67,6 +75,15 @@ _RENAMED = (
 )
 
 DECODERS = (
+  Layout(
+    name="hf_gemma3",
+    part="decoder",
+    marks=(r"model\.layers\.\d+\.pre_feedforward_layernorm\.weight",),
+    rows=_decoder(LLAMA_LINEARS, _GEMMA_NORMS),
+    rename=_RENAMED,
+    ignored=BUFFERS,
+    tied=_TIED,
+  ),
   Layout(
     name="hf_llama",
     part="decoder",

@@ -86,6 +86,8 @@ _SIGLIP = (
   *affine("embeddings.patch_embedding", "encoder/embed", "kernel", CONVOLUTION),
   *_blocks(_HF_BLOCKS, _HF_BLOCK | {"out": "self_attn.out_proj"}),
   *_separate_qkv(_HF_ATTENTION),
+  # Gemma 3 takes what comes after it; the others what comes before.
+  *affine("post_layernorm", "encoder/norm", "scale", VECTOR),
 )
 
 # Before transformers 5 a tower was "vision_model."; LLaVA puts two names before it, MedM-VL

@@ -16,6 +16,7 @@ from imax_jax.models.connector import Connector
 from imax_jax.models.vit import Encoder
 from imax_jax.weights import export
 from imax_jax.weights import peft
+from imax_jax.weights import published
 
 # {file: what stands in it}
 Settings = dict[str, dict[str, Any]]
@@ -148,3 +149,70 @@ def medmvl(facts: Facts) -> Settings:
     "torch_dtype": facts.dtype,
   }
   return {"config.json": config}
+
+
+def gemma3(facts: Facts) -> Settings:
+  """Gemma3Config's; what our fields do not say is the base's own.
+
+  Rotary bases stand there twice: transformers 4 reads them apart, 5 together.
+  """
+  fields = peft.filled(facts.model["decoder"])
+  encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
+  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
+  text = {theirs: fields[ours] for theirs, ours in published.DECODER}
+  every, depth = fields["global_every"], fields["depth"]
+  linear = {"rope_type": "linear", "factor": fields["rope_factor"]}
+  far = linear if fields["rope_factor"] != 1 else {"rope_type": "default"}
+  near = {"rope_type": "default", "rope_theta": fields["local_rope_base"]}
+  text |= {
+    "model_type": "gemma3_text",
+    "vocab_size": fields["vocab_size"],
+    "head_dim": fields["head_width"] or fields["width"] // fields["num_heads"],
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": round(fields["query_scale"] ** -2),
+    "sliding_window": fields["window"],
+    "sliding_window_pattern": every,
+    "layer_types": [
+      "sliding_attention" if number % every else "full_attention"
+      for number in range(1, depth + 1)
+    ],
+    "rope_local_base_freq": fields["local_rope_base"],
+    "rope_scaling": linear if fields["rope_factor"] != 1 else None,
+    "rope_parameters": {
+      "full_attention": {**far, "rope_theta": fields["rope_base"]},
+      "sliding_attention": near,
+    },
+  }
+  vision = {theirs: encoder[ours] for theirs, ours in published.ENCODER}
+  vision |= {
+    "model_type": "siglip_vision_model",
+    "image_size": encoder["image_px"],
+    "hidden_act": "gelu_pytorch_tanh",
+    "vision_use_head": False,
+  }
+  patches = encoder["image_px"] // encoder["patch_px"]
+  config = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "text_config": text,
+    "vision_config": vision,
+    "mm_tokens_per_image": (patches // connector["pool"]) ** 2,
+    "tie_word_embeddings": fields["tied"],
+    "dtype": facts.dtype,
+    "torch_dtype": facts.dtype,
+    **facts.special,
+  }
+  own = facts.base / "config.json" if facts.base else None
+  if own and own.is_file():
+    config = _filled(config, published.read_json(own))
+  return {"config.json": config}
+
+
+def _filled(config: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+  """What the base's own says of keys that are not in ours, in its sections too."""
+  for key, value in own.items():
+    if key not in config:
+      config[key] = value
+    elif isinstance(value, Mapping) and isinstance(config[key], dict):
+      config[key] = _filled(config[key], value)
+  return config
