@@ -22,7 +22,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import phantom
-from imax_jax.data import templates
+from imax_jax.data import styles
 from imax_jax.models import zoo
 
 # Pages, and what else lies here.
@@ -56,7 +56,7 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
   c.seeds = (0,)
   c.verbs = ("build", "convert", "train", "evaluate", "report")
   c.prompt, c.image, c.publish = page.prompt, page.image, page.publish
-  marks = templates.specials_of(c.prompt.style)
+  marks = styles.style_of(c.prompt.style, legacy=c.prompt.legacy).marks
   c.added_tokens = tuple(dict.fromkeys((*page.added_tokens, *marks)))
   c.foundation = "converted"
   c.published = dict.fromkeys(page.published, "")
