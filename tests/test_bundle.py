@@ -384,6 +384,16 @@ def test_damaged_bundles_are_refused(
     deliver.weights_from(asking, copied)
 
 
+def test_a_bundle_is_loaded_that_is_older_than_a_field(
+  copied: Path, asking: Study
+) -> None:
+  want = deliver.weights_from(asking, copied)
+  record = json.loads((copied / bundle.RECORD).read_text())
+  assert record["model"]["decoder"].pop("lora_experts") == 0
+  edit_record("model", value=record["model"])(copied)
+  equal(deliver.weights_from(asking, copied), want)
+
+
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [

@@ -21,7 +21,6 @@ pytest.importorskip("peft", reason="LoRA's reference")
 from imax_jax import mesh as mesh_lib  # noqa: E402
 from imax_jax import tree  # noqa: E402
 from imax_jax.data import tokenizer as tokenizer_lib  # noqa: E402
-from imax_jax.evaluate import lines  # noqa: E402
 from imax_jax.evaluate.generate import Generator  # noqa: E402
 from imax_jax.models import lora  # noqa: E402
 from imax_jax.models import zoo  # noqa: E402
@@ -270,8 +269,7 @@ def test_how_it_is_computed_changes_nothing(
   toy.check_grads(toy.value_and_grad(params, toy.PACKED, **HLORA, **decoder)[1], want)
 
 
-def test_the_grid_answers_as_whole_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(lines, "_LEVEL", 2)
+def test_the_grid_answers_as_whole_rows_do() -> None:
   fields = answers.FIELDS | {"decoder": answers.FIELDS["decoder"] | HLORA}
   model = Vlm(**fields)
   line = jnp.zeros((1, 4), jnp.int32)

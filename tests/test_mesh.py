@@ -216,7 +216,7 @@ def test_every_matrix_of_the_family_is_split_over_eight_devices(encoder, decoder
     elif name in ("kernel", "lora_a", "lora_b"):
       assert parts in (2, 4), path
     elif name != "kernel_scale":
-      assert leaf.size < 2e6, path
+      assert leaf.size < 5e6, path
 
 
 def test_pairs_lie_as_their_kernels_do():

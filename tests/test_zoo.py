@@ -26,6 +26,8 @@ ENCODERS = {
   "clip_vit_l14_336": 303_507_456 - _CLIP_BLOCK - 2 * 1024,
   "siglip_b16_256": 85_843_200 - 2 * 768,
   "siglip_so400m_384": 412_987_248 - 2 * 1152,
+  # tests/test_gemma.py counts both with transformers' classes.
+  "siglip_so400m_896": 416_866_032 - 2 * 1152,
 }
 DECODERS = {
   "llama2_7b": 6_738_415_616,
@@ -35,6 +37,7 @@ DECODERS = {
   "qwen25_3b": 3_085_938_688,
   "phi3_mini": 3_821_079_552,
   "phi4": 14_659_507_200,
+  "gemma3_4b": 3_880_263_168,
   "smollm2_135m": 134_515_008,
 }
 

@@ -14,7 +14,9 @@ _HIDDEN = -1e30
 _BLOCK = 256  # queries that are attended with together
 
 
-def batch_mask(image: jax.Array, segment: jax.Array) -> jax.Array:
+def batch_mask(
+  image: jax.Array, segment: jax.Array, slot: jax.Array | None = None
+) -> jax.Array:
   """`schema.Batch`'s rule of attention: int32[B, T] twice -> bool[B, T, J].
 
   image    0 0 0 0 -1        1 . . . .     a prefix token,
@@ -22,9 +24,14 @@ def batch_mask(image: jax.Array, segment: jax.Array) -> jax.Array:
                              1 1 1 . .
                              1 . . 1 .     one of its second,
                              . . . . .     padding
+
+  With `slot`, int32[B, T] too, all tokens of an image (slot >= 0) see each other, those
+  behind them as well.
   """
   tokens = jnp.arange(image.shape[-1])
   causal = tokens[:, None] >= tokens[None, :]
+  if slot is not None:
+    causal = causal | (slot[:, :, None] >= 0) & (slot[:, None, :] >= 0)
   same_image = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, :, None]
   own, other = segment[:, :, None], segment[:, None, :]
   return causal & same_image & ((other == 0) | (other == own))
@@ -36,11 +43,14 @@ def mask_bias(mask: jax.Array) -> jax.Array:
 
 
 def rotary_table(
-  position: jax.Array, head_width: int, base: float
+  position: jax.Array, head_width: int, base: float, factor: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-  """int32[B, T] -> (cos, sin), each float32[B, T, 1, d/2]."""
+  """int32[B, T] -> (cos, sin), each float32[B, T, 1, d/2].
+
+  All turn `factor` times as slowly as `base` says: linear scaling.
+  """
   exponent = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
-  angle = position[..., None].astype(jnp.float32) / base**exponent
+  angle = position[..., None].astype(jnp.float32) / (factor * base**exponent)
   return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
 
 
@@ -57,9 +67,16 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attend_causal(
-  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array,
+  *,
+  ahead: int = 0,
+  scale: float = 0.0,
 ) -> jax.Array:
-  """`attend` where no token sees a later one: J = T, and `bias` hides those.
+  """`attend` where no token sees one more than `ahead` behind it: J = T, and `bias` hides
+  those.
 
   A block of queries leaves out the keys behind it, half of all products and of what is
   kept of them for the way back.
@@ -68,15 +85,23 @@ def attend_causal(
   parts = []
   for start in range(0, tokens, _BLOCK):
     end = min(start + _BLOCK, tokens)
-    hides = bias[:, :, start:end, :end]
-    parts.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], hides))
+    seen = min(end + ahead, tokens)
+    hides = bias[:, :, start:end, :seen]
+    parts.append(
+      attend(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], hides, scale=scale)
+    )
   return jnp.concatenate(parts, axis=2)
 
 
 def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array | None,
+  *,
+  scale: float = 0.0,
 ) -> jax.Array:
-  """Scaled dot-product attention with a float32 softmax.
+  """Dot-product attention with a float32 softmax, scaled; 0 stands for 1/sqrt(d).
 
   q [B, H, T, d], k and v [B, K, J, d], bias float32[B, 1, T, J] or None for all to all
   -> [B, H, T, d]. Head h reads key/value head h // G.
@@ -86,7 +111,7 @@ def attend(
   groups = num_heads // num_kv_heads
   # Heads before tokens and G folded into T leave plain batched matrix products; written
   # with the axes as they come, XLA's CPU backward pass takes 2.4 times as long.
-  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups * tokens, width)
+  q = (q * (scale or width**-0.5)).reshape(rows, num_kv_heads, groups * tokens, width)
   scores = jnp.einsum("BKTd,BKJd->BKTJ", q, k, preferred_element_type=jnp.float32)
   if bias is not None:
     scores += jnp.tile(bias, (1, 1, groups, 1)) if groups > 1 else bias
@@ -105,6 +130,8 @@ def attend_both(
   shared: tuple[jax.Array, jax.Array],
   own: tuple[jax.Array, jax.Array],
   bias: tuple[jax.Array | None, jax.Array],
+  *,
+  scale: float = 0.0,
 ) -> jax.Array:
   """`attend` of a row's Q continuations to what they share, what each has said, and itself.
 
@@ -117,7 +144,7 @@ def attend_both(
   num_kv_heads = shared[0].shape[1]
   groups = num_heads // num_kv_heads
   wide = {"preferred_element_type": jnp.float32}
-  q = (q * width**-0.5).reshape(rows, num_kv_heads, groups, tokens, width)
+  q = (q * (scale or width**-0.5)).reshape(rows, num_kv_heads, groups, tokens, width)
   by_query = q.transpose(0, 1, 3, 2, 4)
   # Three parts of the scores, each [N, K, Q, G, its columns].
   near = jnp.einsum(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from typing import NamedTuple
 
@@ -44,16 +46,45 @@ class Past(NamedTuple):
   step: jax.Array | int
 
 
+class View(NamedTuple):
+  """How a layer looks around: one of two, where not all layers do alike.
+
+  rotary: `attention.rotary_table`.
+  bias: what is added to the scores; with a past, of its shared and of its own columns.
+  """
+
+  rotary: tuple[jax.Array, jax.Array]
+  bias: Any
+
+
+def view_of(views: tuple[View, ...], which: jax.Array) -> View:
+  """The only one, or the second where `which` is true."""
+  if len(views) == 1:
+    return views[0]
+  found: View = jax.tree.map(lambda a, b: jnp.where(which, b, a), *views)
+  return found
+
+
+ACTIVATIONS: dict[str, Any] = {
+  "silu": nn.silu,
+  "gelu_tanh": partial(nn.gelu, approximate=True),
+}
+
+
 class RmsNorm(nn.Module):
+  """With `offset` the weights are 1 + scale, as Gemma's files keep them."""
+
   eps: float
+  offset: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """float32[..., D] -> the same; the layer that reads it narrows it."""
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    start = nn.initializers.zeros if self.offset else nn.initializers.ones
+    scale = self.param("scale", start, (x.shape[-1],))
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-    return wide * scale
+    return wide * (1 + scale if self.offset else scale)
 
 
 class Linears(NamedTuple):
@@ -73,19 +104,24 @@ class Linears(NamedTuple):
 
 
 class Attention(nn.Module):
+  """`norm` makes the norms of queries and keys, if they have one; `ahead` and `scale` are
+  `attention`'s."""
+
   num_heads: int
   num_kv_heads: int
   head_width: int
   bias: bool
   fused: bool
+  scale: float
+  ahead: int
+  norm: Callable[..., RmsNorm] | None
   linear: Linears
 
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
-    bias: Any,
+    view: View,
     deterministic: bool,
     layer: jax.Array,
     shared: Cache | None,
@@ -101,13 +137,20 @@ class Attention(nn.Module):
       part.reshape(rows, tokens, -1, self.head_width)
       for part in self._project(x, deterministic)
     )
-    q, k = attention.rotate(q, rotary), attention.rotate(k, rotary)
+    if self.norm:
+      q, k = (
+        self.norm(name=f"{name}_norm")(heads).astype(heads.dtype)
+        for name, heads in (("q", q), ("k", k))
+      )
+    q, k = attention.rotate(q, view.rotary), attention.rotate(k, view.rotary)
     q, k, v = (heads.transpose(0, 2, 1, 3) for heads in (q, k, v))
     if shared is None or own is None:
-      mixed = attention.attend_causal(q, k, v, bias)
+      mixed = attention.attend_causal(
+        q, k, v, view.bias, ahead=self.ahead, scale=self.scale
+      )
     else:
       mixed = attention.attend_both(
-        q, (k, v), shared, (own.k[layer], own.v[layer]), bias
+        q, (k, v), shared, (own.k[layer], own.v[layer]), view.bias, scale=self.scale
       )
       # XLA writes them in place if it knows that the old ones have been read by then; it
       # drops a barrier before it asks.
@@ -138,6 +181,7 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
   mlp_width: int
+  activation: str
   fused: bool
   linear: Linears
 
@@ -149,16 +193,20 @@ class Mlp(nn.Module):
     else:
       gate = self.linear("mlp/gate", self.mlp_width)(x, deterministic)
       up = self.linear("mlp/up", self.mlp_width)(x, deterministic)
-    return self.linear("mlp/down", x.shape[-1])(nn.silu(gate) * up, deterministic)
+    act = ACTIVATIONS[self.activation]
+    return self.linear("mlp/down", x.shape[-1])(act(gate) * up, deterministic)
 
 
 class Block(nn.Module):
-  """One layer. `deterministic` is a field, so that scan and remat see arrays only."""
+  """One layer. `deterministic` is a field, so that scan and remat see arrays only.
+
+  With `post_norms` what attention and MLP give is normed too before it is added.
+  """
 
   attention: Mapping[str, Any]
-  mlp_width: int
-  fused: bool
-  norm_eps: float
+  mlp: Mapping[str, Any]
+  norm: Callable[..., RmsNorm]
+  post_norms: bool
   linear: Linears
   deterministic: bool
   remember: bool
@@ -168,18 +216,21 @@ class Block(nn.Module):
     self,
     carry: tuple[jax.Array, Cache | None],
     layer: jax.Array,
+    which: jax.Array,
     shared: Cache | None,
-    rotary: tuple[jax.Array, jax.Array],
-    bias: Any,
+    views: tuple[View, ...],
     step: jax.Array | int,
   ) -> tuple[tuple[jax.Array, Cache | None], Cache | None]:
+    """`layer` is its place in `own`, `which` its view's number."""
     x, own = carry
     if own is None and not self.remember:
       x = mesh_lib.lay_rows(x)
-    y = RmsNorm(self.norm_eps, name="attn_norm")(x)
+    y = self.norm(name="attn_norm")(x)
     attn = Attention(**self.attention, linear=self.linear, name="attn")
-    y, own, made = attn(y, rotary, bias, self.deterministic, layer, shared, own, step)
-    x = x + y
-    y = RmsNorm(self.norm_eps, name="mlp_norm")(x)
-    y = Mlp(self.mlp_width, self.fused, self.linear, name="mlp")(y, self.deterministic)
-    return (x + y, own), made if self.remember else None
+    view = view_of(views, which)
+    y, own, made = attn(y, view, self.deterministic, layer, shared, own, step)
+    x = x + (self.norm(name="attn_post_norm")(y) if self.post_norms else y)
+    y = self.norm(name="mlp_norm")(x)
+    y = Mlp(**self.mlp, linear=self.linear, name="mlp")(y, self.deterministic)
+    x = x + (self.norm(name="mlp_post_norm")(y) if self.post_norms else y)
+    return (x, own), made if self.remember else None

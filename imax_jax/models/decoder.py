@@ -1,15 +1,17 @@
-"""A family of decoders: RMSNorm, SwiGLU, rotary positions, grouped key/value heads.
+"""A family of decoders: RMSNorm, a gated MLP, rotary positions, grouped key/value heads.
 
-LLaMA, Vicuna, Mistral, Qwen2.5, Phi and SmolLM2 are rows of `zoo`. A row says which heads
-share keys, whether queries, keys and values have biases, whether projections are fused
-(Phi's `qkv` and `gate_up`), whether the head is the embedding, and how far back a token
-looks. Source: transformers' modeling_llama.py, modeling_qwen2.py and modeling_phi3.py.
+LLaMA, Vicuna, Mistral, Qwen2.5, Phi, SmolLM2 and Gemma 3 are rows of `zoo`. A row says
+which heads share keys, whether queries, keys and values have biases, whether projections
+are fused (Phi's `qkv` and `gate_up`), whether the head is the embedding, how far back a
+token looks, and what Gemma has beside: more norms, and layers of two kinds. Source:
+transformers' modeling_llama.py, modeling_qwen2.py, modeling_phi3.py, modeling_gemma3.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,11 +21,13 @@ import jax.numpy as jnp
 from imax_jax.models import attention
 from imax_jax.models import storage
 from imax_jax.models import taps
+from imax_jax.models.block import ACTIVATIONS
 from imax_jax.models.block import Block
 from imax_jax.models.block import Cache
 from imax_jax.models.block import Linears
 from imax_jax.models.block import Past
 from imax_jax.models.block import RmsNorm
+from imax_jax.models.block import View
 from imax_jax.models.lora import Dense
 
 
@@ -32,11 +36,22 @@ class Decoder(nn.Module):
 
   Parameters: embed, layers/{attn/{q,k,v,o}, mlp/{gate,up,down}, attn_norm, mlp_norm}
   with a leading axis L, norm, and head unless `tied`; layers/attn/qkv and mlp/gate_up
-  where `fused`.
+  where `fused`; layers/attn/{q_norm,k_norm} where `qk_norm`, layers/{attn_post_norm,
+  mlp_post_norm} where `post_norms`.
 
   Args:
     head_width: d; 0 is width / num_heads.
     window: a token attends to so many tokens, itself included; 0: to all before it.
+    global_every: n: each n-th layer sees everything before it and turns by `rope_base`;
+      the others have the window and turn by `local_rope_base`. 0: all have both alike.
+    rope_factor: linear scaling of what turns by `rope_base`.
+    query_scale: of the scores; 0 is 1 / sqrt(d).
+    activation: of the gate, "silu" or "gelu_tanh".
+    embed_scale: embedded text, not image tokens, is multiplied by sqrt(width).
+    norm_offset: a norm's weights are 1 + its parameter.
+    qk_norm: queries and keys are normed, each head by itself.
+    post_norms: what attention and MLP give is normed too.
+    image_both_ways: tokens of an image see those behind them too (`Vlm` asks for it).
     lora_targets: the linears that a LoRA pair of `lora_rank` stands on, a regular
       expression over "attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up" and
       "mlp/down", or "attn/qkv", "attn/o", "mlp/gate_up" and "mlp/down".
@@ -59,6 +74,16 @@ class Decoder(nn.Module):
   fused: bool = False
   tied: bool = False
   window: int = 0
+  global_every: int = 0
+  local_rope_base: float = 1e4
+  rope_factor: float = 1.0
+  query_scale: float = 0.0
+  activation: str = "silu"
+  embed_scale: bool = False
+  norm_offset: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  image_both_ways: bool = False
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_dropout: float = 0.0
@@ -93,14 +118,8 @@ class Decoder(nn.Module):
     return self.head_width or self.width // self.num_heads
 
   @property
-  def _heads(self) -> dict[str, Any]:
-    return {
-      "num_heads": self.num_heads,
-      "num_kv_heads": self.num_kv_heads,
-      "head_width": self._head_width,
-      "bias": self.qkv_bias,
-      "fused": self.fused,
-    }
+  def _norm(self) -> Any:
+    return partial(RmsNorm, self.norm_eps, self.norm_offset)
 
   def setup(self) -> None:
     if (
@@ -111,6 +130,7 @@ class Decoder(nn.Module):
         f"and that of num_kv_heads={self.num_kv_heads}"
       )
     storage.check_dtype("decoder", self.dtype)
+    self._check_looks()
     self._check_lora()
     init = nn.initializers.normal(0.02)
     kept = storage.float_dtype(self.kernel_dtype)
@@ -122,10 +142,29 @@ class Decoder(nn.Module):
       embedding_init=init,
       name="embed",
     )
-    self.final_norm = RmsNorm(self.norm_eps, name="norm")
+    self.final_norm = self._norm(name="norm")
     if not self.tied:
       self.to_logits = Dense(
         self.vocab_size, dtype=self.dtype, kernel_dtype=kept, name="head"
+      )
+
+  def _check_looks(self) -> None:
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f"decoder: activation {self.activation!r}, expected one of {list(ACTIVATIONS)}"
+      )
+    if self.global_every < 0 or (self.global_every and self.window <= 0):
+      raise ValueError(
+        f"decoder: global_every={self.global_every}, window={self.window}: expected "
+        "global_every >= 0, and a window for the layers between"
+      )
+    positive = ("rope_base", "local_rope_base", "rope_factor")
+    wrong = [name for name in positive if getattr(self, name) <= 0]
+    wrong += ["query_scale"] * (self.query_scale < 0)
+    if wrong:
+      said = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
+      raise ValueError(
+        f"decoder: {said}: expected above 0 (query_scale 0: 1 / sqrt(d))"
       )
 
   def _check_lora(self) -> None:
@@ -154,7 +193,9 @@ class Decoder(nn.Module):
 
   def embed(self, text: jax.Array) -> jax.Array:
     """int32[B, T] -> [B, T, D]."""
-    return self.embedding(text)
+    x = self.embedding(text)
+    # Rounded as the embedding is: in bfloat16 the square root of 2560 is 50.5.
+    return x * jnp.asarray(self.width**0.5, x.dtype) if self.embed_scale else x
 
   def head(self, x: jax.Array) -> jax.Array:
     """[..., D] after the last layer -> float32[..., V]."""
@@ -170,51 +211,64 @@ class Decoder(nn.Module):
     mask: jax.Array | None,
     past: Past | None = None,
     *,
+    ahead: int = 0,
     remember: bool = False,
     deterministic: bool = True,
   ) -> tuple[jax.Array, Any]:
     """x [B, T, D], position int32[B, T] -> [B, T, D] before `head`, and a cache.
 
-    Without a past, mask is bool[B, T, T], and the cache the tokens' own keys and values
-    if they are to be remembered, else None. With one, x holds the next token of each of
+    Without a past, mask is bool[B, T, T], in which no token sees one more than `ahead`
+    places behind it, and the cache the tokens' own keys and values if they are to be
+    remembered, else None. With one, x holds the next token of each of
     N rows' Q continuations, [N, Q, D]; mask bool[N, Q, J] says which columns of its row
     each reads (None: all), and the cache is `past.own` with theirs added.
     """
-    linear = Linears(
-      (
-        ("alpha", self.lora_alpha),
-        ("dropout", self.lora_dropout),
-        ("fold", self.fold),
-        ("experts", self.lora_experts),
-        ("dtype", self.dtype),
-        ("kernel_dtype", self.kernel_dtype),
-      ),
-      self.lora_rank,
-      self.lora_targets,
-    )
-    fields: dict[str, Any] = {
-      "attention": self._heads, "mlp_width": self.mlp_width, "fused": self.fused,
-      "norm_eps": self.norm_eps, "linear": linear, "deterministic": deterministic,
-      "remember": remember,
-    }  # fmt: skip
-    rotary = attention.rotary_table(position, self._head_width, self.rope_base)
-    bias, x = self._bias(mask, position, past), x.astype(jnp.float32)
+    views, x = self._views(mask, position, past), x.astype(jnp.float32)
+    fields = self._fields(ahead, remember, deterministic)
+    index = jnp.arange(self.depth)
+    near = (index + 1) % (self.global_every or 1) > 0
     if past is not None and len(past.own) > 1:
       own = []
       for number, (shared, mine) in enumerate(zip(past.shared, past.own, strict=True)):
         layer: Any = Block(**fields, name=f"layers_{number}")
         read = Cache(shared.k[0], shared.v[0])
-        (x, made), _ = layer((x, mine), 0, read, rotary, bias, past.step)
+        (x, made), _ = layer((x, mine), 0, near[number], read, views, past.step)
         own.append(made)
       return x, tuple(own)
     layers = self._stack(fields)
-    index = jnp.arange(self.depth)
     if past is None:
-      (x, _), made = layers((x, None), index, None, rotary, bias, 0)
+      (x, _), made = layers((x, None), index, near, None, views, 0)
       return x, made
     [shared], [mine] = past.shared, past.own
-    (x, mine), _ = layers((x, mine), index, shared, rotary, bias, past.step)
+    (x, mine), _ = layers((x, mine), index, near, shared, views, past.step)
     return x, (mine,)
+
+  def _fields(self, ahead: int, remember: bool, deterministic: bool) -> dict[str, Any]:
+    """A block's."""
+    linear = {
+      "alpha": self.lora_alpha, "dropout": self.lora_dropout, "fold": self.fold,
+      "experts": self.lora_experts, "dtype": self.dtype, "kernel_dtype": self.kernel_dtype,
+    }  # fmt: skip
+    return {
+      "attention": {
+        "num_heads": self.num_heads,
+        "num_kv_heads": self.num_kv_heads,
+        "head_width": self._head_width,
+        "bias": self.qkv_bias,
+        "fused": self.fused,
+        "scale": self.query_scale,
+        "ahead": ahead,
+        "norm": self._norm if self.qk_norm else None,
+      },
+      "mlp": {
+        "mlp_width": self.mlp_width, "activation": self.activation, "fused": self.fused,
+      },
+      "norm": self._norm,
+      "post_norms": self.post_norms,
+      "linear": Linears(tuple(linear.items()), self.lora_rank, self.lora_targets),
+      "remember": remember,
+      "deterministic": deterministic,
+    }  # fmt: skip
 
   def _stack(self, fields: Mapping[str, Any]) -> Any:
     """All layers, one after the other, their weights stacked."""
@@ -223,28 +277,43 @@ class Decoder(nn.Module):
       storage.keep(block, self.remat),
       variable_axes={"params": 0, taps.NAME: 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
       length=self.depth,
       unroll=self.unroll,
     )
     return layers(**fields, name="layers")
 
-  def _bias(
+  def _views(
     self, mask: jax.Array | None, position: jax.Array, past: Past | None
-  ) -> Any:
-    """What is added to the scores; with a past, of its shared and of its own columns.
+  ) -> tuple[View, ...]:
+    """How all layers look around; or how the global ones do, and how the others."""
 
-    A token sees none that is `window` or more places before it.
-    """
-    before = position if past is None else past.position
-    if self.window:
-      near = position[:, :, None] - before[:, None, :] < self.window
-      mask = near if mask is None else mask & near
-    bias = None if mask is None else attention.mask_bias(mask)
-    if past is None:
-      return bias
-    column = jnp.arange(past.own[0].k.shape[-2])
-    own = (column >= past.first[..., None]) & (column < past.step)
-    if self.window:
-      own &= past.step - column < self.window
-    return bias, attention.mask_bias(own)
+    def view(base: float, factor: float, window: int) -> View:
+      rotary = attention.rotary_table(position, self._head_width, base, factor)
+      return View(rotary, _bias(mask, position, past, window))
+
+    if not self.global_every:
+      return (view(self.rope_base, self.rope_factor, self.window),)
+    if mask is None:  # both kinds of layers are given a bias
+      columns = past.position if past else position
+      mask = jnp.ones((1, 1, columns.shape[-1]), bool)
+    far = view(self.rope_base, self.rope_factor, 0)
+    return far, view(self.local_rope_base, 1.0, self.window)
+
+
+def _bias(
+  mask: jax.Array | None, position: jax.Array, past: Past | None, window: int
+) -> Any:
+  """`View.bias`: a token sees none that is `window` or more places before it."""
+  before = position if past is None else past.position
+  if window:
+    near = position[:, :, None] - before[:, None, :] < window
+    mask = near if mask is None else mask & near
+  bias = None if mask is None else attention.mask_bias(mask)
+  if past is None:
+    return bias
+  column = jnp.arange(past.own[0].k.shape[-2])
+  own = (column >= past.first[..., None]) & (column < past.step)
+  if window:
+    own &= past.step - column < window
+  return bias, attention.mask_bias(own)

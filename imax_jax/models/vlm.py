@@ -131,13 +131,7 @@ class Vlm(nn.Module):
   def _run(self, batch: Batch, deterministic: bool) -> tuple[jax.Array, jax.Array]:
     """The decoder's output [B, T, D] over a batch, and its image tokens [N, S, D]."""
     image_tokens = self._image_tokens_of(batch)
-    mask = attention.batch_mask(batch["image"], batch["segment"])
-    x, _ = self.llm(
-      self._join(batch, image_tokens),
-      batch["position"],
-      mask,
-      deterministic=deterministic,
-    )
+    x, _ = self._read(batch, image_tokens, deterministic=deterministic)
     return x, image_tokens
 
   def encode(self, pixels: jax.Array) -> jax.Array:
@@ -167,9 +161,7 @@ class Vlm(nn.Module):
       float32 logits[B, Q, V] after these tokens, and keys and values of all.
     """
     image_tokens = self._image_tokens_of(batch)
-    mask = attention.batch_mask(batch["image"], batch["segment"])
-    x = self._join(batch, image_tokens)
-    x, cache = self.llm(x, batch["position"], mask, remember=True)
+    x, cache = self._read(batch, image_tokens, remember=True)
     return self.llm.head(jnp.take_along_axis(x, last[..., None], axis=1)), cache
 
   @property
@@ -198,6 +190,24 @@ class Vlm(nn.Module):
     """
     x, own = self.llm(self.llm.embed(text), position, mask, past)
     return self.llm.head(x), own
+
+  def _read(self, batch: Any, image_tokens: jax.Array, **how: Any) -> tuple[Any, Any]:
+    """What the decoder makes of a batch's rows, by the batch's rule of attention.
+
+    An image's tokens stand side by side: where they see each other both ways, none sees
+    farther than they are many.
+    """
+    both_ways = self.llm.image_both_ways
+    slot = batch["slot"] if both_ways else None
+    mask = attention.batch_mask(batch["image"], batch["segment"], slot)
+    x, made = self.llm(
+      self._join(batch, image_tokens),
+      batch["position"],
+      mask,
+      ahead=image_tokens.shape[1] - 1 if both_ways else 0,
+      **how,
+    )
+    return x, made
 
   def _join(self, batch: Any, image_tokens: jax.Array) -> jax.Array:
     """[B, T, D]: the image token where `slot` says one stands, else the text's."""

@@ -61,6 +61,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "image_px": 384, "patch_px": 14, "ragged": True,
     "width": 1152, "depth": 27, "num_heads": 16, "mlp_width": 4304,
   },
+  # Gemma 3's and MedGemma's, read after its last norm.
+  "siglip_so400m_896": _SIGLIP | {
+    "image_px": 896, "patch_px": 14, "post_norm_eps": 1e-6,
+    "width": 1152, "depth": 27, "num_heads": 16, "mlp_width": 4304,
+  },
 }  # fmt: skip
 
 _7B: dict[str, Any] = {
@@ -94,6 +99,15 @@ DECODERS: dict[str, dict[str, Any]] = {
   "phi4": _7B | {
     "width": 5120, "depth": 40, "num_heads": 40, "num_kv_heads": 10, "mlp_width": 17920,
     "vocab_size": 100352, "rope_base": 2.5e5, "fused": True,
+  },
+  # MedGemma's too. Of its rows of the embedding, 64 were added for the image's mark.
+  "gemma3_4b": _7B | {
+    "width": 2560, "depth": 34, "num_heads": 8, "num_kv_heads": 4, "head_width": 256,
+    "mlp_width": 10240, "vocab_size": 262208, "norm_eps": 1e-6, "tied": True,
+    "rope_base": 1e6, "rope_factor": 8.0, "local_rope_base": 1e4,
+    "window": 1024, "global_every": 6, "query_scale": 256**-0.5,
+    "activation": "gelu_tanh", "embed_scale": True, "norm_offset": True,
+    "qk_norm": True, "post_norms": True, "image_both_ways": True,
   },
   "smollm2_135m": {
     "width": 576, "depth": 30, "num_heads": 9, "num_kv_heads": 3, "mlp_width": 1536,

@@ -130,7 +130,9 @@ def load_bundle(
   folder = Path(folder)
   record = read_record(folder)
   _check_files(folder, record["files"])
-  _check_facts(folder / RECORD, record, {"model": model_facts(model), **facts})
+  # A field that the record is older than had its default.
+  said = {**record, "model": model_facts(record["model"])}
+  _check_facts(folder / RECORD, said, {"model": model_facts(model), **facts})
   pairs, connector = _sort(trainable, folder)
   for wanted, name in ((pairs, peft.WEIGHTS), (connector, CONNECTOR)):
     if bool(wanted) != (name in record["files"]):

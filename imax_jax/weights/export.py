@@ -22,6 +22,8 @@ import numpy as np
 
 from imax_jax.ledger import write_json
 from imax_jax.models import lora
+from imax_jax.models import zoo
+from imax_jax.models.decoder import Decoder
 from imax_jax.weights import delta
 from imax_jax.weights import files
 from imax_jax.weights import peft
@@ -46,6 +48,11 @@ _FAMILIES = {
   (True, False, False): ("phi3", "Phi3ForCausalLM"),
   (True, False, True): ("phi3", "Phi3ForCausalLM"),
 }
+# Fields of which all of them have the default.
+_OF_NO_FAMILY = (
+  "global_every", "rope_factor", "query_scale", "activation", "embed_scale",
+  "norm_offset", "qk_norm", "post_norms",
+)  # fmt: skip
 # Of the base's own config.json: what our fields do not say and its users rely on.
 _CARRIED = (
   "max_position_embeddings", "original_max_position_embeddings", "bos_token_id",
@@ -224,6 +231,13 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     raise ValueError(
       f"merge: no published family has fused={fused} and qkv_bias={biased} together; "
       "hand out the bundle instead"
+    )
+  usual = zoo.defaults(Decoder)
+  odd = [key for key in _OF_NO_FAMILY if fields[key] != usual[key]]
+  if odd:
+    raise ValueError(
+      f"merge: of the families that can be written none has {', '.join(odd)}; hand out "
+      "the bundle instead"
     )
   kind, name = _FAMILIES[fused, biased, bool(window)]
   fields["head_width"] = fields["head_width"] or fields["width"] // fields["num_heads"]
