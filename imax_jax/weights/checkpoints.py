@@ -33,7 +33,7 @@ _IN_A_FOLDER = (
 )
 
 # LLaVA's: connector, and tower if it was trained, beside an adapter.
-_BESIDE_AN_ADAPTER = "non_lora_trainables.bin"
+BESIDE_AN_ADAPTER = "non_lora_trainables.bin"
 
 
 class Checkpoint:
@@ -104,7 +104,7 @@ def open_checkpoint(path: str | Path, scratch: Path) -> Iterator[Checkpoint]:
   index = _read_index(source) if source.name.endswith(".index.json") else None
   found = [source] if index is None else _shards(source, index)
   folder = path if path.is_dir() else path.parent
-  second = folder / _BESIDE_AN_ADAPTER
+  second = folder / BESIDE_AN_ADAPTER
   if source.name.startswith("adapter_model.") and second.is_file():
     found.append(second)
   readable = dict(zip(found, found, strict=True))

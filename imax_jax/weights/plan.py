@@ -20,6 +20,7 @@ import numpy as np
 from imax_jax import tree as tree_lib
 from imax_jax.weights import own
 from imax_jax.weights import positions
+from imax_jax.weights import signatures
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.layouts import Row
@@ -127,6 +128,8 @@ def recognise(
     if fitting
     else f"{len(checkpoint.names)} tensors like {', '.join(checkpoint.names[:3])}"
   )
+  is_ = signatures.what_is(checkpoint)
+  what += f", {is_} by its names" if is_ else ""
   raise ValueError(
     f"{checkpoint.path}: expected a published {part} ({known}), got {what}. Check which "
     "path was given for which part"
@@ -176,7 +179,8 @@ def make_plan(
     plan.ignored[parts] = [*ignored, *checkpoint.beside]
   _close(plan, sources, problems)
   if problems:
-    paths = ", ".join(str(source.checkpoint.path) for source in sources)
+    seen = {id(source.checkpoint): source.checkpoint for source in sources}
+    paths = ", ".join(map(signatures.named, seen.values()))
     raise ValueError(
       f"{paths}: {len(problems)} differences between files and model:\n"
       f"{tree_lib.listed(problems)}\nGive the files of this model, or the zoo row of these files."

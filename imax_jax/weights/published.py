@@ -16,6 +16,7 @@ from imax_jax import tree as tree_lib
 from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
+from imax_jax.weights import signatures
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.own import part_of
 
@@ -272,6 +273,10 @@ def check_adapter(
   mine = zoo.defaults(Decoder) | dict(fields)
   lines = _unsupported(config, "adapter")
   lines += _differing(config, mine, (("r", "lora_rank"), ("lora_alpha", "lora_alpha")))
+  base = str(config.get("base_model_name_or_path") or "")
+  other = signatures.other_base(base, mine)
+  if other:
+    lines.append(f"base_model_name_or_path: {base!r}, whose decoder has {other}")
   targets = config.get("target_modules")
   has = {
     row.published.split(".")[-3]

@@ -12,6 +12,7 @@ from absl import logging
 from imax_jax.weights import own
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import published
+from imax_jax.weights.checkpoints import BESIDE_AN_ADAPTER
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
 from imax_jax.weights.delta import Sum
@@ -65,6 +66,7 @@ def open_sources(
   for source in sources:
     _check_settings(source, model, frozenset(leaves))
   _check_qformer(sources, leaves)
+  _check_projector(sources, leaves)
   return sources
 
 
@@ -105,6 +107,22 @@ def _check_qformer(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
       "blip2_pretrained_flant5xxl.pth, or a BLIP-2 of the Hugging Face layout, as the "
       "part qformer"
     )
+
+
+def _check_projector(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
+  """LLaVA's LoRA was trained with its projector, which lies in a second file."""
+  for checkpoint, layout in sources:
+    settings = checkpoint.folder / "config.json"
+    if layout.name != "peft" or not settings.is_file():
+      continue
+    kind = str(published.read_json(settings).get("model_type"))
+    has = any("mm_projector" in name for name in checkpoint.names)
+    if kind.startswith("llava") and not has and "connector/dense_0/kernel" in leaves:
+      raise ValueError(
+        f"{checkpoint.path}: the LoRA of a {kind} without its projector, and no "
+        f"{BESIDE_AN_ADAPTER} beside it: the non-LoRA weights that were trained with it. "
+        "Download that file too"
+      )
 
 
 def _check_settings(
