@@ -444,6 +444,50 @@ def llava_lora() -> System:
   return _three(made(file, 14), encoder=clip)
 
 
+def _gemma(before: str, wrap: str, tower_of: str) -> System:
+  """Four norms a layer and two more of its heads; the last norm of the tower is read."""
+
+  def all_of(m: Maker) -> None:
+    decoder(m, before, wrap=wrap, tied=True)
+    here = "decoder/layers"
+    for n in range(DEPTH):
+      there = f"{before}{wrap}.layers.{n}"
+      for name in ("q_norm", "k_norm"):
+        path = f"{here}/attn/{name}/scale"
+        m.put(f"{there}.self_attn.{name}.weight", (4,), path, n)
+      # LLaMA's name for the norm before the MLP is that of another one here.
+      m.stacks.pop(f"{here}/mlp_norm/scale", None)
+    for n in range(DEPTH):
+      there = f"{before}{wrap}.layers.{n}"
+      for name, ours in (
+        ("post_attention", "attn_post"), ("pre_feedforward", "mlp"),
+        ("post_feedforward", "mlp_post"),
+      ):  # fmt: skip
+        path = f"{here}/{ours}_norm/scale"
+        m.put(f"{there}.{name}_layernorm.weight", (WIDTH,), path, n)
+    stem = f"{tower_of.partition('vision_tower')[0]}multi_modal_projector"
+    m.put(
+      f"{stem}.mm_input_projection_weight", (TOWER, WIDTH), "connector/dense_0/kernel"
+    )
+    m.put(f"{stem}.mm_soft_emb_norm.weight", (TOWER,), "connector/norm/scale")
+    tower(m, tower_of, clip=False)
+    m.norm(f"{tower_of}post_layernorm", TOWER, "encoder/norm")
+
+  return _whole(made(all_of, 15))
+
+
+@system
+def medgemma() -> System:
+  """As transformers 4 wrote the hub's files."""
+  return _gemma("language_model.", "model", "vision_tower.vision_model.")
+
+
+@system
+def medgemma_in_memory() -> System:
+  """With the names that transformers 5 has in memory."""
+  return _gemma("", "model.language_model", "model.vision_tower.")
+
+
 def write(folder: pathlib.Path, found: System) -> dict[str, pathlib.Path]:
   """A folder for each file: {part: path}."""
   paths: dict[int, pathlib.Path] = {}

@@ -206,10 +206,11 @@ def _place(
     return "ignored" if layout.ignores(plain) else "unexpected"
   row, layer = next((row, layer) for row, layer in rows if row.path)
   if row.path not in leaves:
-    twin = layout.tied[1] if layout.tied and plain == layout.tied[0] else None
-    if twin in source.checkpoint.names:
-      plan.tied.append((source, name, twin))
-      return "taken"
+    if layout.tied and plain == layout.tied[0]:
+      for other in source.checkpoint.names:
+        if layout.canonical(other) == layout.tied[1]:
+          plan.tied.append((source, name, other))
+          return "taken"
     return "ignored" if layout.ignores(plain) else "unexpected"
   if layer is not None and layer >= leaves[row.path].shape[0]:
     spare = layer < leaves[row.path].shape[0] + layout.spare_blocks

@@ -41,6 +41,7 @@ _FAMILIES = {
   "mistral": Family({"hf_llama": ""}),
   "qwen2": Family({"hf_llama": ""}, qkv_bias=True),
   "phi3": Family({"hf_phi3": ""}),
+  "gemma3_text": Family({"hf_gemma3": ""}),
   # LLaVA's own classes, to begin with those of LLaVA-Med 1.0 ("llava").
   "llava": Family(_LLAVA),
   "llava_llama": Family(_LLAVA),
@@ -54,8 +55,12 @@ _FAMILIES = {
   "blip-2": Family({"blip2_vision": _TOWER}),
   "blip_2_vision_model": Family({"blip2_vision": ""}),
 }
-# transformers' own classes of several parts: each has a config of its own in this one.
-_NESTED = {"llava": "text_config"}
+# transformers' own classes of several parts: each has a config of its own in this one,
+# whose family is the class's where it does not say.
+_NESTED = {
+  "llava": ("text_config", "llama", "clip_vision_model"),
+  "gemma3": ("text_config", "gemma3_text", "siglip_vision_model"),
+}
 
 # (theirs, ours). A key that the file lacks is not compared.
 DECODER = (
@@ -69,6 +74,15 @@ DECODER = (
   ("rope_theta", "rope_base"),
   ("tie_word_embeddings", "tied"),
 )
+# Of two kinds of layers: those that look everywhere, and those with a window.
+_KINDS = ("full_attention", "sliding_attention")
+_GEMMA = (
+  ("rope_local_base_freq", "local_rope_base"), ("rope_factor", "rope_factor"),
+  ("query_scale", "query_scale"), ("sliding_window_pattern", "global_every"),
+  ("hidden_activation", "activation"),
+)  # fmt: skip
+# What a model of the family must have, and no other.
+_GEMMAS_OWN = ("embed_scale", "norm_offset", "qk_norm", "post_norms")
 ENCODER = (
   ("hidden_size", "width"),
   ("num_hidden_layers", "depth"),
@@ -88,6 +102,7 @@ _UNSUPPORTED = {
     ("attention_bias", _OFF), ("mlp_bias", _OFF), ("rope_scaling", _OFF),
     ("rope_type", (None, "default")), ("partial_rotary_factor", (None, 1.0)),
     ("hidden_act", (None, "silu")), ("quantization_config", _OFF),
+    ("attn_logit_softcapping", _OFF), ("final_logit_softcapping", _OFF),
   ),
   "encoder": (("quantization_config", _OFF),),
   "adapter": (
@@ -155,18 +170,15 @@ def _described(
 ) -> tuple[Family, dict[str, Any] | None]:
   """The family of a layout's tensors, and what a config says of them; None: nothing."""
   kind = config.get("model_type")
-  nested = _NESTED.get(str(kind), "")
-  if nested in config:
-    section = nested if layout.part == "decoder" else _TOWER
-    asked = dict(_section(path, config, section))
-    if "model_type" not in asked and layout.part == "decoder":
-      asked["model_type"] = "llama"  # what the class takes where nothing is said
-    return _described(path, asked, layout)
+  decoder, *kinds = _NESTED.get(str(kind), ("",))
+  if decoder in config:
+    which = ("decoder", "encoder").index(layout.part)
+    asked = dict(_section(path, config, (decoder, _TOWER)[which]))
+    return _described(path, {"model_type": kinds[which]} | asked, layout)
   family = _FAMILIES.get(str(kind or ""))
   if family is None:
-    raise ValueError(
-      f"{path}: model_type {kind!r} is not supported; there are {', '.join(_FAMILIES)}"
-    )
+    known = ", ".join(dict.fromkeys((*_FAMILIES, *_NESTED)))
+    raise ValueError(f"{path}: model_type {kind!r} is not supported; there are {known}")
   if layout.name not in family.sections:
     others = (name for name, f in _FAMILIES.items() if layout.name in f.sections)
     raise ValueError(
@@ -176,7 +188,9 @@ def _described(
   section = family.sections[layout.name]
   if section is None:
     return family, None
-  return family, _flat(path, _section(path, config, section))
+  said = _section(path, config, section)
+  gemma = layout.name == "hf_gemma3"
+  return family, _gemma(path, said) if gemma else _flat(path, said)
 
 
 def _section(path: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -194,6 +208,33 @@ def _flat(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
   """transformers 5 keeps what is about rotary positions in `rope_parameters`."""
   key = "rope_parameters"
   return {**config, **(_section(path, config, key) if config.get(key) else {})}
+
+
+def _gemma(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  """Gemma 3's two kinds of layers, said as flat as others say one."""
+  asked = {
+    "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_factor": 1.0,
+    "tie_word_embeddings": True, **config,
+  }  # fmt: skip
+  parameters = asked.pop("rope_parameters", None) or {}
+  both = [dict(_section(path, parameters, key)) for key in parameters and _KINDS]
+  if both:  # as transformers 5 keeps it
+    asked["rope_theta"], asked["rope_local_base_freq"] = (
+      kind.get("rope_theta", asked[key])
+      for kind, key in zip(both, ("rope_theta", "rope_local_base_freq"), strict=True)
+    )
+  scaling = dict(both[0] if both else asked.pop("rope_scaling", None) or {})
+  if scaling.get("rope_type") == "linear":
+    asked["rope_factor"] = scaling["factor"]
+  elif scaling.get("rope_type", "default") != "default":
+    asked["rope_scaling"] = scaling  # for `_unsupported`
+  if "_sliding_window_pattern" in asked:
+    asked["sliding_window_pattern"] = asked["_sliding_window_pattern"]
+  if "query_pre_attn_scalar" in asked:
+    asked["query_scale"] = asked["query_pre_attn_scalar"] ** -0.5
+  act = asked.get("hidden_activation")
+  asked["hidden_activation"] = _ACTIVATIONS.get(str(act), act)
+  return asked
 
 
 def _unsupported(asked: Mapping[str, Any], part: str) -> list[str]:
@@ -223,6 +264,13 @@ def _differing_decoder(
   } | {key: value for key, value in asked.items() if value is not None}
   mine["head_width"] = mine["head_width"] or mine["width"] // mine["num_heads"]
   lines = _differing(asked, mine, DECODER)
+  gemma = "hf_gemma3" in family.sections
+  lines += _differing(asked, mine, _GEMMA) if gemma else []
+  lines += [
+    f"model_type: {asked.get('model_type')!r}, the model's {field} is {not gemma}"
+    for field in _GEMMAS_OWN
+    if bool(mine.get(field)) != gemma
+  ]
   if family.qkv_bias != mine["qkv_bias"]:
     lines.append(
       f"model_type: {asked.get('model_type')!r}, the model's qkv_bias is {mine['qkv_bias']}"

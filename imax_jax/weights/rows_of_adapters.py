@@ -126,7 +126,7 @@ ADAPTERS = (
     part="adapter",
     marks=(r"multi_modal_projector\.mm_input_projection_weight",),
     rows=(
-      # A plain parameter, kept as it is multiplied.
+      # Multiplied from the right, as ours.
       Row(
         "multi_modal_projector.mm_input_projection_weight", f"{_FIRST}/kernel", TABLE
       ),

@@ -75,6 +75,7 @@ _RENAMED = (
 )
 
 DECODERS = (
+  # Before LLaMA's, whose marks its names have too.
   Layout(
     name="hf_gemma3",
     part="decoder",

@@ -81,6 +81,7 @@ _CLIP = (
   *_separate_qkv(_HF_ATTENTION),
 )
 
+# Gemma 3 reads features after the last norm, MedM-VL before it.
 _SIGLIP = (
   Row("embeddings.position_embedding.weight", "encoder/positions", TABLE),
   *affine("embeddings.patch_embedding", "encoder/embed", "kernel", CONVOLUTION),
