@@ -403,6 +403,7 @@ def test_a_bundle_is_loaded_that_is_older_than_a_field(
     ("prompt.legacy", True, r"prompt/legacy: False, expected True"),
     ("data.boxes.order", "yx", r"boxes/order: 'xy', expected 'yx'"),
     ("data.geometry", "pad", r"image/geometry: 'stretch', expected 'pad'"),
+    ("image.geometry", "crop", r"image/eye/geometry: 'nothing', expected 'crop'"),
   ],
 )
 def test_other_configs_are_refused(
