@@ -278,7 +278,7 @@ def _small_labels(
     (f"{column.short} {column.arrow}", "–" if spoke is None else _values(*spoke[1:]))
     for column, spoke in zip(columns, spokes, strict=True)
   ]
-  _around(axes, texts, radius, font=8.0, apart=5.3)
+  _around(axes, texts, radius, font=8.0, apart=5.3, lift=4.0)
 
 
 def _values(before: float, after: float) -> str:
@@ -292,17 +292,22 @@ def _around(
   *,
   font: float,
   apart: float,
+  lift: float = 0.0,
 ) -> None:
-  """Two lines at the end of each spoke: the metric, and its values."""
+  """Two lines at the end of each spoke: the metric, and its values.
+
+  Those beside the top and the bottom stand `lift` points farther, clear of the next.
+  """
   for angle, lines in zip(_angles(len(texts)), texts, strict=True):
     side = np.sin(angle)
     align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
+    up = lift * np.sign(np.cos(angle)) if 0.2 < abs(side) < 0.5 else 0.0
     # Two texts, for only a single line's alignment survives another font's widths.
     for shift, text, colour in (
       (apart, lines[0], style.INK),
       (-apart, lines[1], style.MUTED),
     ):
       axes.annotate(
-        text, (angle, radius), xytext=(0, shift), textcoords="offset points", ha=align,
-        va="center", fontsize=font, color=colour, annotation_clip=False,
+        text, (angle, radius), xytext=(0, up + shift), textcoords="offset points",
+        ha=align, va="center", fontsize=font, color=colour, annotation_clip=False,
       )  # fmt: skip

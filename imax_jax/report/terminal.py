@@ -118,7 +118,7 @@ def compared(rows: Mapping[str, Results]) -> str:
   said = rows_lib.said_of(rows, lambda r: [*rows_lib.caveats_of(r), *rows_lib.lacks(r)])
   notes = [f"! {whose}: {sentence}" for whose, sentence in said]
   notes += rows_lib.notes(rows)
-  text = [rule, f"Table 1: {rows_lib.MAIN.title}", rule, *_table1(rows), rule]
+  text = [rule, f"Table 1: {rows_lib.MAIN.short}", rule, *_table1(rows), rule]
   for title, results in rows.items():
     others = [p for p in tables.measured_pairs(results) if p != rows_lib.MAIN]
     if others:
