@@ -62,6 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.added_tokens = ()
   # "package" is the checkpoint that configs/foundation.py makes; "" starts from nothing.
   c.foundation = "package"
+  # The verb publish: the layout that a system's own users load (weights/editions.py), what
+  # its encoder and decoder are called where they were published, what a delta stands on.
+  c.publish = {"layout": "", "encoder": "", "decoder": "", "base": ""}
   # First match wins. As in the paper, the encoder and the base decoder stay frozen.
   c.trainable = ((r"connector/.*", True), (r".*/lora_[ab]", True), (r".*", False))
 

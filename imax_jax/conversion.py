@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from imax_jax import ledger
 from imax_jax import parameters
@@ -26,10 +27,10 @@ def convert(study: Study) -> None:
   sources = published(study)
   model = plain(study.config.model)
   vocabulary = Vocabulary(
-    added=len(study.config.get("added_tokens", ())),
-    dropped=study.config.published.get("drop_rows", 0),
+    added=len(study.config.added_tokens),
+    dropped=study.config.published.drop_rows,
   )
-  inputs = {
+  inputs: dict[str, Any] = {
     "sources": {part: ledger.stamps(path) for part, path in sources.items()},
     "model": bundle_lib.model_facts(model),
   }

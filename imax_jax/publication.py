@@ -91,7 +91,7 @@ def _base(
 
 
 def _edition(study: Study) -> tuple[editions.Edition, dict[str, Any]]:
-  asked = plain(study.config.get("publish", {}))
+  asked = plain(study.config.publish)
   if not asked.get("layout"):
     known = ", ".join(sorted(row.name for row in editions.EDITIONS))
     raise UsageError(
@@ -140,7 +140,7 @@ def _facts(
     special={key: getattr(tokenizer, key) for key in special},
     style=study.config.prompt.style,
     geometry=image.get("eye", image)["geometry"],
-    added_tokens=tuple(study.config.get("added_tokens", ())),
+    added_tokens=tuple(study.config.added_tokens),
     tensors={found.file.name: found.names for found in planned},
   )
 

@@ -10,7 +10,8 @@ NAME is a page of this folder. What makes the system is kept: its connector, its
 apart projections, its kind of LoRA or none, what is trained, its prompt and its marks, its
 eye's geometry, the shape of its recipe. Sizes and weights are the phantom's: every row
 starts from the foundation that ships, what that has no weights for starts fresh and is
-trained (a Q-Former, experts, marks). The report over all of them is the paper's Table 1
+trained (a Q-Former, experts, marks). A decoder with other norms and scales than LLaMA's
+(MedGemma's) starts from nothing, all of it. The report over all of them is the paper's Table 1
 and Figure 3 in form; its numbers say nothing of the systems.
 
 `NAME-tiny` is the same at the size of a test.
@@ -59,7 +60,7 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
   marks = styles.style_of(c.prompt.style, legacy=c.prompt.legacy).marks
   c.added_tokens = tuple(dict.fromkeys((*page.added_tokens, *marks)))
   c.foundation = "converted"
-  c.published = dict.fromkeys(page.published, "")
+  c.published = page.published
   c.published.encoder = c.published.decoder = "package"
   c.model = small(page.model, len(c.added_tokens))
   c.trainable = (
@@ -73,6 +74,11 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
   t.peak_lr, t.final_lr = peak, peak * page.train.final_lr / page.train.peak_lr
   t.warmup_start_lr = peak * page.train.warmup_start_lr / page.train.peak_lr
   c.fisher.runs = ()
+  if c.model.decoder.norm_offset:  # the foundation's layers are of another kind
+    c.foundation = ""
+    c.verbs = ("build", "train", "evaluate", "report")
+    c.trainable = ((r".*", True),)
+    t.features = "step"
   if size:
     marks_in_vocabulary = (
       c.model.decoder.vocab_size - zoo.DECODERS["phantom"]["vocab_size"]

@@ -61,7 +61,7 @@ def split_rows(batch: Batch) -> Rows:
   # A process's rows count the images of the whole batch, and it holds its own.
   first = shown.min() if len(batch["pixels"]) <= shown.max() else 0
   rows: Rows = {
-    name: np.asarray(batch[name])[shown - first][:, None]  # type: ignore[literal-required]
+    name: np.asarray(batch[name])[shown - first][:, None]
     for name in ("pixels", "task")
     if name in batch
   }

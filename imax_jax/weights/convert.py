@@ -175,11 +175,11 @@ def _write(
     )  # fmt: skip
   with files.tensor_writer(path, written) as writer:
     for where, value in plan.filled.items():
-      leaf, _, layer = where.partition("[")
+      leaf, _, number_of = where.partition("[")
       shape, dtype = written[leaf]
-      if layer:
+      if number_of:
         filled = np.full(shape[1:], value, dtype)
-        writer.write(leaf, filled, int(layer.rstrip("]")))
+        writer.write(leaf, filled, int(number_of.rstrip("]")))
       else:
         writer.write(leaf, np.full(shape, value, dtype))
     for number, ((leaf, layer), pieces) in enumerate(plan.slabs.items()):
