@@ -19,6 +19,7 @@ and Figure 3 in form; its numbers say nothing of the systems.
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -84,6 +85,7 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
       c.model.decoder.vocab_size - zoo.DECODERS["phantom"]["vocab_size"]
     )
     phantom.tiny(c)
+    _see(c.model.encoder, len(c.model.encoder.scales))
     c.model.decoder.vocab_size += marks_in_vocabulary
     c.verbs = ("build", "train", "evaluate", "report")
   return c
@@ -96,12 +98,8 @@ def small(model: ConfigDict, num_marks: int) -> ConfigDict:
     num_marks: tokens that are added to the foundation's.
   """
   toy = zoo.model("toy")
-  side, scales = toy["encoder"]["image_px"], len(model.encoder.scales)
-  encoder = toy["encoder"] | {
-    "keep_class": model.encoder.keep_class,
-    "scales": tuple(side * (number + 1) for number in range(scales)),
-    "image_px": side * max(scales, 1),
-  }
+  encoder = toy["encoder"] | {"keep_class": model.encoder.keep_class}
+  _see(encoder, len(model.encoder.scales))
   connector = model.connector.to_dict() | {"dtype": "float32"}
   if connector["qformer"]:
     connector["qformer"] |= {
@@ -119,3 +117,10 @@ def small(model: ConfigDict, num_marks: int) -> ConfigDict:
     decoder["lora_rank"] = rank
     decoder["fold"] = not decoder["lora_experts"]
   return ConfigDict({"encoder": encoder, "connector": connector, "decoder": decoder})
+
+
+def _see(encoder: Any, scales: int) -> None:
+  """So many scales, of which the encoder's own side is the first."""
+  side = encoder["image_px"]
+  encoder["scales"] = tuple(side * (number + 1) for number in range(scales))
+  encoder["image_px"] = side * max(scales, 1)
