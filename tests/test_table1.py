@@ -333,7 +333,7 @@ def test_every_metric_of_every_row_in_one_table():
     assert all(line.count("<td") == 16 for line in body.split("</tr>")[:-1])
   assert "<b>36.00</b>" in bodies[0] and "<b>40.00</b>" not in bodies[0]
   assert "<u>44.00</u>" in bodies[1] and "<b>" not in bodies[1]
-  assert ">46.80<" in bodies[1]  # REG Acc, worse but not told
+  assert '">46.80</td>' in bodies[1]  # REG Acc, worse but not told
   assert 'class="behind first"' in bodies[1] and bodies[1].count("<sup>†</sup>") == 1
   assert bodies[3].count("47.14") == 1 and "DMAX, paper" in bodies[3]
   assert "47.14" not in "".join(bodies[:3])
