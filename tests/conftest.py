@@ -1,11 +1,27 @@
 """Property tests run the same examples everywhere, and no clock fails them.
 
 `pytest --hypothesis-profile=default` looks for new examples.
+
+Compiling is what the time goes to. Programs of toy sizes are compiled quickly (LLVM without
+its optimisations, a loop a fusion; what XLA does before that is as in any run) and once:
+workers, and the processes that tests start, share a folder of programs while the run lasts.
 """
+
+import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings
+
+# Before JAX is imported, and in the environment: for the processes that tests start, too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _QUICK)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _PROGRAMS = tempfile.TemporaryDirectory(prefix="imax_jax-programs-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 settings.register_profile(
   "same_everywhere",

@@ -28,15 +28,6 @@ from imax_jax.models.vlm import Vlm
 NUM_ROWS, TOKENS, IMAGE_TOKENS, VOCABULARY, WIDTH, RANK, LAYERS = 6, 9, 2, 11, 5, 2, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-  """Compiling is what the time goes to."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
-
-
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 

@@ -244,7 +244,7 @@ def four() -> dict:
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": root,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_NUM_CPU_DEVICES": "4",
   }
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True,

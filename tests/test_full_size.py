@@ -17,16 +17,6 @@ def _options(tmp_path: Path, *more: str):
   return full_size.parse([f"--workdir={tmp_path}", "--tiny", "--row_tokens=96", *more])
 
 
-@pytest.fixture
-def quick_compiles():
-  """XLA without its optimisations: compiling is all that takes time at this size."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_start_loads_steps_and_answers(tmp_path, capsys) -> None:
   options = _options(tmp_path, "--depth=1")
   full_size.write_foundation(full_size.configure(options), tmp_path)

@@ -27,8 +27,8 @@ MADE_BY_TRAINING = ("runs", "features", "encoder_key")
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | more
+  made = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  return os.environ | made | more
 
 
 def finished(command: list[str], **more) -> str:

@@ -102,7 +102,7 @@ def four() -> dict:
   """What PROGRAM found on four devices."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_NUM_CPU_DEVICES": "4",
   }
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM],

@@ -223,7 +223,7 @@ def test_integers_are_made_on_the_shard_that_needs_them(tmp_path: Path) -> None:
     env=os.environ
     | {
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+      "JAX_NUM_CPU_DEVICES": "2",
     },
     capture_output=True,
     text=True,

@@ -176,7 +176,7 @@ def start(
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     "TOY": json.dumps(toy._asdict()),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COORDINATOR_BIND_ADDRESS": address,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
