@@ -22,15 +22,16 @@ from imax_jax import deliver
 from imax_jax import ledger
 from imax_jax import model_card
 from imax_jax import tree as tree_lib
+from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.ledger import plain
 from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.weights import digests
 from imax_jax.weights import editions
 from imax_jax.weights import publish as publish_lib
+from imax_jax.weights import settings
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
-from imax_jax.weights.settings import Facts
 
 RECORD, CARD = "published.json", "README.md"
 
@@ -68,6 +69,9 @@ def publish(study: Study, request: Mapping[str, str | None]) -> None:
     out = study.workdir / "published" / folder.name
     with deliver.whole_folder(out, RECORD) as part:
       size = publish_lib.write(part, edition, planned, facts)
+      for found in planned:
+        if found.file.is_folder and facts.added_tokens:
+          _write_tokenizer(part / found.file.name.strip("/"), study.tokenizer, facts)
       error = publish_lib.check(part, planned, model["decoder"], base)
       _describe(part, edition, about, base)
   counted = sum(len(found.items) for found in planned)
@@ -118,7 +122,7 @@ def _facts(
   edition: editions.Edition,
   planned: list[publish_lib.Planned],
   dtype: str,
-) -> Facts:
+) -> settings.Facts:
   sources = about["foundation"].get("sources", ())
   names = {source["part"]: source["name"] for source in sources}
   for part in ("encoder", "decoder"):
@@ -132,7 +136,7 @@ def _facts(
       )
   tokenizer, image = study.tokenizer, about["image"]
   special = ("bos_token_id", "eos_token_id", "pad_token_id")
-  return Facts(
+  return settings.Facts(
     model=plain(study.config.model),
     dtype=dtype or edition.dtype,
     names=names,
@@ -142,6 +146,18 @@ def _facts(
     geometry=image.get("eye", image)["geometry"],
     added_tokens=tuple(study.config.added_tokens),
     tensors={found.file.name: found.names for found in planned},
+  )
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any, facts: settings.Facts) -> None:
+  """A tokenizer that has more than its file: that of the base does not do.
+
+  added_tokens.json is what loaders older than tokenizer.json look for.
+  """
+  tokenizer_lib.save(tokenizer, folder)
+  known = tokenizer.get_vocab()
+  ledger.write_json(
+    folder / "added_tokens.json", {text: known[text] for text in facts.added_tokens}
   )
 
 

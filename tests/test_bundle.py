@@ -287,6 +287,22 @@ def test_published_whole(
     np.testing.assert_array_equal(held[name], tensor, err_msg=name)
 
 
+def test_added_tokens_are_in_a_published_tokenizer(
+  done: Path, foundation: Path, tmp_path: Path
+) -> None:
+  c = published(config(foundation), "llava")
+  study = Study(c, tmp_path)
+  study.tokenizer.add_special_tokens({"additional_special_tokens": ["<im_start>"]})
+  with c.unlocked():
+    c.added_tokens = ("<im_start>",)
+  publication.publish(study, {"checkpoint": str(done / RUN)})
+  out = tmp_path / "published/imax-s0"
+  back = tokenizer_lib.load(out)
+  number = back.get_vocab()["<im_start>"]
+  assert json.loads((out / "added_tokens.json").read_text()) == {"<im_start>": number}
+  assert json.loads((out / "config.json").read_text())["mm_use_im_start_end"] is True
+
+
 def test_publish_refuses_before_it_reads(
   done: Path, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

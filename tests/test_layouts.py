@@ -59,7 +59,7 @@ def test_a_file_has_one_layout() -> None:
   for table in LAYOUTS:
     names = tuple(row.name(0 if row.layered else None) for row in table.rows)
     fitting = [other.name for other in LAYOUTS if other.fits(names)]
-    # PEFT's names are a part of others'; the first that fits is taken.
+    # PEFT's names are a part of others', LLaMA's of Gemma's: the first that fits is taken.
     assert fitting[0] == table.name
     assert fitting[1:] in ([], ["peft"], ["hf_llama"])
 

@@ -16,6 +16,7 @@ from imax_jax.weights import convert
 from imax_jax.weights import editions
 from imax_jax.weights import load
 from imax_jax.weights import publish
+from imax_jax.weights.own import group_of
 from imax_jax.weights.own import part_of
 from imax_jax.weights.settings import Facts
 
@@ -338,7 +339,7 @@ def test_a_file_that_differs_is_refused(tmp_path: pathlib.Path) -> None:
     publish.write(tmp_path, edition, planned, facts_of(model, planned, "float32"))
 
 
-# ── Parts that Uni-Med and HealthGPT have alone ───────────────────────────────────
+# ── Parts that some systems have alone ───────────────────────────────────
 
 
 def leaves(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -346,6 +347,24 @@ def leaves(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
   return {
     path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()
   }
+
+
+def test_a_trained_qformer_goes_along_and_a_frozen_one_does_not() -> None:
+  model = published_weights.fields()
+  params = random_params(model)
+  params |= leaves(**{
+    "connector/qformer/queries": (4, 8),
+    "connector/qformer/layers_1/attn/q/kernel": (8, 8),
+  })  # fmt: skip
+  edition = editions.edition("minigpt")
+
+  def names(*parts: str) -> set[str]:
+    trained = {path for path in params if group_of(path) in parts}
+    [found] = publish.plan(edition, params, trained, model)
+    return {*found.names}
+
+  more = {"query_tokens", "Qformer.bert.encoder.layer.1.attention.self.query.weight"}
+  assert names("connector", "qformer") - names("connector") == more
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -410,7 +429,9 @@ def test_h_lora_stays_as_it_is(tmp_path: pathlib.Path) -> None:
   assert told["instruct_template"] == "phi3_instruct"
   assert "can not be merged" in told["note"]
   for name in ("llava", "medmvl"):
-    with pytest.raises(ValueError, match=r"lora_route weighs .* can not be merged"):
+    with pytest.raises(
+      ValueError, match=r"no name for .*lora_route: H-LoRA .* can not be"
+    ):
       write(tmp_path, name, model, params, ("connector", "adapter"))
   with pytest.raises(ValueError, match=r"peft has no name for .*lora_route"):
     write(tmp_path, "peft", model, params, ("connector", "adapter"))

@@ -133,6 +133,7 @@ EDITIONS = (
           Section(
             _TRAINED, ("minigpt",), ((r"^base_model\.", "llama_model.base_model."),)
           ),
+          Section(("qformer",), ("lavis_qformer",)),
         ),
         **_LAVIS,
       ),

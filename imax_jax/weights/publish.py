@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from imax_jax.ledger import write_json
+from imax_jax.models import lora
 from imax_jax.weights import convert
 from imax_jax.weights import delta
 from imax_jax.weights import export
@@ -86,9 +87,7 @@ def plan(
   routed = sorted(path for path in params if path.endswith("/lora_route"))
   if edition.merges and routed:
     raise ValueError(
-      f"publish: {routed[0]} weighs low-rank pairs anew for each token and can not be "
-      f"merged into a kernel, as layout {edition.name} would need; give --config.publish."
-      "layout=healthgpt"
+      f"publish: layout {edition.name} has no name for {routed[0]}: {lora.NOT_A_PAIR}"
     )
   planned = [
     _plan_file(edition, file, params, trained, model, dtype, base)
