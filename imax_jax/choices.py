@@ -15,9 +15,9 @@ from imax_jax.data import construct
 from imax_jax.data import controls
 from imax_jax.data import eye
 from imax_jax.data import order
-from imax_jax.data import packing
 from imax_jax.data import recipe
 from imax_jax.data import sources
+from imax_jax.data import weighting
 from imax_jax.data.geometry import Geometry
 from imax_jax.data.sources import intake as intake_lib
 from imax_jax.ledger import plain
@@ -242,7 +242,7 @@ def check_training(t: ConfigDict) -> None:
       warmup_fraction=t.warmup_fraction, warmup_start_lr=t.warmup_start_lr,
       clock=t.clock, may_rise=t.may_rise,
     )  # fmt: skip
-    packing.weigh(t.weighting, t.task_weights)
+    weighting.weigh(t.weighting, t.task_weights)
     order.Stream(
       [TASKS], entries_per_step=1, seed=0, shuffle=t.shuffle,
       sample_ratios=t.sample_ratios,

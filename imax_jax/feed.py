@@ -11,9 +11,9 @@ import numpy as np
 from absl import logging
 
 from imax_jax import mesh as mesh_lib
-from imax_jax.data import packing
 from imax_jax.data import pipeline
 from imax_jax.data import records
+from imax_jax.data import weighting
 from imax_jax.data.features import Features
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
@@ -62,7 +62,7 @@ def batches(
     read,
     chosen,
     group_size=math.ceil(t.entries_per_step / share.num_shards) * share.num_shards,
-    weight_of=packing.weigh(t.weighting, t.task_weights),
+    weight_of=weighting.weigh(t.weighting, t.task_weights),
     process_index=share.process_index,
     process_count=share.process_count,
   )

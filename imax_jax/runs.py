@@ -317,14 +317,10 @@ def digest(study: Study, name: str) -> str:
 def optimizer(study: Study, trainable: Any, num_steps: int) -> optim.Optimizer:
   t = study.config.train
   schedule = optim.make_schedule(
-    num_steps=num_steps,
-    peak_lr=t.peak_lr,
-    final_lr=t.final_lr,
-    warmup_fraction=t.warmup_fraction,
-    warmup_start_lr=t.warmup_start_lr,
-    clock=t.clock,
-    may_rise=t.may_rise,
-  )
+    num_steps=num_steps, peak_lr=t.peak_lr, final_lr=t.final_lr,
+    warmup_fraction=t.warmup_fraction, warmup_start_lr=t.warmup_start_lr,
+    clock=t.clock, may_rise=t.may_rise,
+  )  # fmt: skip
   return optim.make_optimizer(
     trainable,
     schedule,

@@ -16,6 +16,7 @@ from imax_jax.data import packing
 from imax_jax.data import shapes as shapes_lib
 from imax_jax.data.records import TokenizedEntry
 from imax_jax.data.records import TokenizedImage
+from imax_jax.data.weighting import weigh
 from imax_jax.schema import Answer
 from imax_jax.schema import Entry
 from imax_jax.schema import Origin
@@ -167,7 +168,7 @@ def test_packed_rows_mean_what_separate_rows_mean(data, per_step, seed, weightin
     planner = _planner(images, per_step, seed, share_prefix=share_prefix)
     layout = shapes_lib.lay_out(planner, images, 3)
     plan = planner.plan(2, ROW)
-    weight_of = packing.weigh(weighting)
+    weight_of = weigh(weighting)
     [shapes] = layout.shapes
     arrays, index = packing.assemble(plan, images, shapes, weight_of=weight_of)
     views.append(_separate(arrays, index))
@@ -306,9 +307,9 @@ def test_ratios_decide_how_often_a_task_is_drawn():
 
 def test_a_tasks_weight_multiplies():
   image = make_images([[(1, 2), (1, 4)]])[0]
-  weight_of = packing.weigh("entry", {"vqa": 3.0, "rec": 2.0})
+  weight_of = weigh("entry", {"vqa": 3.0, "rec": 2.0})
   assert [weight_of(entry) for entry in image.entries] == [1.5, 0.75]
-  assert packing.weigh("token", {"rec": 2.0})(image.entries[0]) == 1.0
+  assert weigh("token", {"rec": 2.0})(image.entries[0]) == 1.0
 
 
 def test_errors():
@@ -328,9 +329,9 @@ def test_errors():
         [["vqa"]], entries_per_step=1, seed=0, shuffle="task", sample_ratios=ratios
       )
   with pytest.raises(ValueError, match="task_weights .* expected more than 0"):
-    packing.weigh("token", {"rec": 0.0})
+    weigh("token", {"rec": 0.0})
   with pytest.raises(ValueError, match="weighting 'page'"):
-    packing.weigh("page")
+    weigh("page")
   with pytest.raises(ValueError, match="max_shapes 0"):
     shapes_lib.lay_out(_planner(images, 1), images, 1, max_shapes=0)
   plan = packing.StepPlan((((0, (0,)),), ((1, (0,)),)), ROW)

@@ -7,24 +7,18 @@ and an image is cut where that saves a row.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Literal
 from typing import NamedTuple
 
 import numpy as np
 
 from imax_jax.data.order import Stream
-from imax_jax.data.records import TokenizedEntry
 from imax_jax.data.records import TokenizedImage
+from imax_jax.data.weighting import EACH_ONE
+from imax_jax.data.weighting import WeightOf
 
-Weighting = Literal["token", "entry"]
 # A row: (image index, its entries' indices) in turn.
 Row = tuple[tuple[int, tuple[int, ...]], ...]
-# What each supervised token of an entry weighs in the loss.
-WeightOf = Callable[[TokenizedEntry], float]
 # An image and the number of the task that it is seen for: what has a prefix of its own.
 Seen = tuple[int, int]
 
@@ -202,36 +196,6 @@ class Planner:
     return taken, rest
 
 
-def weigh(
-  weighting: Weighting = "token", task_weights: Mapping[str, float] | None = None
-) -> WeightOf:
-  """What a token weighs: 1, or 1 / (its entry's supervised ones), times its task's weight.
-
-  Boxes and bit strings hold most answer tokens, and yes or no under 2 %: "entry" makes a
-  yes weigh as much as a report.
-
-  Raises:
-    ValueError: an unknown weighting, or a task's weight of 0 or less.
-  """
-  if weighting not in ("token", "entry"):
-    raise ValueError(f"weighting {weighting!r}: expected 'token' or 'entry'")
-  weights = {task: value for task, value in (task_weights or {}).items() if value != 1}
-  if any(not 0 < value < math.inf for value in weights.values()):
-    raise ValueError(
-      f"task_weights {weights}: expected more than 0; a task that shall not be trained on "
-      "is left out when the data are built"
-    )
-
-  def weight_of(entry: TokenizedEntry) -> float:
-    weight = 1.0 if weighting == "token" else 1.0 / entry.supervised
-    return weight * weights.get(entry.entry.task, 1.0) if weights else weight
-
-  return weight_of
-
-
-EACH_ONE = weigh()
-
-
 def shard_rows(plan: StepPlan, num_shards: int) -> list[tuple[Row, ...]]:
   """Deals the rows to the shards in turn: their numbers differ by one at most."""
   return [plan.rows[shard::num_shards] for shard in range(num_shards)]
@@ -270,7 +234,7 @@ def assemble(
   """The arrays of `schema.Batch` but the pixels, and whose pixels they need.
 
   Args:
-    weight_of: see `weigh`.
+    weight_of: see `weighting.weigh`.
     shards: the parts to make, all unless given; a process makes its own. The parts of
       all processes, one after the other, are the batch: `image` counts over the whole
       batch, as the compiled step does, not over the part.

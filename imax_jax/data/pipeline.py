@@ -19,17 +19,17 @@ import numpy as np
 
 from imax_jax.data.order import Shuffle
 from imax_jax.data.order import Stream
-from imax_jax.data.packing import EACH_ONE
 from imax_jax.data.packing import Load
 from imax_jax.data.packing import Planner
 from imax_jax.data.packing import Shapes
 from imax_jax.data.packing import StepPlan
-from imax_jax.data.packing import Weighting
-from imax_jax.data.packing import WeightOf
 from imax_jax.data.packing import assemble
-from imax_jax.data.packing import weigh
 from imax_jax.data.records import TokenizedImage
 from imax_jax.data.shapes import lay_out
+from imax_jax.data.weighting import EACH_ONE
+from imax_jax.data.weighting import Weighting
+from imax_jax.data.weighting import WeightOf
+from imax_jax.data.weighting import weigh
 from imax_jax.schema import Batch
 from imax_jax.schema import Entry
 
@@ -201,7 +201,7 @@ class EntryBatches:
   Args:
     pairs: (image index, entry index) of each, in order.
     group_size: rows of each batch; those that the last one lacks are padding.
-    weight_of: see `packing.weigh`.
+    weight_of: see `weighting.weigh`.
     answers_only: see `assemble`.
     process_index, process_count: this process makes rows
       [process_index, process_index + 1) * group_size / process_count.
