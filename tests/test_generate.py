@@ -23,6 +23,7 @@ from imax_jax.evaluate import lines
 from imax_jax.evaluate.generate import Generated
 from imax_jax.evaluate.generate import Generator
 from imax_jax.evaluate.grid import Sampling
+from imax_jax.models import stops
 from imax_jax.models.block import Cache
 from imax_jax.models.vlm import Vlm
 
@@ -395,6 +396,70 @@ def test_any_stop_token_ends_an_answer(
   generator = Generator(Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8, style=style)
   texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in want]
   assert texts_of(generator(params, pixels, PROMPTS)) == texts
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_stop_words_end_an_answer_and_are_cut_off(
+  params: Any, tokenizer: Any, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+  length: int,
+) -> None:  # fmt: skip
+  """Sequences that some answers say, across the border of a level too."""
+  prompts = many()[:24]
+  want = scored_rows(params, tokenizer, pixels, prompts, BUDGET)
+  said = [ids for ids, _ in want]
+  counts = collections.Counter(
+    tuple(ids[at : at + length]) for ids in said for at in range(1, BUDGET - length)
+  )
+  stop = max(counts, key=lambda ids: (counts[ids], ids))
+  assert END not in stop
+
+  def end_of(ids: list[int]) -> int:
+    return next(
+      (
+        at for at in range(length, len(ids) + 1) if tuple(ids[at - length : at]) == stop
+      ),
+      len(ids),
+    )
+
+  ends = [end_of(ids) for ids in said]
+  assert sum(end < len(ids) for end, ids in zip(ends, said, strict=True)) >= 3
+  words = tokenizer_lib.decode(tokenizer, stop)
+  monkeypatch.setattr(
+    templates.Layout, "_stop_words", lambda self: (stop,) if self.end_id is None else ()
+  )
+  template = dataclasses.replace(
+    templates.LLAMA2, end="", says=f"{{answer}}{words}", stop_text=words
+  )
+  generator = Generator(
+    Vlm(**FIELDS), tokenizer, SLOTS, BUDGET, rows=8,
+    style=templates.Style(template, template),
+  )  # fmt: skip
+  assert stop in templates.layout_of(tokenizer, template).stops
+  found = generator(params, pixels, prompts)
+  for one, ids, end in zip(found, said, ends, strict=True):
+    assert one.num_tokens == end
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    assert one.text == template.answer_of(text)
+    if end < len(ids):
+      assert words not in one.text
+  [first] = [n for n, end in enumerate(ends) if end == min(ends)][:1]
+  [again] = scored_rows(params, tokenizer, pixels, [prompts[first]], ends[first])
+  assert found[first].log_prob == pytest.approx(again[1], abs=2e-5)
+
+
+def test_a_stop_is_no_part_of_what_was_asked() -> None:
+  said = jnp.array([[5, 6, 0, 0], [6, 5, 0, 0], [7, 6, 0, 0]])
+  token = jnp.array([6, 6, 6])
+  stops_of = [(3,), (4, (6, 6)), (4, (5, 6, 6)), (4, (6,))]
+  found = [stops.ended(token, said, 2, one).tolist() for one in stops_of]
+  assert found == [
+    [False] * 3, [True, False, True], [True, False, False], [True] * 3
+  ]  # fmt: skip
+  # Of a first token nothing was said before, whatever stands there.
+  first = [stops.ended(token, said, 0, one).tolist() for one in stops_of]
+  assert first == [[False] * 3, [False] * 3, [False] * 3, [True] * 3]
+  row = np.array([7, 6, 6, 5, 4, 0])
+  assert [stops.length(row, one) for one in stops_of] == [6, 3, 5, 2]
 
 
 def test_the_evaluation_half_of_a_style_is_asked(tokenizer: Any) -> None:

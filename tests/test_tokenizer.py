@@ -285,3 +285,46 @@ def test_vocabulary_fits_the_embedding(tokenizer):
   tokenizer_lib.check_vocabulary(tokenizer, ids + 64)
   with pytest.raises(ValueError, match=rf"up to {ids - 1}.* has {ids - 1} rows"):
     tokenizer_lib.check_vocabulary(tokenizer, ids - 1)
+
+
+# ── Added tokens ──────────────────────────────────────────────────────────────────
+
+ADDED = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
+
+
+def test_added_tokens_follow_each_other(tmp_path):
+  made = train_tokenizer([], 259)
+  tokenizer_lib.add_tokens(made, ADDED, 263)
+  assert made.convert_tokens_to_ids(list(ADDED)) == [259, 260, 261, 262]
+  assert {259, 260, 261, 262} <= tokenizer_lib.special_ids(made)
+  assert encode(made, "a<im_start>b") == [*encode(made, "a"), 261, *encode(made, "b")]
+  # A file that has them, or some of them, is as good; and none may be wanted.
+  tokenizer_lib.save(made, tmp_path / "tokenizer.json")
+  again = tokenizer_lib.load(tmp_path / "tokenizer.json")
+  tokenizer_lib.add_tokens(again, ADDED, 263)
+  assert again.get_vocab() == made.get_vocab()
+  some = train_tokenizer([], 259)
+  tokenizer_lib.add_tokens(some, ADDED[:2], 263)
+  tokenizer_lib.add_tokens(some, ADDED, 263)
+  assert some.get_vocab() == made.get_vocab()
+  before = len(some)
+  tokenizer_lib.add_tokens(some, (), 1)
+  assert len(some) == before
+
+
+def test_other_added_tokens_are_named():
+  def made(*present, phrases=()):
+    found = train_tokenizer([], 259 + len(phrases), phrases=phrases)
+    tokenizer_lib.add_tokens(found, present, 10**6)
+    return found
+
+  with pytest.raises(ValueError, match=r"'\[PAD\]': expected id 259, .* got 260"):
+    tokenizer_lib.add_tokens(made("<im_patch>"), ADDED, 300)
+  with pytest.raises(ValueError, match=r"'\[PAD\]': expected id 259, .* got 260"):
+    tokenizer_lib.add_tokens(made("<im_patch>", "[PAD]"), ADDED[:2], 300)
+  with pytest.raises(ValueError, match=r"'\[PAD\]': expected id 261, .* got 259"):
+    tokenizer_lib.add_tokens(made("[PAD]", "<image>"), ADDED[:2], 300)
+  with pytest.raises(ValueError, match=r"'<im_end>': got id 263, .* the 263 rows"):
+    tokenizer_lib.add_tokens(made("<image>"), ADDED, 263)
+  with pytest.raises(ValueError, match="special token's"):  # mere words
+    tokenizer_lib.add_tokens(made(phrases=("[PAD]",)), ADDED[:1], 300)

@@ -273,7 +273,7 @@ def add_tokens(
   )
   wanted = max(i for text, i in known.items() if text not in texts) + 1
   if not missing and texts:  # a file may have more behind them
-    wanted = known[texts[0]]
+    wanted = min(known[text] for text in texts)
   for expected, text in enumerate(texts, start=wanted):
     found = tokenizer.backend_tokenizer.token_to_id(text)
     if found != expected or found not in special_ids(tokenizer):
