@@ -146,7 +146,7 @@ def _separate(batch, index):
   """What the attention rule makes of a batch, entry by entry: what it sees, in order."""
   views = []
   for row in range(len(batch["text"])):
-    line = {n: array[row] for n, array in batch.items() if n != "supervised"}
+    line = {n: a[row] for n, a in batch.items() if n not in ("supervised", "task")}
     for image in sorted(set(line["image"].tolist()) - {-1}):
       here = line["image"] == image
       for segment in sorted(set(line["segment"][here].tolist()) - {0}):

@@ -109,6 +109,17 @@ def test_queries_and_gradients_are_blip2s(reference: tuple[Any, Any]) -> None:
       assert models.length(flat[path], leaf) <= models.GRADIENT, path
 
 
+def test_as_large_as_blip2s() -> None:
+  """At full size, without a weight made."""
+  with torch.device("meta"):
+    theirs = transformers.Blip2QFormerModel(transformers.Blip2QFormerConfig())
+  former = QFormer(32, 768, 12, 12, 3072)
+  memory = jax.ShapeDtypeStruct((1, 257, 1408), np.float32)
+  made = tree.flatten(jax.eval_shape(former.init, jax.random.key(0), memory)["params"])
+  want = sum(parameter.numel() for parameter in theirs.parameters())
+  assert sum(leaf.size for leaf in made.values()) == want + 32 * 768
+
+
 @pytest.mark.parametrize("variant", [{"cross_every": 4}, {"norm_eps": 1e-4}])
 def test_another_variant_is_seen(
   reference: tuple[Any, Any], variant: dict[str, Any]

@@ -11,6 +11,7 @@ import pytest
 
 from imax_jax import tree
 from imax_jax.models import zoo
+from imax_jax.models.connector import Connector
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
 from imax_jax.models.vlm import Vlm
@@ -105,6 +106,13 @@ def test_the_papers_model() -> None:
   assert matrices == 450
 
 
+# BLIP-2's: BERT-base's sizes. Its text half, embeddings and head are not ours.
+_QFORMER = {
+  "queries": 32, "width": 768, "depth": 12, "num_heads": 12, "mlp_width": 3072,
+}  # fmt: skip
+_TASKS = ("vqa", "rec", "reg", "report", "multi_class")  # Uni-Med has as many
+
+
 # Of each of the paper's baselines and today's row: what its published files hold of the
 # connector and of LoRA, and its decoder's total (arch_llava_family 2.4, 3.2, 8.2;
 # arch_minigpt_family 4.1, 5, 7.3).
@@ -134,9 +142,71 @@ def test_a_baselines_totals(name: str) -> None:
 def test_uni_meds_trained_total() -> None:
   """With the five task tokens of its own paper."""
   fields = zoo.model("uni_med")
-  fields["connector"]["tasks"] = ("vqa", "refer", "identify", "caption", "cls")
+  fields["connector"]["tasks"] = _TASKS
   shapes = sizes(fields)
   assert count(shapes, "/connector/") + count(shapes, "/lora_") == 727_068_165
+
+
+def connector_sizes(
+  shape: tuple[int, int], **fields: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """{path: shape} of a connector that reads features of this shape."""
+  features, task = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+  made = jax.eval_shape(Connector(**fields).init, jax.random.key(0), features, task)
+  return tree.flatten(made["params"])
+
+
+@pytest.mark.parametrize(
+  ("shape", "fields", "total"),
+  [
+    ((256, 1024), {"width": 4096, "depth": 1}, 4_198_400),  # LLaVA-Med 1.0
+    ((576, 1024), {"width": 4096}, 20_979_712),  # 1.5
+    ((576, 3072), {"width": 4096}, 29_368_320),  # LLaVA-Tri, of three scales
+    ((256, 768), {"width": 2048}, 5_771_264),  # MedM-VL
+    ((729, 1152), {"width": 2048}, 6_557_696),  # with its larger tower
+    ((576, 1024), {"width": 3072}, 12_589_056),  # HealthGPT-M3
+    ((576, 1024), {"width": 5120}, 31_467_520),  # -L14
+    ((1024, 1408), {"width": 4096, "merge": 4, "depth": 1}, 23_072_768),  # MiniGPT-v2
+    ((256, 1408), {"width": 4096, "merge": 4}, 39_854_080),  # Uni-Med without experts
+  ],
+)
+def test_published_connectors(
+  shape: tuple[int, int], fields: dict[str, Any], total: int
+) -> None:
+  assert count(connector_sizes(shape, **{"merge": 1, **fields}), "/") == total
+
+
+def test_uni_meds_experts() -> None:
+  shapes = connector_sizes((256, 1408), width=4096, experts=5, tasks=_TASKS)
+  for part, total in (
+    ("experts", 199_270_400), ("router", 507_781_125), ("task_tokens", 28_160)
+  ):  # fmt: skip
+    assert count(shapes, f"/{part}") == total
+  assert count(shapes, "/") == 727_068_165 - 19_988_480  # of all, LoRA left out
+
+
+def test_blip2s_queries() -> None:
+  """32 queries of a frozen encoder with its class token, then XrayGPT's linear layer."""
+  fields = {"width": 4096, "merge": 1, "depth": 1, "qformer": _QFORMER}
+  shapes = connector_sizes((257, 1408), **fields)
+  attention = 4 * 768 * 768 + 4 * 768
+  cross = attention + 2 * (1408 - 768) * 768
+  mlp = 2 * 768 * 3072 + 3072 + 768
+  norm = 2 * 768
+  total = 12 * (attention + mlp + 2 * norm) + 6 * (cross + norm) + norm + 32 * 768
+  assert count(shapes, "/qformer/") == total == 105_162_240
+  assert count(shapes, "/dense_0/") == 768 * 4096 + 4096
+  assert Connector(**fields).num_slots(257) == 32
+
+
+def test_several_scales_are_one_tower() -> None:
+  fields = zoo.ENCODERS["clip_vit_l14_336"]
+  s2 = Encoder(**fields | {"image_px": 1008, "scales": (336, 672, 1008)})
+  assert (s2.num_tokens, s2.out_width) == (576, 3072)
+  pixels = jnp.zeros((1, 1008, 1008, 3), jnp.uint8)
+  out, made = jax.eval_shape(s2.init_with_output, jax.random.key(0), pixels)
+  assert out.shape == (1, 576, 3072)
+  assert count(tree.flatten(made["params"]), "/") == ENCODERS["clip_vit_l14_336"]
 
 
 def test_a_row_is_a_copy_and_an_unknown_one_is_named() -> None:
