@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from imax_jax import feed
+from imax_jax import mesh as mesh_lib
 from imax_jax import tree
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
@@ -22,6 +24,7 @@ from imax_jax.evaluate import lines
 from imax_jax.evaluate.generate import Generator
 from imax_jax.fisher import expected
 from imax_jax.fisher import grads as grads_lib
+from imax_jax.models.connector import Connector
 from imax_jax.models.vlm import Vlm
 from imax_jax.schema import Answer
 from imax_jax.schema import Entry
@@ -271,3 +274,17 @@ def test_a_model_knows_its_sizes(
   again, same = jax.eval_shape(made, kept)
   assert again.image_tokens.shape == out.image_tokens.shape
   tree.check_same(variables["params"], same["params"], name="from features")
+
+
+def test_every_part_has_a_place_on_a_mesh() -> None:
+  """A router's few outputs are not split over devices, and nothing lacks a rule."""
+  connector = {"merge": 1, "qformer": _QFORMER, "norm_eps": 1e-6, "experts": 3}
+  made = jax.eval_shape(
+    Connector(32, tasks=TASKS, **connector).init,
+    jax.random.key(0), jnp.zeros((1, 9, 16)), jnp.zeros(1, jnp.int32),
+  )["params"]  # fmt: skip
+  mesh = jax.make_mesh((1,), ("fsdp",))
+  placed = tree.flatten(mesh_lib.shardings({"connector": made}, mesh, mesh_lib.FSDP))
+  assert placed["connector/router/dense_1/kernel"].spec == PartitionSpec("fsdp", None)
+  assert placed["connector/experts/dense_0/kernel"].spec[-1] == "fsdp"
+  assert not any(placed["connector/task_tokens"].spec)
