@@ -32,6 +32,10 @@ ROWS, SLOTS, VOCABULARY = 8, 4, 24
 PAPER = ((r"connector/.*", True), (r".*/lora_[ab]", True), (r".*", False))
 HLORA = ((r"connector/.*", True), (r".*/lora_(a|b|route)", True), (r".*", False))
 ALL = ((r"encoder/.*", False), (r".*", True))
+GEMMA = {
+  "tied": True, "window": 3, "global_every": 2, "qk_norm": True, "post_norms": True,
+  "norm_offset": True, "image_both_ways": True,
+}  # fmt: skip
 
 
 _LOSSES: dict[int, object] = {}
@@ -117,8 +121,9 @@ def explicit(loss, trainable, frozen, batch) -> np.ndarray:
     (PAPER, {"fold": True, "unroll": 2}),
     (HLORA, {"lora_rank": 4, "lora_experts": 2, "remat": "inputs"}),
     (ALL, {"tied": True, "qkv_bias": True}),
+    (ALL, GEMMA),
   ],
-  ids=["lora", "folded", "h-lora", "all"],
+  ids=["lora", "folded", "h-lora", "all", "gemma"],
 )
 def test_taps_in_scanned_layers_give_the_gram_of_explicit_gradients(rules, changes):
   model = make_model(**changes)

@@ -54,14 +54,14 @@ TOWER: dict[str, Any] = {
   "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 896, "patch_size": 14,
   "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": False,
 }  # fmt: skip
-VOCABULARY, WIDTH, DEPTH = 264, 64, 6
+VOCABULARY, WIDTH, DEPTH = 264, 64, 3
 IMAGE = VOCABULARY  # the id that stands for an image token: of no row of the embedding
-# Two kinds of layers, the last of three a global one; a window shorter than an image.
+# Two kinds of layers, the last a global one; a window shorter than an image.
 SMALL = PUBLISHED | {
   "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 128,
   "num_hidden_layers": DEPTH, "num_attention_heads": 4, "num_key_value_heads": 2,
   "head_dim": 24, "query_pre_attn_scalar": 40, "sliding_window": 3,
-  "layer_types": 2 * ["sliding_attention", "sliding_attention", "full_attention"],
+  "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
 }  # fmt: skip
 FIELDS = zoo.DECODERS[ROW] | {
   "width": WIDTH, "depth": DEPTH, "num_heads": 4, "num_kv_heads": 2, "head_width": 24,
