@@ -14,14 +14,14 @@ from configs import phantom
 from imax_jax import deliver
 from imax_jax import experiment
 from imax_jax import feed
-from imax_jax import runs
 from imax_jax.data import eye as eye_lib
 from imax_jax.data import images
 from imax_jax.evaluate import predictions
 from imax_jax.schema import Region
 from imax_jax.study import Study
 
-WIDTH, HEIGHT = 64, 128  # the middle half is seen
+WIDTH, HEIGHT = 64, 160
+TOP, BOTTOM = 0.3, 0.7  # of what is seen
 
 
 def config(geometry: str = "crop", boxes: str = "seen") -> ConfigDict:
@@ -60,7 +60,7 @@ def test_boxes_are_counted_and_shown(done: Path) -> None:
     for entry in study.entries(split):
       if isinstance(entry.target, Region):
         _, top, _, bottom = entry.target.box
-        left = (min(bottom, 0.75) - max(top, 0.25)) / (bottom - top)
+        left = (min(bottom, BOTTOM) - max(top, TOP)) / (bottom - top)
         kind = "whole" if left > 0.9999 else "cut" if left >= 0.5 else "unseen"
         want.setdefault(entry.subtask, dict.fromkeys(eye_lib.KINDS, 0))[kind] += 1
     assert counts == want, split
@@ -71,17 +71,17 @@ def test_boxes_are_counted_and_shown(done: Path) -> None:
 
 def test_the_unseen_are_not_trained_on_and_are_asked(done: Path) -> None:
   study = Study(config(), done)
-  entries, asked = study.entries("imax_train"), study.asked("imax_train")
+  entries, asked = study.entries("dmax_train"), study.asked("dmax_train")
   assert [entry.id for entry in entries] == [entry.id for entry in asked]
-  counts = json.loads((done / "sight/imax_train/boxes.json").read_text("utf8"))
+  counts = json.loads((done / "sight/dmax_train/boxes.json").read_text("utf8"))
   unseen = sum(of["unseen"] for of in counts.values())
-  fed, _ = feed.batches(
-    study, *runs.examples_of(study, "imax_train"), num_steps=1, seed=0
-  )
+  records = study.records("dmax_train")
+  none = np.zeros(0, np.uint8)
+  fed, _ = feed.batches(study, records, lambda: none, num_steps=1, seed=0)
   taught = [one.entry for image in fed._images for one in image.entries]
   assert 0 < unseen == len(entries) - len(taught)
   frames = {e.target.frame for e in taught if isinstance(e.target, Region)}
-  assert frames == {(0.0, 0.25, 1.0, 0.75)}
+  assert frames == {(0.0, TOP, 1.0, BOTTOM)}
   test = {entry.id: entry for entry in study.asked("imax_test")}
   kept = predictions.read_predictions(done / "predictions/imax-s0.jsonl", test)
   assert len(kept) == len(study.entries("imax_test"))
@@ -96,7 +96,7 @@ def test_features_are_of_the_seen_picture(done: Path) -> None:
   [record, *_] = study.records("imax_test")
   film = images.decode(record.image)
   assert film.shape == (HEIGHT, WIDTH)
-  shown = images.decode(images.encode_png(film[32:96]))
+  shown = images.decode(images.encode_png(film[48:112]))
   want = np.asarray(Image.fromarray(shown).resize((32, 32), Image.Resampling.BICUBIC))
   off = study.eye.pixels(record.image)[2:-2, :, 0].astype(int) - want[2:-2]
   assert np.abs(off).max() <= 1
@@ -129,11 +129,11 @@ def test_predict_asks_and_answers_in_the_picture(
   said = [("<100><0><900><1000>", -0.1, 9)]
   monkeypatch.setattr(Study, "answer", lambda *_: said)
   asked = {"image": str(path), "checkpoint": str(done / "runs/imax-s0")}
-  for task, question in (("rec", "heart"), ("reg", "<100><250><900><500>")):
+  for task, question in (("rec", "heart"), ("reg", "<100><300><900><500>")):
     request = asked | {"task": task, "question": question}
     experiment.run(config(), done, ["predict"], request)
   rec, reg = (
     json.loads(part + "}") for part in capsys.readouterr().out.split("\n}\n")[:2]
   )
-  assert (rec["text"], rec["box"]) == ("<100><0><900><1000>", "<100><250><900><750>")
+  assert (rec["text"], rec["box"]) == ("<100><0><900><1000>", "<100><300><900><700>")
   assert "<100><0><900><500>" in reg["prompt"]

@@ -42,7 +42,6 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class _Picture(NamedTuple):
@@ -69,21 +68,17 @@ def decode(data: bytes, *, name: str = "image", colour: bool = False) -> np.ndar
   return np.asarray(_read(data, name, colour).image)
 
 
-def size_of(data: bytes, *, name: str = "image") -> tuple[int, int]:
-  """Width and height of an encoded image, upright; its header alone is read.
+def size_of(stored: bytes, *, name: str = "image") -> tuple[int, int]:
+  """Width and height of a stored picture, which is upright; its header alone is read.
 
   Raises:
     ValueError: the bytes are not a readable image.
   """
-  if dicom.is_dicom(data):
-    height, width = dicom.decode(data, name=name).shape
-    return width, height
   try:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-      width, height = file.size
-      return (height, width) if _orientation(file) in _ON_ITS_SIDE else (width, height)
+    with Image.open(io.BytesIO(stored), formats=_FORMATS) as file:
+      return file.size
   except (*_BOMB, *_UNREADABLE) as error:
-    raise _unreadable(data, name, error) from error
+    raise _unreadable(stored, name, error) from error
 
 
 def to_pixels(
