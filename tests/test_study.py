@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -573,6 +574,22 @@ def test_the_door_answers_in_one_line(
   assert "Traceback" not in text
   if code:
     assert len(answer.stderr.strip().splitlines()) <= 2, answer.stderr
+
+
+def test_programs_are_kept_in_the_work_directory_unless_another_folder_is_named(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  before = jax.config.values["jax_compilation_cache_dir"]
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+  main._keep_programs(tmp_path)
+  assert jax.config.values["jax_compilation_cache_dir"] == before
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  try:
+    main._keep_programs(tmp_path)
+    found = jax.config.values["jax_compilation_cache_dir"]
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  assert found == str(tmp_path / "programs")
 
 
 def test_the_flags_that_help_shows_exist() -> None:
