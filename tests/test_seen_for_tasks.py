@@ -239,7 +239,13 @@ def test_answers_are_those_of_one_at_a_time(
 
 # ── Sizes that a model tells of itself ────────────────────────────────────────────
 
-_QFORMER = {"queries": 6, "width": 8, "depth": 2, "num_heads": 2, "mlp_width": 16}
+_QFORMER: dict[str, Any] = {
+  "queries": 6,
+  "width": 8,
+  "depth": 2,
+  "num_heads": 2,
+  "mlp_width": 16,
+}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,12 @@ def test_a_model_knows_its_sizes(
 
 def test_every_part_has_a_place_on_a_mesh() -> None:
   """A router's few outputs are not split over devices, and nothing lacks a rule."""
-  connector = {"merge": 1, "qformer": _QFORMER, "norm_eps": 1e-6, "experts": 3}
+  connector: dict[str, Any] = {
+    "merge": 1,
+    "qformer": _QFORMER,
+    "norm_eps": 1e-6,
+    "experts": 3,
+  }
   made = jax.eval_shape(
     Connector(32, tasks=TASKS, **connector).init,
     jax.random.key(0), jnp.zeros((1, 9, 16)), jnp.zeros(1, jnp.int32),

@@ -107,7 +107,7 @@ def test_the_papers_model() -> None:
 
 
 # BLIP-2's: BERT-base's sizes. Its text half, embeddings and head are not ours.
-_QFORMER = {
+_QFORMER: dict[str, Any] = {
   "queries": 32, "width": 768, "depth": 12, "num_heads": 12, "mlp_width": 3072,
 }  # fmt: skip
 _TASKS = ("vqa", "rec", "reg", "report", "multi_class")  # Uni-Med has as many
@@ -187,7 +187,9 @@ def test_uni_meds_experts() -> None:
 
 def test_blip2s_queries() -> None:
   """32 queries of a frozen encoder with its class token, then XrayGPT's linear layer."""
-  fields = {"width": 4096, "merge": 1, "depth": 1, "qformer": _QFORMER}
+  fields: dict[str, Any] = {
+    "width": 4096, "merge": 1, "depth": 1, "qformer": _QFORMER,
+  }  # fmt: skip
   shapes = connector_sizes((257, 1408), **fields)
   attention = 4 * 768 * 768 + 4 * 768
   cross = attention + 2 * (1408 - 768) * 768
