@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from imax_jax import schema
 from imax_jax.models import scales
 from imax_jax.models import storage
+from imax_jax.models.block import RmsNorm
 from imax_jax.models.lora import Dense
 from imax_jax.models.qformer import QFormer
 
@@ -69,19 +70,6 @@ class _Router(nn.Module):
     dense = partial(Dense, use_bias=True, dtype=self.dtype)
     x = nn.gelu(dense(4 * x.shape[-1], name="dense_0")(x), approximate=False)
     return dense(self.experts, name="dense_1")(x).astype(jnp.float32)
-
-
-class _OffsetNorm(nn.Module):
-  """Gemma's RMS norm, whose weight is what stands here and 1."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-    return x * (1 + scale)
 
 
 class Connector(nn.Module):
@@ -198,7 +186,7 @@ class Connector(nn.Module):
       x = QFormer(**{"dtype": self.dtype, **self.qformer}, name="qformer")(x)
     x = scales.averaged(x, self.pool)
     if self.norm_eps:
-      x = _OffsetNorm(self.norm_eps, name="norm")(x)
+      x = RmsNorm(self.norm_eps, offset=True, name="norm")(x)
     x = x.reshape(len(x), slots, -1)
     dense = partial(Dense, self.width, use_bias=self.bias, dtype=self.dtype)
     if not self.experts:
