@@ -79,9 +79,9 @@ def test_half_precision_is_summed_in_single(tmp_path: pathlib.Path) -> None:
   there = delta.found.parts["decoder"]
   name = "model.layers.0.mlp.up_proj.weight"
   there[name] = np.full_like(there[name], 3e4).astype(np.float16)
-  delta.base[name] = np.full_like(delta.base[name], -2.5e4 - 8).astype(np.float32)
+  delta.base[name] = np.full_like(delta.base[name], -25013).astype(np.float32)
   got = delta.convert()["decoder/layers/mlp/up/kernel"]
-  want = (np.float32(np.float16(3e4)) - np.float32(25008)).astype(np.float16)
+  want = (np.float32(np.float16(3e4)) - np.float32(25013)).astype(np.float16)
   np.testing.assert_array_equal(got[0], np.full_like(got[0], want))
 
 
