@@ -33,9 +33,10 @@ settings.load_profile("same_everywhere")
 
 # The files that take longest come first, or one of two workers ends with them alone.
 _LONGEST = (
-  "test_study.py", "test_checkpoint.py", "test_hosts.py", "test_disk.py", "test_features.py",
-  "test_generate.py", "test_accumulation.py", "test_resume.py", "test_fisher_model.py",
-  "test_peers.py", "test_parameters.py", "test_topology.py",
+  "test_study.py", "test_hosts.py", "test_disk.py", "test_checkpoint.py", "test_resume.py",
+  "test_models.py", "test_features.py", "test_generate.py", "test_fisher_model.py",
+  "test_parity.py", "test_topology.py", "test_peers.py", "test_accumulation.py",
+  "test_parameters.py",
 )  # fmt: skip
 
 
