@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -10,7 +12,10 @@ import numpy as np
 import published_weights
 import pytest
 
+from imax_jax import mesh
 from imax_jax import tree
+from imax_jax.ledger import plain
+from imax_jax.parameters import Parameters
 from imax_jax.weights import checkpoints
 from imax_jax.weights import convert
 from imax_jax.weights import editions
@@ -488,3 +493,37 @@ def test_gemma3_is_what_transformers_loads(tmp_path: pathlib.Path) -> None:
   )
   name = "model.multi_modal_projector.mm_input_projection_weight"
   np.testing.assert_array_equal(held[name].numpy(), params["connector/dense_0/kernel"])
+
+
+# ── Systems at their full size ────────────────────────────────────────────────────
+
+# page: layout, {file: tensors, parameters}. Totals are the published ones; Uni-Med's row
+# has two tasks more than Uni-Med.
+SYSTEMS = {
+  "healthgpt_m3": ("healthgpt", {"com_hlora_weights.bin": (388, 102_891_520 + 12_589_056)}),
+  "uni_med": ("unimed", {"checkpoint_0.pth": (477 + 2, 727_068_165 + 2 * 5632)}),
+  "minigpt_med": ("minigpt", {"checkpoint_0.pth": (130, 23_072_768 + 33_554_432)}),
+  "xraygpt": (
+    "minigpt", {"checkpoint_0.pth": (2, 3_149_824), "llm/": (291, 6_738_415_616)}
+  ),
+  "llava_tri": ("llava", {"/": (295, 8_030_261_248 + 29_368_320)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_a_page_trains_has_names(name: str, tmp_path: pathlib.Path) -> None:
+  layout, want = SYSTEMS[name]
+  c = importlib.import_module(f"configs.zoo.{name}").get_config()
+  parameters = Parameters(c, mesh.make_mesh(c.mesh), tmp_path)
+  planned = publish.plan(
+    editions.edition(layout),
+    tree.flatten(parameters.abstract),
+    frozenset(tree.flatten(parameters.trainable)),
+    plain(c.model),
+  )
+  assert want == {
+    found.file.name: (
+      len(found.items), sum(math.prod(item.tensor.shape) for item in found.items)
+    )
+    for found in planned
+  }  # fmt: skip

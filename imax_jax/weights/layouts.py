@@ -136,6 +136,8 @@ class Row(NamedTuple):
     """The shape of the published tensor (of one layer's) that a leaf has a part in."""
     *leading, last = self.share(leaf)
     own = (*leading, last * self.cut[1])
+    if self.form is MATRIX:  # which would be copied, and is most of a model
+      return own[::-1]
     return self.form.to_published(np.broadcast_to(np.uint8(0), own)).shape
 
 
