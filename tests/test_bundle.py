@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -288,19 +289,15 @@ def test_published_whole(
 
 
 def test_added_tokens_are_in_a_published_tokenizer(
-  done: Path, foundation: Path, tmp_path: Path
+  foundation: Path, tmp_path: Path
 ) -> None:
-  c = published(config(foundation), "llava")
-  study = Study(c, tmp_path)
-  study.tokenizer.add_special_tokens({"additional_special_tokens": ["<im_start>"]})
-  with c.unlocked():
-    c.added_tokens = ("<im_start>",)
-  publication.publish(study, {"checkpoint": str(done / RUN)})
-  out = tmp_path / "published/imax-s0"
-  back = tokenizer_lib.load(out)
-  number = back.get_vocab()["<im_start>"]
-  assert json.loads((out / "added_tokens.json").read_text()) == {"<im_start>": number}
-  assert json.loads((out / "config.json").read_text())["mm_use_im_start_end"] is True
+  tokenizer = tokenizer_lib.load(foundation / "tokenizer.json")
+  tokenizer.add_special_tokens({"additional_special_tokens": ["<im_start>"]})
+  facts: Any = SimpleNamespace(added_tokens=("<im_start>",))
+  publication._write_tokenizer(tmp_path, tokenizer, facts)
+  number = tokenizer_lib.load(tmp_path).get_vocab()["<im_start>"]
+  said = json.loads((tmp_path / "added_tokens.json").read_text())
+  assert said == {"<im_start>": number}
 
 
 def test_publish_refuses_before_it_reads(
