@@ -365,24 +365,42 @@ def measures(name: str) -> list[Measure]:
       losses.append(torch.nn.functional.cross_entropy(said, answer, reduction="none"))
   torch.cat(losses).mean().backward()
   own, frozen = tree.split(params, trained(name))
+  grads, output = _differentiated(model, own, frozen, batch)
+  wanted = reference.params(own, grads=True)
+  image_tokens = np.stack([found.detach().numpy() for found in tokens])
+  return _compared(name, batch, logits, image_tokens, output, grads, wanted)
+
+
+def _differentiated(model: Vlm, own: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
+  """Gradients of the token mean, and the model's output."""
 
   def loss(own: Any) -> tuple[jax.Array, Any]:
     params = tree.merge(own, frozen)
     sums, weights = model.apply({"params": params}, batch, method="loss")
     return sums.sum() / weights.sum(), model.apply({"params": params}, batch)
 
-  grads, output = models.jit(jax.grad(loss, has_aux=True))(own)
+  found: tuple[Any, Any] = models.jit(jax.grad(loss, has_aux=True))(own)
+  return found
+
+
+def _compared(
+  name: str,
+  batch: Any,
+  logits: dict[tuple[int, int], np.ndarray],
+  image_tokens: np.ndarray,
+  output: Any,
+  grads: Any,
+  wanted: tree.Tree,
+) -> list[Measure]:
+  """logits: {(image, segment): [T, V]} of the reference."""
   got = []
   for image, segment in logits:
     seen = (batch["segment"] == 0) | (batch["segment"] == segment)
     got.append(np.asarray(output.logits)[(batch["image"] == image) & seen])
   both = [np.concatenate(rows) for rows in (got, list(logits.values()))]
-  wanted = reference.params(own, grads=True)
-  image_tokens = np.stack([found.detach().numpy() for found in tokens])
+  tokens = models.far(output.image_tokens, image_tokens)
   return [
-    Measure(
-      name, "image tokens", models.far(output.image_tokens, image_tokens), models.EXACT
-    ),
+    Measure(name, "image tokens", tokens, models.EXACT),
     Measure(name, "logits", models.far(*both), models.EXACT),
     Measure(name, "gradients (L2)", _farthest(grads, wanted), models.GRADIENT),
   ]
@@ -399,6 +417,101 @@ def _farthest(got: tree.Tree, want: tree.Tree) -> float:
     assert np.linalg.norm(wanted.pop(path)) < 1e-5 * largest, path
     assert np.linalg.norm(have.pop(path)) < 1e-5 * largest, path
   return models.farthest(have, wanted)
+
+
+# ── Today's row ───────────────────────────────────────────────────────────────────
+
+TODAY = "medgemma_4b"
+# Behind the vocabulary, as transformers' default image token is.
+_IMAGE = _VOCABULARY
+_LAYERS = ("sliding_attention", "sliding_attention", "full_attention")
+
+
+def today_fields() -> dict[str, Any]:
+  """MedGemma's, narrow; without LoRA, which other rows have."""
+  model = zoo.model(TODAY)
+  sizes = {"width": 48, "depth": 2, "num_heads": 4, "mlp_width": 80}
+  plain = {"dtype": "float32", "kernel_dtype": "float32"}
+  return {
+    "encoder": model["encoder"] | sizes | plain | {"image_px": 32, "patch_px": 4},
+    "connector": model["connector"] | {"dtype": "float32"},
+    "decoder": model["decoder"] | plain | {
+      "width": 64, "depth": 3, "num_heads": 4, "num_kv_heads": 2, "head_width": 24,
+      "mlp_width": 128, "vocab_size": _VOCABULARY, "window": 3, "global_every": 3,
+      "query_scale": 40**-0.5, "remat": "", "lora_rank": 0,
+    },
+  }  # fmt: skip
+
+
+def _today_reference() -> Any:
+  d = today_fields()["decoder"]
+  text = {
+    "vocab_size": _VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+    "intermediate_size": 128, "sliding_window": 3, "layer_types": list(_LAYERS),
+    "query_pre_attn_scalar": 40, "pad_token_id": 0,
+    "rope_parameters": {
+      "full_attention": {
+        "rope_type": "linear", "factor": d["rope_factor"], "rope_theta": d["rope_base"],
+      },
+      "sliding_attention": {"rope_type": "default", "rope_theta": d["local_rope_base"]},
+    },
+  }  # fmt: skip
+  vision = models.VISION | {
+    "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh",
+    "image_size": 32, "patch_size": 4, "vision_use_head": False,
+  }  # fmt: skip
+  config = transformers.Gemma3Config(
+    text_config=text, vision_config=vision, image_token_index=_IMAGE,
+    mm_tokens_per_image=Vlm(**today_fields()).num_slots,
+  )  # fmt: skip
+  made = transformers.Gemma3ForConditionalGeneration._from_config(
+    config, attn_implementation="eager"
+  )
+  models.randomise(made)
+  projector = made.model.multi_modal_projector
+  projector.mm_input_projection_weight.data *= 0.15  # about as large as embedded text
+  made.requires_grad_(False)
+  projector.requires_grad_(True)
+  made.model.language_model.embed_tokens.requires_grad_(True)
+  return made.eval()
+
+
+def _today_params(
+  tensors: dict[str, torch.Tensor], expected: tree.Tree
+) -> dict[str, Any]:
+  """By the tables that read its files."""
+  names = ("siglip_vision", "gemma3", "hf_gemma3")
+  return models.ours(expected, *((tensors, layout(name)) for name in names))
+
+
+def today_measures() -> list[Measure]:
+  """As `measures`, of all three parts of transformers' own class."""
+  reference, model = _today_reference(), Vlm(**today_fields())
+  held, batch = _batch(model, 1)
+  params = _today_params(dict(reference.state_dict()), _expected(model, batch))
+  pixels = models.published_pixels(batch["pixels"], "siglip")
+  with torch.no_grad():
+    tokens = reference.model.get_image_features(pixels).pooler_output
+  logits, losses = {}, []
+  for number, image in enumerate(held):
+    before = np.where(image.prefix_slot < 0, image.prefix_ids, _IMAGE)
+    for segment, entry in enumerate(image.entries, start=1):
+      ids = np.concatenate([before, entry.prompt_ids, entry.answer_ids])[None]
+      out = reference(
+        input_ids=torch.from_numpy(ids).long(), pixel_values=pixels[number][None],
+        token_type_ids=torch.from_numpy(ids == _IMAGE).long(),
+      ).logits[0]  # fmt: skip
+      logits[number, segment] = out.detach().numpy()
+      answer = torch.from_numpy(entry.answer_ids).long()
+      said = out[-len(answer) - 1 : -1]
+      losses.append(torch.nn.functional.cross_entropy(said, answer, reduction="none"))
+  torch.cat(losses).mean().backward()
+  rules = ((r"connector/.*|decoder/embed/.*", True), (r".*", False))
+  own, frozen = tree.split(params, rules)
+  grads, output = _differentiated(model, own, frozen, batch)
+  wanted = _today_params(models.gradients(reference), own)
+  return _compared(TODAY, batch, logits, np.asarray(tokens), output, grads, wanted)
 
 
 # ── Answers ───────────────────────────────────────────────────────────────────────

@@ -30,4 +30,6 @@ from configs.zoo import healthgpt_m3
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  return healthgpt_m3.page("HealthGPT-L14", "healthgpt_l14", "phi4", arg)
+  return healthgpt_m3.page(
+    "HealthGPT-L14", "healthgpt_l14", "phi4", "microsoft/phi-4", arg
+  )

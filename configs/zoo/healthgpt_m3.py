@@ -30,11 +30,13 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  return page("HealthGPT-M3", "healthgpt_m3", "phi3", arg)
+  return page(
+    "HealthGPT-M3", "healthgpt_m3", "phi3", "microsoft/Phi-3-mini-4k-instruct", arg
+  )
 
 
-def page(title: str, row: str, style: str, arg: str) -> ConfigDict:
-  """Both releases differ in their rows alone."""
+def page(title: str, row: str, style: str, decoder: str, arg: str) -> ConfigDict:
+  """Both releases differ in their rows alone, and in what their decoder is called."""
   c = baseline.start(title, row, style, arg)
   c.image.geometry = "pad"
   c.trainable = (
@@ -46,4 +48,6 @@ def page(title: str, row: str, style: str, arg: str) -> ConfigDict:
   c.train.lr_scales = ((r"connector/.*", 0.1), (r".*", 1.0))
   c.train.clip_norm = 0.0
   c.publish.layout = "healthgpt"
+  c.publish.encoder = "openai/clip-vit-large-patch14-336"
+  c.publish.decoder = decoder
   return c

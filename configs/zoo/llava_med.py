@@ -39,5 +39,6 @@ def get_config(arg: str = "") -> ConfigDict:
   baseline.whole_decoder(c)
   baseline.llava_recipe(c, peak_lr=2e-5, entries_per_step=64)
   c.train.clip_norm = 1.0
-  c.publish.layout = "llava"
+  c.publish.layout = "llava_v0"
+  c.publish.encoder = "openai/clip-vit-large-patch14"
   return c

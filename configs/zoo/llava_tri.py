@@ -36,4 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.train.clip_norm = 0.0
   c.train.row_tokens = 4096
   c.publish.layout = "llava"
+  c.publish.encoder = "openai/clip-vit-large-patch14-336"
   return c

@@ -36,4 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
   baseline.llava_recipe(c, peak_lr=2e-5, entries_per_step=128)
   c.train.clip_norm = 0.0
   c.publish.layout = "medmvl"
+  c.publish.encoder = "google/siglip-base-patch16-256-multilingual"
+  c.publish.decoder = "Qwen/Qwen2.5-3B-Instruct"
   return c

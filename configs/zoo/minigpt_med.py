@@ -34,7 +34,7 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  c = baseline.start("MiniGPT-Med", "minigpt_med", "llama2", arg)
+  c = baseline.start("MiniGPT-Med", "minigpt_med", "minigpt_med", arg)
   baseline.minigpt_recipe(c, peak_lr=1e-5, final_lr=8e-5)
   c.train.may_rise = True
   c.train.entries_per_step = 12

@@ -32,5 +32,5 @@ def get_config(arg: str = "") -> ConfigDict:
   baseline.minigpt_recipe(c, peak_lr=1e-5, final_lr=1e-7)
   c.train.entries_per_step = 8
   c.train.warmup_fraction = 0.1
-  c.publish.layout = "minigpt"
+  c.publish.layout = "unimed"
   return c
