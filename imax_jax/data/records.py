@@ -137,9 +137,9 @@ def tokenize_record(
     except ValueError as error:
       raise ValueError(f"entry {entry.id}: {error}") from None
     ids = (np.array(prompt, np.int32), np.array(answer, np.int32))
-    entries.append(TokenizedEntry(*ids, entry, lead))
+    entries.append(TokenizedEntry(*ids, entry, lead=lead))
   prefix = prefix_of(tokenizer, num_slots, style.training)
-  image = TokenizedImage(record.image_id, *prefix, tuple(entries), layout.taught)
+  image = TokenizedImage(record.image_id, *prefix, tuple(entries), taught=layout.taught)
   check_image(image, tokenizer, num_slots=num_slots, row_tokens=row_tokens, style=style)
   return image
 
