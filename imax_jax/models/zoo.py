@@ -183,7 +183,9 @@ MODELS: dict[str, Row] = {
     "clip_vit_l14_336", "phi4", _MLP,
     {"lora_rank": 32, "lora_alpha": 64.0, "lora_experts": 4},
   ),
-  # One that is not in the paper: what a laboratory may choose now.
+  # Not in the paper: what most of these descend from (Vicuna v1.5 is of LLaMA-2), …
+  "llava_15_7b": Row("clip_vit_l14_336", "llama2_7b", _MLP, {}),
+  # … and what a laboratory may choose now.
   "medgemma_4b": Row(
     "siglip_so400m_896", "gemma3_4b",
     {"merge": 1, "depth": 1, "pool": 4, "bias": False, "norm_eps": 1e-6},
