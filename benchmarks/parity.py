@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from tests import parity_models as models
+from tests import parity_rows as rows
 from tests import parity_vlm as vlm
 from tests.parity_models import Measure
 
@@ -37,6 +38,12 @@ def measures() -> Iterator[Measure]:
     f"greedy answers that differ, of {len(theirs)} (nearest second choice {gap:.1e})"
   )
   yield Measure(vlm.ROW, said, wrong, 0)
+  for name in rows.ROWS:
+    yield from rows.measures(name)
+    ours, theirs = rows.answers(name)
+    wrong = sum(one != other for one, other in zip(ours, theirs, strict=True))
+    yield Measure(name, f"greedy answers that differ, of {len(theirs)}", wrong, 0)
+  yield from rows.today_measures()
   yield from models.narrow_measures()
 
 
