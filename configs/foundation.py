@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model = study.model
   c.prompt = study.prompt
   c.added_tokens = study.added_tokens
+  c.image = study.image
   # The foundation has no low-rank pairs: they belong to what is trained on top of it.
   c.model.decoder.lora_rank = 0
   c.foundation = ""

@@ -168,8 +168,8 @@ def test_a_device_holds_its_part_of_every_tensor(found):
   counters = 8  # Adam's and the schedule's
   assert held["optimizer state"] == 2 * trained + counters
   # Two rows of 24: five int32 and a float32; places of half of them; 8 entries make one
-  # image a device.
-  assert held["batch"] == 2 * 24 * 6 * 4 + 24 * 4 + 16 * 16 * 4
+  # image a device, with its task's number.
+  assert held["batch"] == 2 * 24 * 6 * 4 + 24 * 4 + 16 * 16 * 4 + 4
   # By hand: q [2, 16, 16] in bfloat16, an eighth of its rows.
   assert found["leaves"]["decoder/layers/attn/q/kernel"] == [
     [2, 16, 16], 2, "P(None, 'fsdp', None)"

@@ -16,7 +16,9 @@ from imax_jax.study import UsageError
 
 def config(**published: str) -> ConfigDict:
   c = phantom.get_config()
-  c.published = {"encoder": "package", "decoder": "package", "adapter": ""} | published
+  asked = {"encoder": "package", "decoder": "package"} | published
+  rest = {"adapter": "", "base": "", "qformer": "", "drop_rows": 0}
+  c.published = rest | asked
   c.foundation = "converted"
   return c
 

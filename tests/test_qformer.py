@@ -120,7 +120,7 @@ def test_as_large_as_blip2s() -> None:
   assert sum(leaf.size for leaf in made.values()) == want + 32 * 768
 
 
-@pytest.mark.parametrize("variant", [{"cross_every": 4}, {"norm_eps": 1e-4}])
+@pytest.mark.parametrize("variant", [{"cross_every": 4}, {"norm_eps": 1e-3}])
 def test_another_variant_is_seen(
   reference: tuple[Any, Any], variant: dict[str, Any]
 ) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from imax_jax import feed
 from imax_jax import mesh as mesh_lib
 from imax_jax import tree
+from imax_jax.data import eye
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.pipeline import Batches
@@ -91,6 +92,7 @@ def study(tokenizer: Any, model: Vlm = MODEL) -> Any:
   train = ConfigDict({"row_tokens": ROW})
   return SimpleNamespace(
     model=model, tokenizer=tokenizer, num_slots=model.num_slots, style=style,
+    eye=eye.of({"geometry": "stretch", "boxes": "picture"}, model.encoder),
     config=SimpleNamespace(train=train),
   )  # fmt: skip
 

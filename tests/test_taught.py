@@ -15,11 +15,11 @@ from test_templates import entry_of
 from test_templates import record_of
 
 from imax_jax import tree
-from imax_jax.data import packing
 from imax_jax.data import pipeline
 from imax_jax.data import records
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.data.weighting import weigh
 from imax_jax.fisher import expected
 from imax_jax.fisher import grads
 from imax_jax.models.vlm import Vlm
@@ -68,7 +68,7 @@ def test_what_is_taught_is_weighed_once_for_each_entry(
   batch = batches(images, pixels, weighting="entry")[0]
   taught = batch["loss_weight"] * (np.roll(batch["text"], -1, 1) == mark)
   taught = taught * (batch["segment"] == 0)
-  weight_of = packing.weigh("entry")
+  weight_of = weigh("entry")
   for number, image in enumerate(images):
     [place] = image.taught
     assert image.prefix_ids[place] == mark

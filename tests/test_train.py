@@ -511,7 +511,7 @@ def test_packed_and_separate_rows_train_the_model_alike():
   missing = len(separate["text"]) - len(packed["text"])
   assert missing > 0
   # Rows of padding, which must not matter, make the shapes equal: one compilation.
-  for name in set(packed) - {"pixels", "supervised"}:
+  for name in set(packed) - {"pixels", "supervised", "task"}:
     padding = np.full((missing, 32), -1 if name in ("image", "slot") else 0)
     packed[name] = np.concatenate([packed[name], padding]).astype(separate[name].dtype)
   shapes = jax.eval_shape(model.init, jax.random.key(0), packed)["params"]

@@ -25,6 +25,9 @@ ENCODERS = {
   "eva_vit_g14_448": 985_894_528 + 768 * 1408,
   "clip_vit_l14": 303_179_776 - _CLIP_BLOCK - 2 * 1024,
   "clip_vit_l14_336": 303_507_456 - _CLIP_BLOCK - 2 * 1024,
+  # More scales and a token that is kept need no number more.
+  "eva_vit_g14_class": 985_894_528,
+  "clip_vit_l14_336_s2": 303_507_456 - _CLIP_BLOCK - 2 * 1024,
   "siglip_b16_256": 85_843_200 - 2 * 768,
   "siglip_so400m_384": 412_987_248 - 2 * 1152,
   # tests/test_gemma.py counts both with transformers' classes.
