@@ -71,6 +71,7 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
   t = c.train
   t.update({key: page.train[key] for key in _KEPT})
   t.runs = page.train.runs
+  t.epochs = 1.0
   t.row_tokens = 640  # a toy tokenizer spells a system's words letter by letter
   peak = _PEAK if page.model.decoder.lora_rank else _PEAK_WHOLE
   t.peak_lr, t.final_lr = peak, peak * page.train.final_lr / page.train.peak_lr
