@@ -538,7 +538,7 @@ def answers(name: str) -> tuple[list[list[int]], list[list[int]]]:
   ]
   _, batch = _batch(model, len(tasks) or 1)
   params = reference.params(_expected(model, batch))
-  found = generator(params, held, asked, tasks=["vqa"] * len(asked) if tasks else None)
+  found = generator(params, held, asked, tasks=["vqa"] * len(asked))
   got: Any = [generated.text for generated in found]
   template = templates.STYLES["llama2"].evaluation
   spoken = templates.layout_of(tokenizer, template)
