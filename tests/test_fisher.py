@@ -320,6 +320,20 @@ def test_the_paper_s_model_has_450_scalars_and_the_toy_58():
     assert gram.num_scalars(scalars) == expected
 
 
+def test_each_expert_has_matrices_of_its_own():
+  """Uni-Med's paper counts five MLPs of two matrices and a router of two."""
+  shapes = {
+    "connector": {
+      "experts": {"dense_0": {"kernel": np.zeros((5, 4, 3)), "bias": np.zeros((5, 3))}},
+      "router": {"dense_0": {"kernel": np.zeros((8, 16)), "bias": np.zeros(16)}},
+    }
+  }
+  scalars = gram.choose_scalars(shapes, seed=0)
+  assert {path: len(found) for path, found in scalars.items()} == {
+    "connector/experts/dense_0/kernel": 5, "connector/router/dense_0/kernel": 1
+  }  # fmt: skip
+
+
 def test_scalars_depend_on_the_seed_alone_and_survive_json():
   shapes = paper_shapes(4, scanned=True)
   first = gram.choose_scalars(shapes, seed=5)

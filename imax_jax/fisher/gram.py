@@ -37,8 +37,8 @@ KINDS = ("sampled", "exact")
 # {path: flat index of one scalar in each matrix of the leaf}. A scanned leaf [L, …]
 # stacks L matrices and has L indices; any other leaf is one matrix and has one.
 Scalars = dict[str, tuple[int, ...]]
-# Leaves whose leading axis is that of scanned layers.
-SCANNED = r"(.*/)?layers/.*"
+# Leaves whose leading axis is that of scanned layers, or of a connector's experts.
+SCANNED = r"(.*/)?(layers|experts)/.*"
 
 
 def num_matrices(path: str, leaf: Any) -> int:
