@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model = ConfigDict(zoo.model("imax_7b"))
   c.published = {
     "encoder": "", "decoder": "", "adapter": "", "base": "", "qformer": "",
-    "drop_rows": 0,
+    "needs": ("encoder", "decoder"), "drop_rows": 0,
   }  # fmt: skip
   c.foundation = "converted"
   t = c.train

@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model = ConfigDict(zoo.model("smollm2"))
   c.published = {
     "encoder": "package", "decoder": "", "adapter": "", "base": "", "qformer": "",
-    "drop_rows": 0,
+    "needs": ("encoder", "decoder"), "drop_rows": 0,
   }  # fmt: skip
   t = c.train
   t.runs = ("imax",)

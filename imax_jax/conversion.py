@@ -45,6 +45,7 @@ def convert(study: Study) -> None:
         study.parameters.abstract,
         folder,
         vocabulary=vocabulary,
+        fits=study.fit_tokenizer,
         tick=tick,
       )
 
@@ -54,17 +55,20 @@ def convert(study: Study) -> None:
 def published(study: Study) -> dict[str, Path]:
   """{part: path} that the config's `published` names; "package" is what ships.
 
-  Beside the parts (`convert.convert`) it may hold `drop_rows`: how many last rows of a
-  vocabulary that is longer than the model's are left out.
+  Beside the parts (`convert.convert`) it holds `needs`, those that must be given, and
+  `drop_rows`: how many last rows of a vocabulary that is longer than the model's are left
+  out.
 
   Raises:
-    FileNotFoundError: a path that is not there, or an encoder or decoder without one.
+    FileNotFoundError: a path that is not there, or a needed part without one.
   """
   named = {
-    part: path for part, path in study.config.published.items() if part != "drop_rows"
+    part: path
+    for part, path in study.config.published.items()
+    if part not in ("drop_rows", "needs")
   }
   flags = {part: f"--config.published.{part}" for part in named}
-  for part in ("encoder", "decoder"):
+  for part in study.config.published.needs:
     if not named[part]:
       raise FileNotFoundError(
         f"convert: no published {part}: give its file or folder by {flags[part]}=PATH"

@@ -57,6 +57,11 @@ def publish(study: Study, request: Mapping[str, str | None]) -> None:
   dtype = request.get("dtype") or ""
   trainable = frozenset(tree_lib.flatten(study.parameters.trainable))
   with contextlib.ExitStack() as stack:
+    if asked["base"] and not edition.differs:
+      raise ValueError(
+        f"publish: layout {edition.name} holds no differences, but publish.base is "
+        f"{asked['base']}; leave it empty"
+      )
     base = _base(study, asked, stack)
     # Refused on shapes alone, before gigabytes are read.
     flat = tree_lib.flatten(study.parameters.abstract)

@@ -98,6 +98,18 @@ class Study:
   def model(self) -> Vlm:
     return self.parameters.model
 
+  def fit_tokenizer(self, found: PreTrainedTokenizerFast) -> None:
+    """Adds the config's tokens to a decoder's tokenizer.
+
+    Raises:
+      ValueError: their ids or rows are taken, or the prompt style needs other marks.
+    """
+    size = self.config.model.decoder.vocab_size
+    tokenizer_lib.add_tokens(found, tuple(self.config.added_tokens), size)
+    tokenizer_lib.check_vocabulary(found, size)
+    for template in (self.style.training, self.style.evaluation):
+      templates.layout_of(found, template)
+
   @property
   def num_slots(self) -> int:
     """S, the image tokens of an image."""
@@ -112,8 +124,7 @@ class Study:
       found = tokenizer_lib.load(
         tokenizer_lib.source_of(self.parameters.foundation.tokenizer)
       )
-      tokenizer_lib.add_tokens(found, added, size)
-      tokenizer_lib.check_vocabulary(found, size)
+      self.fit_tokenizer(found)
       return found
 
     def make(folder: Path) -> None:

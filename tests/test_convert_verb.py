@@ -18,6 +18,7 @@ def config(**published: str) -> ConfigDict:
   c = phantom.get_config()
   asked = {"encoder": "package", "decoder": "package"} | published
   rest = {"adapter": "", "base": "", "qformer": "", "drop_rows": 0}
+  rest |= {"needs": ("encoder", "decoder")}
   c.published = rest | asked
   c.foundation = "converted"
   return c

@@ -13,6 +13,7 @@ from published_systems import SYSTEMS
 
 from imax_jax import tree
 from imax_jax.weights import load
+from imax_jax.weights import own
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights.convert import convert
 from imax_jax.weights.vocabulary import Vocabulary
@@ -119,6 +120,33 @@ def test_every_damage_is_named(name: str) -> None:
         assert damage == "missing" or key in message, message
         cases += 1
   assert cases > 20
+
+
+def _of(place: tuple[str, int | None], pieces: list[plan_lib.Piece]) -> Any:
+  """(the group of what they fill, a piece) of those that an adapter's file holds."""
+  return [
+    (own.group_of(place[0]), piece)
+    for piece in pieces
+    if piece.source.layout.part == "adapter"
+  ]
+
+
+@pytest.mark.parametrize("group", ["connector", "adapter"])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_file_without_half_of_what_was_trained_is_refused(
+  name: str, group: str
+) -> None:
+  """Connector and LoRA of a system lie in its files together, or are no system's."""
+  found = SYSTEMS[name]()
+  pieces = [piece for some in plan(found).slabs.items() for piece in _of(*some)]
+  taken = {piece.name for kind, piece in pieces if kind == group}
+  if not taken or not any(piece.source.layout.whole for _, piece in pieces):
+    pytest.skip("it has none of it, or PEFT's files, which may hold LoRA alone")
+  for arrays in {id(a): a for a in found.parts.values()}.values():
+    for key in taken & arrays.keys():
+      del arrays[key]
+  with pytest.raises(ValueError, match="missing|expected a published"):
+    plan(found)
 
 
 # Names of what our models do not read.

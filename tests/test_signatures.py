@@ -136,7 +136,10 @@ def test_a_tensor_in_both_files_is_refused(tmp_path: pathlib.Path) -> None:
   ("base", "row", "says"),
   [
     ("mistralai/Mistral-7B-Instruct-v0.2", "llama2_7b", "num_kv_heads 8 where .* 32"),
-    ("/data/vicuna-7b-v1.5/", "llama2_7b", "norm_eps 1e-06 where the model has 1e-05"),
+    ("/data/vicuna-7b-v1.1/", "llama2_7b", "norm_eps 1e-06 where the model has 1e-05"),
+    ("/data/vicuna-7b-v1.5/", "llama2_7b", ""),
+    ("huggyllama/llama-7b", "llama2_7b", "norm_eps 1e-06 where"),
+    ("google/medgemma-4b-it", "llama2_7b", "width 2560 where"),
     ("meta-llama/Llama-2-7b-chat-hf", "llama3_8b", "mlp_width 11008 where"),
     ("meta-llama/Llama-2-7b-chat-hf", "llama2_7b", ""),
     ("my/own", "llama2_7b", ""),

@@ -12,13 +12,17 @@ from configs import imax_7b
 from imax_jax.models import zoo
 
 
-def start(title: str, row: str, style: str, arg: str) -> ConfigDict:
+def start(
+  title: str, row: str, style: str, arg: str, *, needs: tuple[str, ...] = ("adapter",)
+) -> ConfigDict:
   """A page to be filled in, on the data of configs/imax_data.py.
 
   Args:
     title: as the paper's Table 1 has it, by which `report --runs` finds the paper's line.
     row: of imax_jax/models/zoo.py.
     style: of imax_jax/data/templates.py.
+    needs: what the system's released weights have beside encoder and decoder, and which
+      must be given.
     arg: of the page, which has none; its small form is configs/zoo/phantom.py:NAME.
   """
   if arg:
@@ -31,6 +35,7 @@ def start(title: str, row: str, style: str, arg: str) -> ConfigDict:
   c.verbs = ("build", "convert", "train", "evaluate", "report")
   c.model = ConfigDict(zoo.model(row))
   c.prompt.style = style
+  c.published.needs = (*c.published.needs, *needs)
   c.train.runs = ("dmax", "imax")
   c.fisher.runs = ()
   return c

@@ -33,7 +33,9 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  c = baseline.start("LLaVA-Med", "llava_med", "vicuna_v0", arg)
+  c = baseline.start(
+    "LLaVA-Med", "llava_med", "vicuna_v0", arg, needs=("adapter", "base")
+  )
   c.added_tokens = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
   c.image.geometry = "crop"
   baseline.whole_decoder(c)

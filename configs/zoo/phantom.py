@@ -62,6 +62,7 @@ def get_config(arg: str = "llava_med") -> ConfigDict:
   c.added_tokens = tuple(dict.fromkeys((*page.added_tokens, *marks)))
   c.foundation = "converted"
   c.published = page.published
+  c.published.needs = ("encoder", "decoder")
   c.published.encoder = c.published.decoder = "package"
   c.model = small(page.model, len(c.added_tokens))
   c.trainable = (

@@ -28,7 +28,7 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  c = baseline.start("Uni-Med", "uni_med", "llama2", arg)
+  c = baseline.start("Uni-Med", "uni_med", "llama2", arg, needs=())
   baseline.minigpt_recipe(c, peak_lr=1e-5, final_lr=1e-7)
   c.train.entries_per_step = 8
   c.train.warmup_fraction = 0.1

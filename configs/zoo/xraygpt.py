@@ -34,7 +34,9 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  c = baseline.start("XrayGPT*", "xraygpt", "xraygpt", arg)
+  c = baseline.start(
+    "XrayGPT*", "xraygpt", "xraygpt", arg, needs=("adapter", "qformer")
+  )
   baseline.whole_decoder(c)
   c.trainable = ((r"connector/qformer/.*", False), *c.trainable)
   baseline.minigpt_recipe(c, peak_lr=3e-5, final_lr=1e-5)

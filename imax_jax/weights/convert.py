@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from transformers import PreTrainedTokenizerFast
 
 from imax_jax import ledger
 from imax_jax import tree as tree_lib
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.weights import digests
 from imax_jax.weights import files
+from imax_jax.weights import own
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
 from imax_jax.weights import vocabulary as vocabulary_lib
@@ -53,6 +55,7 @@ def convert(
   out: str | Path,
   *,
   vocabulary: Vocabulary = AS_IT_IS,
+  fits: Callable[[PreTrainedTokenizerFast], None] | None = None,
   tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Makes a foundation of published files; returns what foundation.json says.
@@ -66,6 +69,7 @@ def convert(
     expected: its parameters or their `jax.eval_shape` stand-ins.
     out: the folder, made if missing. Pickles need their size of space beside it.
     vocabulary: tokens that the model has beyond its files, and rows to leave out.
+    fits: raises a ValueError for a tokenizer that the model's prompts can not be put in.
     tick: called with (slices written, slices).
 
   Raises:
@@ -83,11 +87,13 @@ def convert(
     opened = open_sources(sources, model, leaves, Path(scratch), stack)
     plan = plan_lib.make_plan(opened, leaves, vocabulary)
     vocab_size = leaves["decoder/embed/embedding"].shape[0]
-    tokenizer = _tokenizer(opened, vocab_size, Path(scratch))
+    tokenizer = _tokenizer(opened, vocab_size, Path(scratch), fits)
     written = _table(plan)
     _check_room(out, written)
     for path, value in plan.filled.items():
       logging.info("%s is in no file: filled with %g", path, value)
+    for group in sorted({own.group_of(path) for path in plan.absent}):
+      logging.warning("%s: none of it is in a file; it starts fresh", group)
     _write(plan, written, out / WEIGHTS, tick)
     (out / RECORD).unlink(missing_ok=True)
     for file in [*tokenizer, *_settings(opened)]:
@@ -99,7 +105,12 @@ def convert(
   return record
 
 
-def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Path]:
+def _tokenizer(
+  sources: list[Source],
+  vocab_size: int,
+  scratch: Path,
+  fits: Callable[[PreTrainedTokenizerFast], None] | None,
+) -> list[Path]:
   """The decoder's tokenizer.json, if it has one, and what names its special tokens.
 
   Where SentencePiece's tokenizer.model stands alone, one is made of it. Its ids must
@@ -131,6 +142,11 @@ def _tokenizer(sources: list[Source], vocab_size: int, scratch: Path) -> list[Pa
       f"{path}: its largest id is {largest}, but the embedding has {vocab_size} rows; "
       "give the tokenizer of these weights"
     )
+  if fits is not None:
+    try:
+      fits(found)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from error
   return [path, *filter(Path.is_file, map(path.with_name, _TOKENIZER_NAMES))]
 
 

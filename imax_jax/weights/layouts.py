@@ -195,6 +195,8 @@ class Layout:
     resized: whether positions of pictures of another size are interpolated, as the
       publishers' code does; otherwise they are another model's.
     tasks: our name of a task, and the publisher's.
+    whole: its system's files hold connector and LoRA together: what the model has of
+      both must be there. Otherwise one that is absent as a whole starts fresh.
   """
 
   name: str
@@ -210,6 +212,7 @@ class Layout:
   tied: tuple[str, str] | None = None
   resized: bool = False
   tasks: Mapping[str, str] = field(default_factory=dict)
+  whole: bool = False
 
   def of_tasks(self, tasks: tuple[str, ...]) -> Layout:
     """The same with a tensor for each of a model's tasks where a row has "{task}".

@@ -285,10 +285,16 @@ def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
     if path not in held
   }
   names = {row.path: row for source in sources for row in reversed(source.layout.rows)}
+  needed = {
+    group_of(row.path)
+    for source in sources
+    for row in source.layout.rows
+    if source.layout.whole and row.path in plan.leaves
+  }
   given = {path for path, _ in plan.slabs}
   for path, leaf in plan.leaves.items():
     part = group_of(path)
-    if part in own.OPTIONAL and part not in begun:
+    if part in own.OPTIONAL and part not in begun | needed:
       plan.absent.append(path)
     elif path in fill and path not in given:
       plan.filled[path] = fill[path]

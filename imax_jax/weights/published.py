@@ -337,7 +337,10 @@ def check_adapter(
       f"target_modules: {', '.join(sorted(targets))}; the model's lora_targets are "
       f"{', '.join(sorted(has)) or 'none'}"
     )
-  _refuse(path, lines, "Set lora_rank, lora_alpha and lora_targets to the adapter's")
+  remedy = (
+    "Give the adapter of this model, or set lora_rank, lora_alpha and lora_targets"
+  )
+  _refuse(path, lines, f"{remedy} to the adapter's")
   return config
 
 

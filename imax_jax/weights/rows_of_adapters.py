@@ -77,6 +77,7 @@ ADAPTERS = (
   Layout(
     name="unimed_cmoe",
     part="adapter",
+    whole=True,
     marks=(r"moe_layers\.\d+\..*", r"(router|task_tokens)\..*"),
     rows=(*_EXPERTS, *_PAIRS, *_LN_VISION),
     rename=(
@@ -97,6 +98,7 @@ ADAPTERS = (
   Layout(
     name="minigpt",
     part="adapter",
+    whole=True,
     marks=(r"llama_proj\..*",),
     rows=(*_connector("llama_proj"), *_PAIRS, *_LN_VISION),
     rename=((r"^llm_proj\.", "llama_proj."), *_NEWER_NAMES),
@@ -108,12 +110,14 @@ ADAPTERS = (
   Layout(
     name="llava",
     part="adapter",
+    whole=True,
     marks=(r"model\.mm_projector\..*",),
     rows=(*_connector("model.mm_projector"), EMBED),
   ),
   Layout(
     name="hf_llava",
     part="adapter",
+    whole=True,
     marks=(r"multi_modal_projector\.linear_1\.weight",),
     rows=(
       *affine("multi_modal_projector.linear_1", _FIRST, "kernel", MATRIX),
@@ -124,6 +128,7 @@ ADAPTERS = (
   Layout(
     name="gemma3",
     part="adapter",
+    whole=True,
     marks=(r"multi_modal_projector\.mm_input_projection_weight",),
     rows=(
       # Multiplied from the right, as ours.
@@ -139,12 +144,14 @@ ADAPTERS = (
   Layout(
     name="medmvl",
     part="adapter",
+    whole=True,
     marks=(r"connector_image\.connector\..*",),
     rows=_connector("connector_image.connector"),
   ),
   Layout(
     name="healthgpt",
     part="adapter",
+    whole=True,
     marks=(r"base_model\..*\.lora_route\.weight",),
     rows=(
       *_TRIPLES,

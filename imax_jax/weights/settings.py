@@ -102,8 +102,21 @@ def with_adapter(facts: Facts) -> Settings:
   return {peft.SETTINGS: adapter, "config.json": config}
 
 
+# Our styles, and what its demos call them.
+_TEMPLATES = {"phi3": "phi3_instruct", "phi4": "phi4_instruct"}
+
+
 def healthgpt(facts: Facts) -> Settings:
-  """What its demos are told on the command line (com_infer.py)."""
+  """What its demos are told on the command line (com_infer.py).
+
+  Raises:
+    ValueError: a prompt style that they do not have.
+  """
+  if facts.style not in _TEMPLATES:
+    raise ValueError(
+      f"publish: prompt style {facts.style!r}, layout healthgpt knows {list(_TEMPLATES)}; "
+      "its users could not ask this model as it was trained"
+    )
   decoder = peft.filled(facts.model["decoder"])
   vision = _vision_keys(facts)
   return {
@@ -111,7 +124,7 @@ def healthgpt(facts: Facts) -> Settings:
       "hlora_r": decoder["lora_rank"],
       "hlora_alpha": decoder["lora_alpha"],
       "hlora_nums": decoder["lora_experts"],
-      "instruct_template": f"{facts.style}_instruct",
+      "instruct_template": _TEMPLATES[facts.style],
       "model_name_or_path": facts.names["decoder"],
       "vit_path": facts.names["encoder"],
       "mm_projector_type": vision["mm_projector_type"],

@@ -105,8 +105,10 @@ def _fits(
 
 # What publishers call the decoders of the zoo, in paths and in adapter_config.json.
 _BASES = (
-  (r"llama[-_ ]?2.*7b", "llama2_7b"), (r"vicuna.*7b", "vicuna_7b"),
-  (r"mistral-7b.*v0\.2", "mistral_7b"), (r"(meta-)?llama-3-8b", "llama3_8b"),
+  # Vicuna v1.5 was tuned from LLaMA-2, the earlier ones from LLaMA.
+  (r"llama[-_ ]?2.*7b", "llama2_7b"), (r"vicuna.*7b.*v1\.5", "llama2_7b"),
+  (r"(vicuna.*|^llama-)7b", "vicuna_7b"), (r"mistral-7b", "mistral_7b"),
+  (r"llama-3-8b", "llama3_8b"), (r"gemma-?3?-4b", "gemma3_4b"),
   (r"qwen2\.5-3b", "qwen25_3b"), (r"phi-3-mini-4k", "phi3_mini"), (r"phi-4$", "phi4"),
   (r"smollm2-135m", "smollm2_135m"),
 )  # fmt: skip

@@ -55,6 +55,8 @@ class Vocabulary(NamedTuple):
     words = f"vocabulary: {there} rows there, vocab_size {here} here"
     words += f" with {self.added} added tokens" if self.added else ""
     words += f", {self.dropped} to be dropped" if self.dropped else ""
+    if there > here and not self.dropped:
+      words += f"; --config.published.drop_rows={there - here} leaves the last ones out"
     return f" ({words})"
 
 
