@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
   }
 
   c.model = model()
-  # The words around image, prompt and answer: data/templates.py. legacy: as the style's
+  # The words around image, prompt and answer: data/styles.py. legacy: as the style's
   # published code has them, where that departs from its own layout.
   c.prompt = {"style": "llama2", "legacy": False}
   # How a stored picture becomes the encoder's square: stretch, pad, crop (data/geometry.py);

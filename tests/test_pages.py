@@ -11,6 +11,7 @@ import pytest
 
 from configs.zoo import phantom
 from imax_jax import experiment
+from imax_jax.models.vit import Encoder
 
 # page: prompt style, geometry, rates, entries a step, decay, clipping, warm-up (its share,
 # its start), shuffle, whether the encoder runs in each step.
@@ -48,6 +49,20 @@ def test_what_was_released(name: str) -> None:
   assert (t.clock == "whole_run") == (t.shuffle == "task")
   halved = name.startswith("healthgpt")
   assert (dict(t.lr_scales).get("connector/.*") == 0.1) == halved
+
+
+@pytest.mark.parametrize(
+  ("name", "arg", "px", "width"),
+  [("llava_tri", "one_scale", 336, 1024), ("medm_vl_2d", "so400m", 384, 1152)],
+)
+def test_the_other_encoder_that_a_release_may_have(
+  name: str, arg: str, px: int, width: int
+) -> None:
+  page = importlib.import_module(f"configs.zoo.{name}")
+  encoder = Encoder(**page.get_config(arg).model.encoder)
+  assert (encoder.image_px, encoder.out_width) == (px, width)
+  with pytest.raises(ValueError, match=f"has the arguments .*{arg}"):
+    page.get_config("another")
 
 
 def test_one_goes_through_all_verbs(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ _QFORMER: dict[str, Any] = {
 _TASKS = ("vqa", "rec", "reg", "report", "multi_class")  # Uni-Med has as many
 
 
-# Of each of the paper's baselines and today's row: what its published files hold of the
+# Of each of the paper's baselines: what its published files hold of the
 # connector and of LoRA, and its decoder's total (arch_llava_family 2.4, 3.2, 8.2;
 # arch_minigpt_family 4.1, 5, 7.3).
 SYSTEMS = {
@@ -143,7 +143,7 @@ def test_a_baselines_totals(name: str) -> None:
 
 
 def test_uni_meds_trained_total() -> None:
-  """With the five task tokens of its own paper."""
+  """With the five task tokens of its own code."""
   fields = zoo.model("uni_med")
   fields["connector"]["tasks"] = _TASKS
   shapes = sizes(fields)

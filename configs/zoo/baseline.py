@@ -13,22 +13,28 @@ from imax_jax.models import zoo
 
 
 def start(
-  title: str, row: str, style: str, arg: str, *, needs: tuple[str, ...] = ("adapter",)
+  title: str,
+  row: str,
+  style: str,
+  arg: str,
+  *,
+  known: tuple[str, ...] = (),
+  needs: tuple[str, ...] = ("adapter",),
 ) -> ConfigDict:
   """A page to be filled in, on the data of configs/imax_data.py.
 
   Args:
     title: as the paper's Table 1 has it, by which `report --runs` finds the paper's line.
     row: of imax_jax/models/zoo.py.
-    style: of imax_jax/data/templates.py.
+    style: of imax_jax/data/styles.py.
     needs: what the system's released weights have beside encoder and decoder, and which
       must be given.
-    arg: of the page, which has none; its small form is configs/zoo/phantom.py:NAME.
+    arg: of the page, one of `known`; its small form is configs/zoo/phantom.py:NAME.
   """
-  if arg:
+  if arg and arg not in known:
     raise ValueError(
-      f"{title}: its page has no argument, got {arg!r}; configs/zoo/phantom.py:{row} is "
-      "the same at toy size"
+      f"{title}: its page has the arguments {known or 'none'}, got {arg!r}; "
+      f"configs/zoo/phantom.py:{row} is the same at toy size"
     )
   c = imax_7b.get_config()
   c.title = title

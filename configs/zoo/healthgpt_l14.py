@@ -15,12 +15,12 @@ be merged into the decoder, since its sum depends on the token.
 
 Recipe: no training code was released. Rates 2e-4 and, for the connector, 2e-5, batches of
 16 on each of two GPUs, 3 % warm-up and a cosine to 0 are those of LLaVA++, on which its
-code builds; Adam without decay or clipping.
+code builds; that there is neither decay nor clipping is assumed.
 
 Not known: all of the recipe; whether the paper kept rank and alpha. Not verified without
-the real file: whether it holds rows of the embedding beside adapters and connector. All
-adapter tensors must be there, and `convert` lists what it leaves; the 8,195 rows of
-image codes are left out (--config.added_tokens would keep rows for them).
+the real file: whether it holds rows of the embedding beside adapters and connector. All of
+both must be there. If it holds rows for its 8,195 image codes, `convert` names the flag
+that leaves them out (--config.published.drop_rows=8195).
 """
 
 from ml_collections import ConfigDict

@@ -23,7 +23,9 @@ at most 2,048 tokens, gradients clipped at 1 (Trainer's default under FSDP: infe
 Not known: the paper's batch on two GPUs; whether its boxes were moved with the crop. Not
 verified without the real files: the tokenizer's ids (`<im_start>` 32002, `<im_end>`
 32003, begin token `</s>`, seen in a descendant's log), the 32,004 rows. `convert` compares
-every tensor's name and shape and the tokenizer's added tokens, and names what differs.
+every tensor's name and shape and the tokenizer's added tokens, and names what differs; that LLaMA-7B's eps is 1e-6 is from memory
+and compared with the base's config.json. Without --config.published.base it stops: the
+decoder's file holds differences.
 """
 
 from ml_collections import ConfigDict

@@ -12,24 +12,27 @@ The eye: padded to a square with the mean colour, seen whole at 336 px, in 4 til
 and 9 at 1,008 (S2), 576 image tokens of 3,072 channels. The prompt (`llama3`) with two
 begin tokens. Trained: connector and the whole decoder.
 
-Recipe as released: 2e-5, batch 256, no decay, no clipping, rows of at most 4,096 tokens.
-The names of its released logs hint at other epochs than its scripts.
+Recipe as released: 2e-5, batch 256, no decay, rows of at most 4,096 tokens; no clipping,
+which is inferred (its DeepSpeed file names none). The names of its released logs hint at other epochs than its scripts.
 
 Not known: whether the released weights are of three scales: its start model is, and
-`convert` refuses a connector of 1,024 inputs
-(--config.model.encoder with the row clip_vit_l14_336 then); whether the tokenizer puts a
-begin token in front by itself; 128,256 or 128,257 rows of the embedding, which the
+`convert` refuses a connector of 1,024 inputs (the page's argument `:one_scale` is for
+those); whether the tokenizer puts a begin token in front by itself, which its labels rely
+on: here there are two in any case, and nothing would notice; 128,256 or 128,257 rows of the embedding, which the
 released loader makes of them: --config.model.decoder.vocab_size, both numbers are told.
 """
 
 from ml_collections import ConfigDict
 
 from configs.zoo import baseline
+from imax_jax.models import zoo
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg` is ""."""
-  c = baseline.start("LLaVA-Tri", "llava_tri", "llama3", arg)
+  """`arg` is "", or "one_scale" for weights that look at 336 px alone."""
+  c = baseline.start("LLaVA-Tri", "llava_tri", "llama3", arg, known=("one_scale",))
+  if arg:
+    c.model.encoder = zoo.encoder("clip_vit_l14_336")
   c.image.geometry = "pad"
   baseline.whole_decoder(c)
   baseline.llava_recipe(c, peak_lr=2e-5, entries_per_step=256)

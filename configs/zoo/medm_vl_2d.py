@@ -13,22 +13,25 @@ ASSISTANT: …" on Qwen's vocabulary, no chat marks. Trained: everything, the en
 which therefore runs in every step.
 
 Recipe as released (finetune_en.sh, the one of three epochs on two GPUs): 2e-5, batch 128,
-no decay, no clipping, rows of at most 2,048 tokens. Its other one for tasks of one's own
+no decay, rows of at most 2,048 tokens; no clipping, which is inferred. Its other one for tasks of one's own
 is LoRA of rank 128 on queries and values at 2e-4 for one epoch.
 
 Not known: which of the two the paper means by the original configuration; which SigLIP
 the released weights hold: `convert` tells a connector of 1,152 inputs from one of 768
-(--config.model.encoder with the row siglip_so400m_384 then).
+(the page's argument `:so400m` is for those).
 """
 
 from ml_collections import ConfigDict
 
 from configs.zoo import baseline
+from imax_jax.models import zoo
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg` is ""."""
-  c = baseline.start("MedM-VL-2D", "medm_vl_2d", "medmvl", arg)
+  """`arg` is "", or "so400m" for weights with that SigLIP, at 384 px."""
+  c = baseline.start("MedM-VL-2D", "medm_vl_2d", "medmvl", arg, known=("so400m",))
+  if arg:
+    c.model.encoder = zoo.encoder("siglip_so400m_384")
   c.model.encoder.kernel_dtype = "float32"
   c.model.decoder.kernel_dtype = "float32"
   c.trainable = ((r".*", True),)
@@ -36,6 +39,10 @@ def get_config(arg: str = "") -> ConfigDict:
   baseline.llava_recipe(c, peak_lr=2e-5, entries_per_step=128)
   c.train.clip_norm = 0.0
   c.publish.layout = "medmvl"
-  c.publish.encoder = "google/siglip-base-patch16-256-multilingual"
+  c.publish.encoder = (
+    "google/siglip-so400m-patch14-384"
+    if arg
+    else "google/siglip-base-patch16-256-multilingual"
+  )
   c.publish.decoder = "Qwen/Qwen2.5-3B-Instruct"
   return c

@@ -11,7 +11,7 @@ connector is a mixture of five MLPs (CMoE): a router reads the task's learned to
 each image token, its sigmoids sum to 1, every expert is computed, nothing balances them.
 An image's tokens so depend on the task, and are shared by its entries of one task only.
 The prompt: "[INST] <Img>…</Img> … [/INST]". Trained: connector, and LoRA of rank 8 on all
-linears: 727,068,165 numbers with the five tasks of its paper.
+linears: 727,068,165 numbers with the five task tokens of its code.
 
 Recipe as released: 1e-5 to 1e-7, warm-up from 1e-6 over a tenth of the steps, decay 0.05,
 batches of one task, four entries on each of two GPUs here.

@@ -17,14 +17,15 @@ random, which would make its boxes wrong: not done.) The prompt (`xraygpt`):
 
 Trained: the linear layer, and the decoder, which XrayGPT itself freezes: the asterisk, in
 the paper's words "we additionally unfreeze the LLM parameters". Whether whole or by LoRA
-it does not say; here it is whole (--config.model.decoder.lora_rank=8 with trainable rules
-of configs/zoo/uni_med.py is the other reading).
+it does not say; here it is whole. Its embedding is not decayed, as it would be in the
+release's groups if that trained it.
 
 Recipe as released, second stage: 3e-5 to 1e-5, warm-up 200 of 2,501 steps from 1e-6,
 decay 0.05, one entry on each of two GPUs a step.
 
 Not known: the paper's batch. Not verified without the real files: Vicuna's release (rows
-of its embedding, eps), the names in the checkpoint. `convert` compares them all.
+of its embedding, eps), the names in the checkpoint. `convert` compares them all; a Vicuna with 32,001 rows
+needs --config.model.decoder.vocab_size=32001.
 """
 
 from ml_collections import ConfigDict

@@ -171,7 +171,7 @@ _LLAMA3 = Template(
   specials=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 )
 # HealthGPT-M3 (conv_phi3_instruct). Whether a begin token stands in front depends on the
-# revision of Phi-3's tokenizer; its first ones put one there.
+# revision of Phi-3's tokenizer; that one does is an assumption.
 _PHI3 = Template(
   system="You are a helpful AI assistant.",
   before="<|system|>\n{system}<|end|>\n<|user|>\n",

@@ -204,14 +204,19 @@ def model(name: str) -> dict[str, dict[str, Any]]:
   """
   if name not in MODELS:
     raise ValueError(f"zoo: no model {name!r}; there are {', '.join(sorted(MODELS))}")
-  encoder, decoder, connector, own = copy.deepcopy(MODELS[name])
-  fields = copy.deepcopy(DECODERS[decoder]) | own
+  row = copy.deepcopy(MODELS[name])
+  fields = copy.deepcopy(DECODERS[row.decoder]) | row.own
   dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
   return {
-    "encoder": defaults(Encoder) | copy.deepcopy(ENCODERS[encoder]),
-    "connector": defaults(Connector) | connector | dtype,
+    "encoder": encoder(row.encoder),
+    "connector": defaults(Connector) | row.connector | dtype,
     "decoder": defaults(Decoder) | fields,
   }
+
+
+def encoder(name: str) -> dict[str, Any]:
+  """An encoder's row with its defaults written out."""
+  return defaults(Encoder) | copy.deepcopy(ENCODERS[name])
 
 
 def defaults(part: Any) -> dict[str, Any]:
