@@ -234,7 +234,7 @@ def test_two_models_are_never_in_memory(
 
 
 def published(c: ConfigDict, layout: str, **more: str) -> ConfigDict:
-  c.publish = {"layout": layout, **more}
+  c.publish = {"encoder": "", "decoder": "", "base": "", "layout": layout} | more
   return c
 
 
