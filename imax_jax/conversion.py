@@ -13,6 +13,7 @@ from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import convert as convert_lib
+from imax_jax.weights.llava_keys import Shown
 from imax_jax.weights.vocabulary import AS_IT_IS
 from imax_jax.weights.vocabulary import Vocabulary
 
@@ -44,6 +45,7 @@ def convert(study: Study) -> None:
         model,
         study.parameters.abstract,
         folder,
+        shown=Shown(study.config.image.geometry, tuple(study.config.added_tokens)),
         vocabulary=vocabulary,
         fits=study.fit_tokenizer,
         tick=tick,

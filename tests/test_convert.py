@@ -42,6 +42,7 @@ from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
 from imax_jax.weights.convert import convert
 from imax_jax.weights.rows_of_layouts import layout
+from imax_jax.weights.rows_of_layouts import recognise
 
 torch = pytest.importorskip("torch", reason="torch makes the published files")
 transformers = pytest.importorskip("transformers", reason="the publishers' own code")
@@ -293,7 +294,7 @@ def test_the_papers_model_is_accounted_for(tmp_path: pathlib.Path) -> None:
       with path.open("wb") as file:
         files.TensorWriter(file, table, {})
       checkpoint = stack.enter_context(checkpoints.open_checkpoint(path, tmp_path))
-      table_of = plan_lib.recognise(checkpoint, name)
+      table_of = recognise(checkpoint, name)
       sources.append(plan_lib.Source(checkpoint, table_of))
     leaves = plan_lib.stored_leaves(tree.flatten(expected(zoo.model("imax_7b"))))
     plan = plan_lib.make_plan(sources, leaves)

@@ -22,7 +22,7 @@ LLAMA_1 = {
   "max_position_embeddings": 2048,
 }  # fmt: skip
 MODEL: dict[str, dict[str, Any]] = {
-  "encoder": {}, "connector": {},
+  "encoder": {"depth": 2, "width": 6}, "connector": {"depth": 1},
   "decoder": {
     "width": 8, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 12,
     "vocab_size": 20, "rope_base": 1e4, "norm_eps": 1e-6,
@@ -149,6 +149,29 @@ def test_another_base_is_refused(tmp_path: pathlib.Path, spoil: Any, says: str) 
   with pytest.raises(ValueError, match=says):
     delta.convert()
   assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("scale", "told"), [(2e-3, True), (0.04, True), (0.5, False)])
+def test_differences_without_their_base_are_told(
+  tmp_path: pathlib.Path, scale: float, told: bool
+) -> None:
+  """Of the same shapes as a model: a decoder of noise about zero would say nothing."""
+  found = SYSTEMS["llava_med_1"]()
+  norm = found.parts["decoder"]["model.norm.weight"]
+  norm[:] = scale * np.sign(norm)
+  found.ours["decoder/norm/scale"] = norm
+  sources = systems.write(tmp_path, found)
+  expected = tree.unflatten(found.ours)
+  if not told:
+    convert(sources, MODEL, expected, tmp_path / "out")
+    return
+  with pytest.raises(
+    ValueError, match=r"look like differences.*published\.base=FOLDER"
+  ):
+    convert(sources, MODEL, expected, tmp_path / "out")
+  # Gemma's norms count from 1.
+  model = MODEL | {"decoder": MODEL["decoder"] | {"norm_offset": True}}
+  convert(sources, model, expected, tmp_path / "out")
 
 
 # ── Our own foundation for another structure ──────────────────────────────────────

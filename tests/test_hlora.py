@@ -316,7 +316,7 @@ def test_it_is_neither_merged_nor_written_as_a_plain_pair(
   flat, decoder = tree.flatten(params), toy.small(**HLORA)["decoder"]
   pairs = {path: leaf for path, leaf in flat.items() if "/lora_" in path}
   words = (
-    "because each token weighs the experts .* publish it in HealthGPT's own layout"
+    "because each token weighs the experts .* publish it in a layout that has a place"
   )
   for use in (
     partial(lora.merged, flat, "decoder/layers/attn/q/kernel", ALPHA),

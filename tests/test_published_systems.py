@@ -16,6 +16,7 @@ from imax_jax.weights import load
 from imax_jax.weights import own
 from imax_jax.weights import plan as plan_lib
 from imax_jax.weights.convert import convert
+from imax_jax.weights.rows_of_layouts import recognise
 from imax_jax.weights.vocabulary import Vocabulary
 
 
@@ -83,7 +84,7 @@ def plan(found: systems.System) -> plan_lib.Plan:
   sources = []
   for part, arrays in found.parts.items():
     checkpoint: Any = shown[id(arrays)]
-    table = plan_lib.recognise(checkpoint, part, leaves).of_tasks(found.tasks)
+    table = recognise(checkpoint, part, leaves).of_tasks(found.tasks)
     sources.append(plan_lib.Source(checkpoint, table))
   return plan_lib.make_plan(sources, leaves)
 

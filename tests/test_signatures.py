@@ -35,7 +35,8 @@ WHAT = {
   "medgemma": "Gemma 3 or MedGemma",
 }
 MODEL: dict[str, dict[str, Any]] = {
-  "encoder": {}, "connector": {}, "decoder": {"lora_rank": 2, "lora_alpha": 4.0}
+  "encoder": {"depth": 2, "width": 6}, "connector": {"depth": 2},
+  "decoder": {"lora_rank": 2, "lora_alpha": 4.0},
 }  # fmt: skip
 
 
@@ -83,6 +84,8 @@ def test_another_system_is_named_in_the_first_line(
     convert(sources, MODEL, tree.unflatten(found.ours), tmp_path / "out")
   first = str(caught.value).splitlines()[0]
   assert re.search(says, first), str(caught.value)
+  if sources["encoder"] not in (sources["decoder"], sources["adapter"]):
+    assert f"{sources['encoder']}" not in first  # which fits
 
 
 # ── Adapters ──────────────────────────────────────────────────────────────────────

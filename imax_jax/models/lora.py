@@ -24,8 +24,8 @@ from imax_jax.models import storage
 # Why H-LoRA is kept as it is, wherever somebody asks for one kernel or for a plain pair.
 NOT_A_PAIR = (
   "H-LoRA (lora_experts > 0) can not be merged or written as PEFT, because each token "
-  "weighs the experts by itself and no one matrix says the same; publish it in "
-  "HealthGPT's own layout"
+  "weighs the experts by itself and no one matrix says the same; publish it in a layout "
+  "that has a place for its routes"
 )
 
 

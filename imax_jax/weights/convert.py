@@ -33,6 +33,8 @@ from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
 from imax_jax.weights import vocabulary as vocabulary_lib
 from imax_jax.weights.checkpoints import Checkpoint
+from imax_jax.weights.llava_keys import AS_IT_COMES
+from imax_jax.weights.llava_keys import Shown
 from imax_jax.weights.plan import Piece
 from imax_jax.weights.plan import Plan
 from imax_jax.weights.plan import Source
@@ -54,6 +56,7 @@ def convert(
   expected: tree_lib.Tree,
   out: str | Path,
   *,
+  shown: Shown = AS_IT_COMES,
   vocabulary: Vocabulary = AS_IT_IS,
   fits: Callable[[PreTrainedTokenizerFast], None] | None = None,
   tick: Callable[[int, int], None] | None = None,
@@ -68,6 +71,7 @@ def convert(
     model: the fields of the model's parts, as `Vlm` takes them.
     expected: its parameters or their `jax.eval_shape` stand-ins.
     out: the folder, made if missing. Pickles need their size of space beside it.
+    shown: how the model's study shows it images, which some files say too.
     vocabulary: tokens that the model has beyond its files, and rows to leave out.
     fits: raises a ValueError for a tokenizer that the model's prompts can not be put in.
     tick: called with (slices written, slices).
@@ -84,7 +88,7 @@ def convert(
     scratch = stack.enter_context(
       tempfile.TemporaryDirectory(prefix=".unpickled-", dir=out)
     )
-    opened = open_sources(sources, model, leaves, Path(scratch), stack)
+    opened = open_sources(sources, model, leaves, shown, Path(scratch), stack)
     plan = plan_lib.make_plan(opened, leaves, vocabulary)
     vocab_size = leaves["decoder/embed/embedding"].shape[0]
     tokenizer = _tokenizer(opened, vocab_size, Path(scratch), fits)

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 
 from imax_jax import tree as tree_lib
-from imax_jax.weights import plan as plan_lib
+from imax_jax.weights import families
 from imax_jax.weights import published
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.layouts import Tensor
+from imax_jax.weights.plan import Source
+from imax_jax.weights.rows_of_layouts import recognise
 from imax_jax.weights.vocabulary import AXES
 
 _PROBE = "decoder/norm/scale"  # a small tensor that every decoder has
+_SMALLEST_SCALE = 0.05
 
 
 class Sum(Checkpoint):
@@ -54,8 +57,8 @@ class Sum(Checkpoint):
       ValueError: another base than the differences were taken from, a tensor that it
         lacks, or files that are no differences.
     """
-    table = plan_lib.recognise(delta, "decoder")
-    below = plan_lib.recognise(base, "decoder")
+    table = recognise(delta, "decoder")
+    below = recognise(base, "decoder")
     if below.name != table.name:
       raise ValueError(
         f"{base.path}: given as what {delta.path.name} stands on, and laid out as "
@@ -123,6 +126,36 @@ class Sum(Checkpoint):
     return self.read(name)
 
 
+def check_whole(source: Source, decoder: Mapping[str, Any]) -> None:
+  """Refuses a decoder that is nothing but differences.
+
+  A trained decoder's last norm multiplies by numbers about 1 and more. What fine-tuning
+  changes of them is thousandths; so is what a norm multiplies by that counts from 1
+  (Gemma's, in which a 0 is no change), and such a decoder is not looked at.
+
+  Args:
+    decoder: the fields of the model's.
+
+  Raises:
+    ValueError: names the flag by which the base is given.
+  """
+  checkpoint, layout = source
+  if layout.part != "decoder" or isinstance(checkpoint, Sum):
+    return
+  if decoder.get("norm_offset"):
+    return
+  for name in checkpoint.names:
+    if any(row.path == _PROBE for row, _ in layout.rows_of(layout.canonical(name))):
+      scale = checkpoint.read(name).astype(np.float64)
+      size = float(np.sqrt(np.mean(scale**2)))
+      if size < _SMALLEST_SCALE:
+        raise ValueError(
+          f"{checkpoint.path}: {name} is {size:.2g} (root of the mean square), a whole "
+          "decoder's is about 1: these look like differences from another model's "
+          "weights. Give that model by --config.published.base=FOLDER"
+        )
+
+
 def difference(whole: np.ndarray, base: np.ndarray) -> np.ndarray:
   """What `Sum` adds to the base: a published tensor less its first rows' base.
 
@@ -162,7 +195,7 @@ def _check_settings(delta: Path, base: Path) -> None:
   if not all(path.is_file() for path in paths):
     return
   mine, theirs = (published.read_json(path) for path in paths)
-  keys = (*(key for key, _ in published.DECODER), "max_position_embeddings")
+  keys = (*(key for key, _ in families.DECODER), "max_position_embeddings")
   lines = [
     f"{key}: {theirs[key]!r}, {mine[key]!r} in {paths[0]}"
     for key in keys

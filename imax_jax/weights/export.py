@@ -25,6 +25,7 @@ from imax_jax.models import lora
 from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.weights import delta
+from imax_jax.weights import families
 from imax_jax.weights import files
 from imax_jax.weights import peft
 from imax_jax.weights import plan as plan_lib
@@ -34,6 +35,7 @@ from imax_jax.weights.checkpoints import open_checkpoint
 from imax_jax.weights.layouts import Tensor
 from imax_jax.weights.plan import Source
 from imax_jax.weights.rows_of_layouts import layout
+from imax_jax.weights.rows_of_layouts import recognise
 
 INDEX, CONFIG = "model.safetensors.index.json", "config.json"
 DTYPES = ("bfloat16", "float32")
@@ -212,7 +214,7 @@ def read_merged(
   """
   folder = Path(folder)
   with open_checkpoint(folder, folder) as checkpoint:
-    table = plan_lib.recognise(checkpoint, "decoder")
+    table = recognise(checkpoint, "decoder")
     published.check_config(folder / CONFIG, table, decoder)
     return peft.read_leaves(Source(checkpoint, table), plan_lib.stored_leaves(expected))
 
@@ -244,7 +246,7 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   return {
     "model_type": kind,
     "architectures": [name],
-    **{theirs: fields[ours] for theirs, ours in published.DECODER},
+    **{theirs: fields[ours] for theirs, ours in families.DECODER},
     "vocab_size": fields["vocab_size"],
     # transformers 4 reads the one above, 5 this.
     "rope_parameters": {"rope_type": "default", "rope_theta": fields["rope_base"]},

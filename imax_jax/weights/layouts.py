@@ -197,6 +197,7 @@ class Layout:
     tasks: our name of a task, and the publisher's.
     whole: its system's files hold connector and LoRA together: what the model has of
       both must be there. Otherwise one that is absent as a whole starts fresh.
+    settings: the file that must lie beside it, since rank and alpha are in it alone.
   """
 
   name: str
@@ -213,6 +214,7 @@ class Layout:
   resized: bool = False
   tasks: Mapping[str, str] = field(default_factory=dict)
   whole: bool = False
+  settings: str = ""
 
   def of_tasks(self, tasks: tuple[str, ...]) -> Layout:
     """The same with a tensor for each of a model's tasks where a row has "{task}".

@@ -26,6 +26,7 @@ from imax_jax.weights import published
 from imax_jax.weights.checkpoints import open_checkpoint
 from imax_jax.weights.plan import Source
 from imax_jax.weights.rows_of_layouts import layout
+from imax_jax.weights.rows_of_layouts import recognise
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # What torch's readers ask a file for.
@@ -108,7 +109,7 @@ def read_adapter(
   """
   folder = Path(folder)
   with open_checkpoint(folder / WEIGHTS, folder) as checkpoint:
-    table = plan_lib.recognise(checkpoint, "adapter")
+    table = recognise(checkpoint, "adapter")
     published.check_adapter(folder / SETTINGS, table, decoder, frozenset(expected))
     return read_leaves(Source(checkpoint, table), plan_lib.stored_leaves(expected))
 

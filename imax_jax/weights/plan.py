@@ -6,6 +6,7 @@ is none: a mismatch lists both sides.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from imax_jax.weights.layouts import Layout
 from imax_jax.weights.layouts import Row
 from imax_jax.weights.own import group_of
 from imax_jax.weights.own import part_of as part_of
-from imax_jax.weights.rows_of_layouts import LAYOUTS
 from imax_jax.weights.vocabulary import AS_IT_IS
 from imax_jax.weights.vocabulary import AXES
 from imax_jax.weights.vocabulary import Vocabulary
@@ -78,6 +78,28 @@ class Plan:
   absent: list[str] = field(default_factory=list)
 
 
+class Problems:
+  """What does not fit, and in which checkpoints."""
+
+  def __init__(self) -> None:
+    self.lines: list[str] = []
+    self._checkpoints: dict[int, Checkpoint] = {}
+
+  def add(self, line: str, checkpoints: Iterable[Checkpoint]) -> None:
+    self.lines.append(line)
+    self._checkpoints |= {id(checkpoint): checkpoint for checkpoint in checkpoints}
+
+  def check(self) -> None:
+    """Raises a ValueError if there are some."""
+    if self.lines:
+      paths = ", ".join(map(signatures.named, self._checkpoints.values()))
+      raise ValueError(
+        f"{paths}: {len(self.lines)} differences between files and model:\n"
+        f"{tree_lib.listed(self.lines)}\nGive the files of this model, or the zoo row of "
+        "these files."
+      )
+
+
 def stored_leaves(flat: Mapping[str, Any]) -> dict[str, Leaf]:
   """{path: what a foundation keeps of it}.
 
@@ -97,45 +119,6 @@ def stored_leaves(flat: Mapping[str, Any]) -> dict[str, Leaf]:
   return leaves
 
 
-def recognise(
-  checkpoint: Checkpoint, part: str, leaves: Mapping[str, Leaf] | None = None
-) -> Layout:
-  """The layout of a checkpoint, by its tensors' names alone.
-
-  Args:
-    leaves: the model's, which one of our own foundations is laid out for.
-
-  Raises:
-    ValueError: none fits, or it is one of another part.
-  """
-  fitting = [layout for layout in LAYOUTS if layout.fits(checkpoint.names)]
-  for layout in fitting:
-    if layout.part != part:
-      continue
-    if checkpoint.wrapper not in ("", layout.wrapper):
-      place = f"under {layout.wrapper!r}" if layout.wrapper else "at the top"
-      raise ValueError(
-        f"{checkpoint.path}: its tensors stand under {checkpoint.wrapper!r}, expected "
-        f"them {place} in a file of layout {layout.name}"
-      )
-    return layout
-  ours = own.layout(checkpoint, part, leaves or {})
-  if ours.rows:
-    return ours
-  known = ", ".join(layout.name for layout in LAYOUTS if layout.part == part)
-  what = (
-    f"a file of the {fitting[0].part} ({fitting[0].name})"
-    if fitting
-    else f"{len(checkpoint.names)} tensors like {', '.join(checkpoint.names[:3])}"
-  )
-  is_ = signatures.what_is(checkpoint)
-  what += f", {is_} by its names" if is_ else ""
-  raise ValueError(
-    f"{checkpoint.path}: expected a published {part} ({known}), got {what}. Check which "
-    "path was given for which part"
-  )
-
-
 def make_plan(
   sources: Sequence[Source],
   leaves: Mapping[str, Leaf],
@@ -153,7 +136,7 @@ def make_plan(
       differ; both sides are printed.
   """
   plan = Plan(dict(leaves), {}, vocabulary)
-  problems: list[str] = []
+  problems = Problems()
   for checkpoint in {
     id(source.checkpoint): source.checkpoint for source in sources
   }.values():
@@ -172,19 +155,14 @@ def make_plan(
       if "ignored" in verdicts:
         ignored.append(name)
         continue
-      problems.append(
-        f"unexpected {name} {checkpoint.shape(name)} in {checkpoint.file(name).name}"
+      where = checkpoint.file(name).name
+      problems.add(
+        f"unexpected {name} {checkpoint.shape(name)} in {where}", [checkpoint]
       )
     parts = ", ".join(source.layout.part for source in layouts)
     plan.ignored[parts] = [*ignored, *checkpoint.beside]
   _close(plan, sources, problems)
-  if problems:
-    seen = {id(source.checkpoint): source.checkpoint for source in sources}
-    paths = ", ".join(map(signatures.named, seen.values()))
-    raise ValueError(
-      f"{paths}: {len(problems)} differences between files and model:\n"
-      f"{tree_lib.listed(problems)}\nGive the files of this model, or the zoo row of these files."
-    )
+  problems.check()
   return plan
 
 
@@ -193,7 +171,7 @@ def _place(
   source: Source,
   name: str,
   known: dict[tuple[str, str], str],
-  problems: list[str],
+  problems: Problems,
 ) -> str:
   """Enters a tensor in the plan: "taken", "ignored" or "unexpected".
 
@@ -228,7 +206,7 @@ def _place(
     else:
       problem = _misfit(piece, plan)
       if problem:
-        problems.append(problem)
+        problems.add(problem, [source.checkpoint])
       plan.slabs.setdefault((row.path, layer), []).append(piece)
   return "taken"
 
@@ -268,7 +246,7 @@ def _misfit(piece: Piece, plan: Plan) -> str:
   return line
 
 
-def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
+def _close(plan: Plan, sources: Sequence[Source], problems: Problems) -> None:
   """What is left open, filled, or absent as a whole."""
   begun = {group_of(path) for path, _ in plan.slabs}
   # A Q-Former's file has the norm that other files may lack.
@@ -292,6 +270,7 @@ def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
     if source.layout.whole and row.path in plan.leaves
   }
   given = {path for path, _ in plan.slabs}
+  asked = [source.checkpoint for source in sources]
   for path, leaf in plan.leaves.items():
     part = group_of(path)
     if part in own.OPTIONAL and part not in begun | needed:
@@ -299,7 +278,9 @@ def _close(plan: Plan, sources: Sequence[Source], problems: list[str]) -> None:
     elif path in fill and path not in given:
       plan.filled[path] = fill[path]
     else:
-      _close_leaf(plan, path, leaf, names.get(path), fill, problems)
+      own_row = names.get(path)
+      meant = [s.checkpoint for s in sources if path in s.layout.paths]
+      _close_leaf(plan, path, leaf, own_row, fill, meant or asked, problems)
 
 
 def _close_leaf(
@@ -308,7 +289,8 @@ def _close_leaf(
   leaf: Leaf,
   row: Row | None,
   fill: Mapping[str, float],
-  problems: list[str],
+  meant: Sequence[Checkpoint],
+  problems: Problems,
 ) -> None:
   """Every slot of every layer once, in order."""
   layered = row is not None and row.layered
@@ -324,15 +306,15 @@ def _close_leaf(
       continue
     twice = [piece.name for piece in pieces if slots.count(piece.row.slot[0]) > 1]
     if twice:
-      problems.append(f"twice      {where} from {' and '.join(twice)}")
+      line = f"twice      {where} from {' and '.join(twice)}"
+      problems.add(line, [piece.source.checkpoint for piece in pieces])
       continue
     if where in fill and not pieces:
       plan.filled[where] = fill[where]
       continue
     wanted = f" from {row.name(layer)}" if row else ""
-    problems.append(
-      f"missing    {where} {leaf.shape[1:] if layered else leaf.shape}{wanted}"
-    )
+    shape = leaf.shape[1:] if layered else leaf.shape
+    problems.add(f"missing    {where} {shape}{wanted}", meant)
 
 
 def _stacked(plan: Plan, path: str, pieces: list[Piece]) -> bool:

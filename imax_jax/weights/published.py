@@ -10,90 +10,19 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from typing import NamedTuple
 
 from imax_jax import tree as tree_lib
 from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
 from imax_jax.models.vit import Encoder
+from imax_jax.weights import families
 from imax_jax.weights import signatures
+from imax_jax.weights.families import FAMILIES
+from imax_jax.weights.families import Family
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.own import part_of
 
 _PARTS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder}
-
-
-class Family(NamedTuple):
-  """What a `model_type` is: where its config has the sizes of each layout beside it.
-
-  `sections` {layout: key}; "" is the top, None: the config does not say. `qkv_bias`:
-  whether its decoder's queries, keys and values have biases.
-  """
-
-  sections: Mapping[str, str | None]
-  qkv_bias: bool = False
-
-
-_TOWER = "vision_config"
-_LLAVA: dict[str, str | None] = {"hf_llama": "", "clip_vision": None}
-_FAMILIES = {
-  "llama": Family({"hf_llama": ""}),
-  "mistral": Family({"hf_llama": ""}),
-  "qwen2": Family({"hf_llama": ""}, qkv_bias=True),
-  "phi3": Family({"hf_phi3": ""}),
-  "gemma3_text": Family({"hf_gemma3": ""}),
-  # LLaVA's own classes, to begin with those of LLaVA-Med 1.0 ("llava").
-  "llava": Family(_LLAVA),
-  "llava_llama": Family(_LLAVA),
-  "llava_mistral": Family(_LLAVA),
-  # MedM-VL: it names its parts and does not describe them.
-  "lvlm": Family({"hf_llama": None, "siglip_vision": None, "clip_vision": None}),
-  "clip": Family({"clip_vision": _TOWER}),
-  "clip_vision_model": Family({"clip_vision": ""}),
-  "siglip": Family({"siglip_vision": _TOWER}),
-  "siglip_vision_model": Family({"siglip_vision": ""}),
-  "blip-2": Family({"blip2_vision": _TOWER}),
-  "blip_2_vision_model": Family({"blip2_vision": ""}),
-}
-# transformers' own classes of several parts: each has a config of its own in this one,
-# whose family is the class's where it does not say.
-_NESTED = {
-  "llava": ("text_config", "llama", "clip_vision_model"),
-  "gemma3": ("text_config", "gemma3_text", "siglip_vision_model"),
-}
-
-# (theirs, ours). A key that the file lacks is not compared.
-DECODER = (
-  ("hidden_size", "width"),
-  ("num_hidden_layers", "depth"),
-  ("num_attention_heads", "num_heads"),
-  ("num_key_value_heads", "num_kv_heads"),
-  ("head_dim", "head_width"),
-  ("intermediate_size", "mlp_width"),
-  ("rms_norm_eps", "norm_eps"),
-  ("rope_theta", "rope_base"),
-  ("tie_word_embeddings", "tied"),
-)
-# Of two kinds of layers: those that look everywhere, and those with a window.
-_KINDS = ("full_attention", "sliding_attention")
-_GEMMA = (
-  ("rope_local_base_freq", "local_rope_base"), ("rope_factor", "rope_factor"),
-  ("query_scale", "query_scale"), ("sliding_window_pattern", "global_every"),
-  ("hidden_activation", "activation"),
-)  # fmt: skip
-# What a model of the family must have, and no other.
-_GEMMAS_OWN = ("embed_scale", "norm_offset", "qk_norm", "post_norms")
-ENCODER = (
-  ("hidden_size", "width"),
-  ("num_hidden_layers", "depth"),
-  ("num_attention_heads", "num_heads"),
-  ("intermediate_size", "mlp_width"),
-  ("patch_size", "patch_px"),
-  ("num_channels", "channels"),
-  ("hidden_act", "activation"),
-  ("layer_norm_eps", "norm_eps"),
-)
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}
 
 # (key, the values that mean it is off). Anything else is asked for and not supported.
 _OFF: tuple[Any, ...] = (None, False, [], {}, "")
@@ -141,7 +70,7 @@ def check_config(
   Raises:
     ValueError: another family or other sizes, code of its own, unsupported options.
   """
-  known = {name for family in _FAMILIES.values() for name in family.sections}
+  known = {name for family in FAMILIES.values() for name in family.sections}
   if layout.name not in known or not path.is_file():
     return {}
   config = read_json(path)
@@ -149,92 +78,19 @@ def check_config(
     raise ValueError(
       f"{path}: auto_map asks for the repository's own code to be run "
       "(trust_remote_code), which is never done. If its model_type is one of "
-      f"{', '.join(_FAMILIES)}, take auto_map out: the model is built in"
+      f"{', '.join(FAMILIES)}, take auto_map out: the model is built in"
     )
-  family, asked = _described(path, config, layout)
+  family, asked = families.described(path, config, layout.name, layout.part)
   if asked is None:
     return config
-  part = _PARTS[layout.part]
-  mine = zoo.defaults(part) | dict(fields)
+  mine = zoo.defaults(_PARTS[layout.part]) | dict(fields)
   lines = _unsupported(asked, layout.part)
   if layout.part == "decoder":
     lines += _differing_decoder(asked, mine, family)
   else:
-    lines += _differing_encoder(asked, mine, layout)
+    lines += _differing_encoder(asked, mine, family, layout.spare_blocks)
   _refuse(path, lines, "Give the files of this model, or the zoo row of these files")
   return config
-
-
-def _described(
-  path: Path, config: Mapping[str, Any], layout: Layout
-) -> tuple[Family, dict[str, Any] | None]:
-  """The family of a layout's tensors, and what a config says of them; None: nothing."""
-  kind = config.get("model_type")
-  decoder, *kinds = _NESTED.get(str(kind), ("",))
-  if decoder in config:
-    which = ("decoder", "encoder").index(layout.part)
-    asked = dict(_section(path, config, (decoder, _TOWER)[which]))
-    return _described(path, {"model_type": kinds[which]} | asked, layout)
-  family = _FAMILIES.get(str(kind or ""))
-  if family is None:
-    known = ", ".join(dict.fromkeys((*_FAMILIES, *_NESTED)))
-    raise ValueError(f"{path}: model_type {kind!r} is not supported; there are {known}")
-  if layout.name not in family.sections:
-    others = (name for name, f in _FAMILIES.items() if layout.name in f.sections)
-    raise ValueError(
-      f"{path}: model_type {kind!r}, but the tensors beside it are laid out as "
-      f"{layout.name} ({', '.join(others)})"
-    )
-  section = family.sections[layout.name]
-  if section is None:
-    return family, None
-  said = _section(path, config, section)
-  gemma = layout.name == "hf_gemma3"
-  return family, _gemma(path, said) if gemma else _flat(path, said)
-
-
-def _section(path: Path, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-  """config[key], a JSON object; the whole for ""."""
-  found = config.get(key) if key else config
-  if not isinstance(found, Mapping):
-    raise ValueError(
-      f"{path}: {key} is {type(found).__name__}, expected an object with the sizes of "
-      "the model; download it again"
-    )
-  return found
-
-
-def _flat(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-  """transformers 5 keeps what is about rotary positions in `rope_parameters`."""
-  key = "rope_parameters"
-  return {**config, **(_section(path, config, key) if config.get(key) else {})}
-
-
-def _gemma(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-  """Gemma 3's two kinds of layers, said as flat as others say one."""
-  asked = {
-    "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_factor": 1.0,
-    "tie_word_embeddings": True, **config,
-  }  # fmt: skip
-  parameters = asked.pop("rope_parameters", None) or {}
-  both = [dict(_section(path, parameters, key)) for key in parameters and _KINDS]
-  if both:  # as transformers 5 keeps it
-    asked["rope_theta"], asked["rope_local_base_freq"] = (
-      kind.get("rope_theta", asked[key])
-      for kind, key in zip(both, ("rope_theta", "rope_local_base_freq"), strict=True)
-    )
-  scaling = dict(both[0] if both else asked.pop("rope_scaling", None) or {})
-  if scaling.get("rope_type") == "linear":
-    asked["rope_factor"] = scaling["factor"]
-  elif scaling.get("rope_type", "default") != "default":
-    asked["rope_scaling"] = scaling  # for `_unsupported`
-  if "_sliding_window_pattern" in asked:
-    asked["sliding_window_pattern"] = asked["_sliding_window_pattern"]
-  if "query_pre_attn_scalar" in asked:
-    asked["query_scale"] = asked["query_pre_attn_scalar"] ** -0.5
-  act = asked.get("hidden_activation")
-  asked["hidden_activation"] = _ACTIVATIONS.get(str(act), act)
-  return asked
 
 
 def _unsupported(asked: Mapping[str, Any], part: str) -> list[str]:
@@ -263,18 +119,12 @@ def _differing_decoder(
     "rope_theta": 1e4,
   } | {key: value for key, value in asked.items() if value is not None}
   mine["head_width"] = mine["head_width"] or mine["width"] // mine["num_heads"]
-  lines = _differing(asked, mine, DECODER)
-  gemma = "hf_gemma3" in family.sections
-  lines += _differing(asked, mine, _GEMMA) if gemma else []
+  lines = _differing(asked, mine, (*families.DECODER, *family.pairs))
   lines += [
-    f"model_type: {asked.get('model_type')!r}, the model's {field} is {not gemma}"
-    for field in _GEMMAS_OWN
-    if bool(mine.get(field)) != gemma
+    f"model_type: {asked.get('model_type')!r}, the model's {switch} is {mine[switch]}"
+    for switch in families.SWITCHES
+    if bool(mine[switch]) != (switch in family.switches)
   ]
-  if family.qkv_bias != mine["qkv_bias"]:
-    lines.append(
-      f"model_type: {asked.get('model_type')!r}, the model's qkv_bias is {mine['qkv_bias']}"
-    )
   window = asked.get("sliding_window") or 0
   if not asked.get("use_sliding_window", True):
     window = 0
@@ -287,17 +137,15 @@ def _differing_decoder(
 
 
 def _differing_encoder(
-  asked: dict[str, Any], mine: dict[str, Any], layout: Layout
+  asked: dict[str, Any], mine: dict[str, Any], family: Family, spare_blocks: int
 ) -> list[str]:
   act = asked.get("hidden_act")
-  asked = {**asked, "hidden_act": _ACTIVATIONS.get(act, act)}  # type: ignore[arg-type]
+  asked = {**asked, "hidden_act": families.ACTIVATIONS.get(str(act), act)}
   depth = asked.get("num_hidden_layers", 0)
-  if mine["depth"] <= depth <= mine["depth"] + layout.spare_blocks:
+  if mine["depth"] <= depth <= mine["depth"] + spare_blocks:
     asked.pop("num_hidden_layers")
-  if layout.name == "blip2_vision":
-    # transformers' port said 1e-5 until version 4.31; the encoder always meant 1e-6.
-    asked.pop("layer_norm_eps", None)
-  return _differing(asked, mine, ENCODER)
+  told = [pair for pair in families.ENCODER if pair[0] not in family.untold]
+  return _differing(asked, mine, tuple(told))
 
 
 def check_adapter(

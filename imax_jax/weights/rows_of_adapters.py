@@ -169,5 +169,6 @@ ADAPTERS = (
     rows=(*_PAIRS, *_connector(f"{_WRAPPED}model.mm_projector")),
     rename=_UNNAMED,
     ignored=BUFFERS,
+    settings="adapter_config.json",
   ),
 )

@@ -15,8 +15,11 @@ from imax_jax.models import zoo
 from imax_jax.models.connector import Connector
 from imax_jax.models.vit import Encoder
 from imax_jax.weights import export
+from imax_jax.weights import families
+from imax_jax.weights import llava_keys
 from imax_jax.weights import peft
 from imax_jax.weights import published
+from imax_jax.weights.llava_keys import Shown
 
 # {file: what stands in it}
 Settings = dict[str, dict[str, Any]]
@@ -55,28 +58,12 @@ def minigpt(facts: Facts) -> Settings:
 
 
 def _vision_keys(facts: Facts) -> dict[str, Any]:
-  """LLaVA's (llava_arch.py), as far as they change what is computed."""
-  encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
-  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
-  scales = tuple(encoder.get("scales", ()))
-  depth = connector["depth"]
-  keys = {
+  return {
     "mm_vision_tower": facts.names["encoder"],
-    "mm_hidden_size": encoder["width"] * max(1, len(scales)),
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_projector_type": "linear" if depth == 1 else f"mlp{depth}x_gelu",
-    "mm_use_im_start_end": "<im_start>" in facts.added_tokens,
-    "mm_use_im_patch_token": "<im_patch>" in facts.added_tokens,
+    **llava_keys.keys_of(facts.model, Shown(facts.geometry, facts.added_tokens)),
     "use_mm_proj": True,
     "tokenizer_padding_side": "right",
   }
-  # LLaVA squeezes no picture to a square: of such a model the card says it.
-  aspect = {"pad": "pad", "crop": "square"}.get(facts.geometry)
-  keys |= {"image_aspect_ratio": aspect} if aspect else {}
-  if scales:
-    keys |= {"s2": True, "s2_scales": ",".join(map(str, scales))}
-  return keys
 
 
 def llava(facts: Facts) -> Settings:
@@ -172,7 +159,7 @@ def gemma3(facts: Facts) -> Settings:
   fields = peft.filled(facts.model["decoder"])
   encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
   connector = zoo.defaults(Connector) | dict(facts.model["connector"])
-  text = {theirs: fields[ours] for theirs, ours in published.DECODER}
+  text = {theirs: fields[ours] for theirs, ours in families.DECODER}
   every, depth = fields["global_every"], fields["depth"]
   linear = {"rope_type": "linear", "factor": fields["rope_factor"]}
   far = linear if fields["rope_factor"] != 1 else {"rope_type": "default"}
@@ -196,7 +183,7 @@ def gemma3(facts: Facts) -> Settings:
       "sliding_attention": near,
     },
   }
-  vision = {theirs: encoder[ours] for theirs, ours in published.ENCODER}
+  vision = {theirs: encoder[ours] for theirs, ours in families.ENCODER}
   vision |= {
     "model_type": "siglip_vision_model",
     "image_size": encoder["image_px"],

@@ -112,10 +112,16 @@ _BASES = (
   (r"qwen2\.5-3b", "qwen25_3b"), (r"phi-3-mini-4k", "phi3_mini"), (r"phi-4$", "phi4"),
   (r"smollm2-135m", "smollm2_135m"),
 )  # fmt: skip
-# Which of a decoder's sizes differ between them; a study may choose others.
+# … and the encoders, in `mm_vision_tower`.
+_TOWERS = (
+  (r"clip-vit-large-patch14-336$", "clip_vit_l14_336"),
+  (r"clip-vit-large-patch14$", "clip_vit_l14"),
+)
+# Which of their sizes differ between them; a study may choose others.
 _SIZES = (
   "width", "depth", "num_heads", "num_kv_heads", "mlp_width", "rope_base", "norm_eps"
 )  # fmt: skip
+_SEEN = ("side_px", "patch_px", "width")
 
 
 def other_base(name: str, decoder: Mapping[str, Any]) -> str:
@@ -125,13 +131,35 @@ def other_base(name: str, decoder: Mapping[str, Any]) -> str:
     name: of a folder or of a hub's repository.
     decoder: the fields of the model's.
   """
+  return _other(name, decoder, _BASES, zoo.DECODERS, _SIZES)
+
+
+def other_tower(name: str, encoder: Mapping[str, Any]) -> str:
+  """The same of an encoder; of one of several scales, its tiles'."""
+  towers = {row: _tile(zoo.ENCODERS[row]) for _, row in _TOWERS}
+  return _other(name, _tile(encoder), _TOWERS, towers, _SEEN)
+
+
+def _tile(encoder: Mapping[str, Any]) -> dict[str, Any]:
+  """With the side that the positions are for."""
+  sides = (*encoder.get("scales", ()), encoder.get("image_px"))
+  return {**encoder, "side_px": sides[0]}
+
+
+def _other(
+  name: str,
+  mine: Mapping[str, Any],
+  known: tuple[tuple[str, str], ...],
+  rows: Mapping[str, Mapping[str, Any]],
+  sizes: tuple[str, ...],
+) -> str:
   last = name.rstrip("/").rpartition("/")[2].lower()
-  for pattern, row in _BASES:
+  for pattern, row in known:
     if re.search(pattern, last):
-      fields = zoo.DECODERS[row]
+      fields = rows[row]
       return ", ".join(
-        f"{key} {fields[key]} where the model has {decoder[key]}"
-        for key in _SIZES
-        if decoder.get(key, fields[key]) != fields[key]
+        f"{key} {fields[key]} where the model has {mine[key]}"
+        for key in sizes
+        if mine.get(key, fields[key]) != fields[key]
       )
   return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 from absl import logging
 
+from imax_jax.weights import delta
+from imax_jax.weights import families
+from imax_jax.weights import llava_keys
 from imax_jax.weights import own
-from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import published
 from imax_jax.weights.checkpoints import BESIDE_AN_ADAPTER
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
-from imax_jax.weights.delta import Sum
+from imax_jax.weights.layouts import Row
+from imax_jax.weights.llava_keys import Shown
 from imax_jax.weights.plan import Leaf
 from imax_jax.weights.plan import Source
+from imax_jax.weights.rows_of_layouts import recognise
 
 # What fills the model, and what a decoder of differences stands on.
 PARTS, BASE = ("encoder", "decoder", "adapter", "qformer"), "base"
@@ -27,6 +32,7 @@ def open_sources(
   paths: Mapping[str, str | Path],
   model: Mapping[str, Mapping[str, Any]],
   leaves: Mapping[str, Leaf],
+  shown: Shown,
   scratch: Path,
   stack: ExitStack,
 ) -> list[Source]:
@@ -36,6 +42,7 @@ def open_sources(
     paths: as for `convert.convert`.
     model: the fields of the model's parts.
     leaves: the model's.
+    shown: how its study shows it images.
     scratch: a folder for what is made of pickles.
     stack: closes the files.
 
@@ -54,19 +61,20 @@ def open_sources(
     return checkpoints[path]
 
   if BASE in paths:
-    delta, base = opened(paths["decoder"]), opened(paths[BASE])
-    fields = model["decoder"]
-    checkpoints[Path(paths["decoder"])] = Sum.of(delta, base, fields)
+    checkpoints[Path(paths["decoder"])] = delta.Sum.of(
+      opened(paths["decoder"]), opened(paths[BASE]), model["decoder"]
+    )
   sources = []
   for part in (part for part in paths if part != BASE):
     checkpoint = opened(paths[part])
-    layout = plan_lib.recognise(checkpoint, part, leaves)
+    layout = recognise(checkpoint, part, leaves)
     tasks = tuple(model["connector"].get("tasks", ()))
     sources.append(Source(checkpoint, layout.of_tasks(tasks)))
   for source in sources:
     _check_settings(source, model, frozenset(leaves))
+    delta.check_whole(source, model["decoder"])
   _check_qformer(sources, leaves)
-  _check_projector(sources, leaves)
+  _check_eye(sources, model, leaves, shown)
   return sources
 
 
@@ -109,31 +117,58 @@ def _check_qformer(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
     )
 
 
-def _check_projector(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
-  """LLaVA's LoRA was trained with its projector, which lies in a second file."""
-  for checkpoint, layout in sources:
-    settings = checkpoint.folder / "config.json"
-    if layout.name != "peft" or not settings.is_file():
-      continue
-    kind = str(published.read_json(settings).get("model_type"))
-    has = any("mm_projector" in name for name in checkpoint.names)
-    if kind.startswith("llava") and not has and "connector/dense_0/kernel" in leaves:
-      raise ValueError(
-        f"{checkpoint.path}: the LoRA of a {kind} without its projector, and no "
-        f"{BESIDE_AN_ADAPTER} beside it: the non-LoRA weights that were trained with it. "
-        "Download that file too"
-      )
-
-
 def _check_settings(
   source: Source, model: Mapping[str, Mapping[str, Any]], paths: frozenset[str]
 ) -> None:
+  """What lies beside the files is compared with the model's fields."""
   folder, layout = source.checkpoint.folder, source.layout
-  if layout.name == "peft":
-    settings = folder / "adapter_config.json"
-    published.check_adapter(settings, layout, model["decoder"], paths)
+  if layout.settings:
+    beside = folder / layout.settings
+    published.check_adapter(beside, layout, model["decoder"], paths)
   elif layout.part in ("encoder", "decoder") and layout.name != own.NAME:
-    settings = folder / "config.json"
-    if not published.check_config(settings, layout, model[layout.part]):
+    beside = folder / "config.json"
+    if not published.check_config(beside, layout, model[layout.part]):
       path = source.checkpoint.path
       logging.info("%s: no config.json of it; names and shapes were checked", path)
+
+
+def _check_eye(
+  sources: list[Source],
+  model: Mapping[str, Mapping[str, Any]],
+  leaves: Mapping[str, Leaf],
+  shown: Shown,
+) -> None:
+  """A LLaVA's connector was trained behind one layer of one tower, and with its LoRA."""
+  for source in sources:
+    checkpoint, layout = source
+    path = checkpoint.folder / "config.json"
+    if layout.part != "adapter" or not path.is_file():
+      continue
+    config = published.read_json(path)
+    if not families.eye_of(config):
+      continue
+    if "connector/dense_0/kernel" in leaves and not _holds_connector(source):
+      raise ValueError(
+        f"{checkpoint.path}: the LoRA of a {config['model_type']} without its projector, "
+        f"and no {BESIDE_AN_ADAPTER} beside it: the non-LoRA weights that were trained "
+        "with it. Download that file too"
+      )
+    encoder = next(source for source in sources if source.layout.part == "encoder")
+    llava_keys.check(path, config, model, shown, _blocks(encoder))
+
+
+def _holds_connector(source: Source) -> bool:
+  return any(row.path.startswith("connector/") for row, _ in _rows(source))
+
+
+def _blocks(encoder: Source) -> int | None:
+  """How many an encoder's file has; None of one of ours, which may have been cut."""
+  if encoder.layout.name == own.NAME:
+    return None
+  return 1 + max(layer for _, layer in _rows(encoder) if layer is not None)
+
+
+def _rows(source: Source) -> Iterator[tuple[Row, int | None]]:
+  """What its tensors are, with their layers."""
+  for name in source.checkpoint.names:
+    yield from source.layout.rows_of(source.layout.canonical(name))
