@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -167,9 +168,18 @@ def test_weights_kept_by_name_are_sealed_too(
 # ── Saves that fail or are killed ─────────────────────────────────────────────────
 
 
-def test_what_is_saved_is_of_its_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [True, False])
+def test_what_is_saved_is_of_its_step(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
   """Though the steps after it run on, and are given its memory (they donate it)."""
   shape = (1024, 1024)
+  copies: list[Any] = []
+  copied = checkpoint_lib._copied
+  monkeypatch.setattr(
+    checkpoint_lib, "_copied", lambda a: copies.append(a) or copied(a)
+  )
+  monkeypatch.setattr(checkpoint_lib, "_have_room_for", lambda arrays: room)
 
   def state(value: float) -> TrainState:
     weights = {f"w{i}": jnp.full(shape, value + i) for i in range(24)}
@@ -188,6 +198,28 @@ def test_what_is_saved_is_of_its_step(tmp_path: Path) -> None:
   found = keeper.restore(state(7.0))
   keeper.close()
   toy.assert_same_bits(found.state.trainable, state(0.0).trainable)
+  assert len(copies) == room
+
+
+@pytest.mark.parametrize(("peak", "room"), [(70, True), (76, True), (77, False)])
+def test_a_copy_is_made_where_a_device_has_room(
+  monkeypatch: pytest.MonkeyPatch, peak: int, room: bool
+) -> None:
+  """24 bytes of state; the most that the steps have held, of 100."""
+  arrays = {"a": jnp.zeros(4), "b": jnp.zeros(2)}
+  assert checkpoint_lib._have_room_for(arrays)  # a CPU, which has no limit of its own
+
+  class Device:
+    def memory_stats(self) -> dict[str, int]:
+      return {"bytes_limit": 100, "peak_bytes_in_use": peak}
+
+  one = Device()
+
+  def leaf(array: jax.Array) -> Any:
+    shard = SimpleNamespace(device=one, data=array)
+    return SimpleNamespace(addressable_shards=[shard])
+
+  assert checkpoint_lib._have_room_for({n: leaf(a) for n, a in arrays.items()}) == room
 
 
 def test_the_loop_goes_on_and_orbax_saves_one_thing_at_a_time(

@@ -62,6 +62,9 @@ found["leaves"] = {
   path: [leaf.shape, leaf.dtype.itemsize, str(fsdp.parameters.shardings[path].spec)]
   for path, leaf in tree.flatten(fsdp.parameters.abstract).items()}
 found["data"] = facts(costs.measure(study({"data": 8}), 2))
+turns = study({"data": 8})
+turns.config.train.accumulate = 3
+found["turns"] = facts(costs.measure(turns, 2))
 
 # The loop's own state and the report's lie alike.
 trainable, _ = fsdp.parameters.split(0)
@@ -179,6 +182,15 @@ def test_a_device_holds_its_part_of_every_tensor(found):
 def test_a_batch_has_the_rows_asked_for_on_each_shard(found):
   assert found["fsdp"]["batch"]["text"] == [16, 24]
   assert found["fsdp"]["batch"]["pixels"] == [8, 16, 16]
+
+
+def test_a_step_in_turns_does_all_of_them_and_keeps_one(found):
+  one, three = found["data"], found["turns"]
+  assert three["batch"]["text"] == [48, 24] and three["flaws"] == one["flaws"] == []
+  assert three["flops"][0] == pytest.approx(3 * one["flops"][0], rel=1e-3)
+  # Beside one turn's, the sum of the gradients so far.
+  more = three["temporaries"] - one["temporaries"]
+  assert more < 0.5 * one["temporaries"]
 
 
 def test_split_weights_are_gathered_a_layer_at_a_time_and_whole_ones_never(found):

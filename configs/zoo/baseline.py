@@ -52,10 +52,12 @@ def llava_recipe(c: ConfigDict, *, peak_lr: float, entries_per_step: int) -> Non
 
   Linear warm-up from 0 over 3 % of the steps, cosine to 0, AdamW without decay. Trainer
   rounds the warm-up up; ours rounds to the nearest step. A step in turns is the token
-  mean over all of it: the pinned transformers averaged the turns' means.
+  mean over all of it: the pinned transformers averaged the turns' means. In a turn
+  each of two cards has eight entries, an image's.
   """
   t = c.train
   t.entries_per_step = entries_per_step
+  t.accumulate = max(1, entries_per_step // 16)
   t.peak_lr, t.final_lr = peak_lr, 0.0
   t.warmup_fraction, t.warmup_start_lr = 0.03, 0.0
   t.weight_decay = 0.0

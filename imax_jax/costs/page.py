@@ -35,7 +35,8 @@ class Report(NamedTuple):
   title: str
   platform: str
   mesh: Mapping[str, int]
-  batch: Mapping[str, tuple[int, ...]]  # global shapes
+  batch: Mapping[str, tuple[int, ...]]  # global shapes, of all turns
+  turns: int
   counts: Mapping[str, int]  # values of "frozen" and "trained" weights, of all devices
   held: Mapping[str, Mapping[str, int]]  # frozen, trainable, optimizer, batch: by dtype
   whole: Mapping[str, int]  # the same on one device that would hold all
@@ -72,12 +73,14 @@ def _head(report: Report, _: _Unit) -> Iterator[str]:
     devices *= size
   axes = " × ".join(f"{axis} {size}" for axis, size in report.mesh.items())
   rows, tokens = report.batch["text"]
+  turns = f" in {report.turns} turns" if report.turns > 1 else ""
   images, *features = report.batch["pixels"]
   kind = "features" if len(features) == 2 else "pixels"
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   yield f"{report.title}: one train step on {devices} devices ({axes})"
   yield (
-    f"  batch     {rows} rows of {tokens:,} tokens; {images} images as {kind} {features}"
+    f"  batch     {rows} rows of {tokens:,} tokens{turns}; {images} images as {kind} "
+    f"{features}"
   )
   counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
   yield f"  weights   {counts}"

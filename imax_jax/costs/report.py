@@ -74,6 +74,8 @@ def measure(study: Study, rows: int = 1) -> Report:
   memory: Any = compiled.memory_analysis()
   cost = compiled.cost_analysis() or {}
   parameters = tree_lib.flatten(tree_lib.merge(state.trainable, frozen))
+  every, tokens = batch["text"].shape
+  line = (every // config.train.accumulate, tokens)  # of a turn
   groups = {
     "frozen weights": frozen,
     "trainable weights": state.trainable,
@@ -85,6 +87,7 @@ def measure(study: Study, rows: int = 1) -> Report:
     platform=mesh.devices.flat[0].platform,
     mesh=dict(mesh.shape),
     batch={name: leaf.shape for name, leaf in batch.items()},
+    turns=config.train.accumulate,
     held={name: _bytes(tree) for name, tree in groups.items()},
     counts={
       name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -108,7 +111,7 @@ def measure(study: Study, rows: int = 1) -> Report:
     unknown_loops=program.loops_of_unknown_length,
     lower_seconds=lowered_at - began,
     compile_seconds=done - lowered_at,
-    flaws=flaws_lib.find(messages, parameters, batch["text"].shape, program, mesh),
+    flaws=flaws_lib.find(messages, parameters, line, program, mesh),
   )
 
 
@@ -124,7 +127,12 @@ def _step(study: Study, rows: int) -> tuple[TrainState, Any, dict[str, Any], Any
   optimizer = runs.optimizer(study, trainable, num_steps=1000)
   state = abstract_state(trainable, optimizer.update, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step = make_train_step(vlm.batch_loss(study.model), optimizer, shardings=shardings)
+  step = make_train_step(
+    vlm.batch_loss(study.model),
+    optimizer,
+    accumulate=study.config.train.accumulate,
+    shardings=shardings,
+  )
   return state, frozen, _batch(study, rows), step
 
 
@@ -155,9 +163,13 @@ def _shape(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _batch(study: Study, rows: int) -> dict[str, Any]:
-  """`schema.Batch` of so many rows a shard, each entry of another image as in DMAX."""
+  """`schema.Batch` of so many rows a shard, each entry of another image as in DMAX.
+
+  A shard is what a device goes through in one turn.
+  """
   config, mesh = study.config, study.mesh
-  shards, where = mesh_lib.num_row_shards(mesh), mesh_lib.row_sharding(mesh)
+  shards = mesh_lib.num_row_shards(mesh) * config.train.accumulate
+  where = mesh_lib.row_sharding(mesh)
   line = (shards * rows, config.train.row_tokens)
   dtypes = dict.fromkeys(("text", "image", "slot", "segment", "position"), jnp.int32)
   images = shards * math.ceil(config.train.entries_per_step / shards)

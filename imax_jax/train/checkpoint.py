@@ -12,7 +12,9 @@ never finished.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -72,6 +74,7 @@ class Checkpointer:
       item_names=("state", "facts"),
     )
     self._saving: Future[None] | None = None
+    self._copies: bool | None = None
 
   def latest_step(self) -> int | None:
     """Updates done in the latest sealed checkpoint; None where there is none."""
@@ -89,16 +92,19 @@ class Checkpointer:
     """
     self.wait()
     arrays, facts = _to_arrays(state), dict(iterator)
-    if jax.process_count() == 1:
+    if self._copies is None:  # asked once: copies are part of what is held afterwards
+      self._copies = jax.process_count() == 1 and _have_room_for(arrays)
+    if self._copies:
       # Orbax takes tens of ms and a card's whole transfer before it returns, a copy where
       # the arrays lie a few. The next step donates the state, not the copy.
       copied = _copied(arrays)
       self._saving = _in_background(lambda: self._finish(self._begin(copied, facts)))
       return
-    # Orbax waits for the other processes by a sum over devices, which must come at the
-    # same place among the steps' own in all of them: not in a thread. It has the values on
-    # the host before it returns, or holds the buffers, which JAX then does not write to (a
-    # test holds that).
+    # Without room for a copy the steps wait for the transfer. With other processes too:
+    # orbax waits for them by a sum over devices, which must come at the same place among
+    # the steps' own in all of them, not in a thread. It has the values on the host before
+    # it returns, or holds the buffers, which JAX then does not write to (a test holds
+    # that).
     step = self._begin(arrays, facts)
     self._saving = _in_background(lambda: self._finish(step))
 
@@ -214,6 +220,23 @@ class Checkpointer:
       self.wait()
     finally:
       self._latest.close()
+
+
+def _have_room_for(arrays: dict[str, Any]) -> bool:
+  """Whether each device can hold a copy of its shards beside the most it has held yet.
+
+  The most is the steps' own, which go on beside the copy. Devices that do not say what
+  they hold, a CPU, have the host's memory.
+  """
+  needed: Counter[jax.Device] = Counter()
+  for leaf in jax.tree.leaves(arrays):
+    for shard in leaf.addressable_shards:
+      needed[shard.device] += shard.data.nbytes
+  for device, size in needed.items():
+    held = device.memory_stats() or {}
+    if size + held.get("peak_bytes_in_use", 0) > held.get("bytes_limit", math.inf):
+      return False
+  return True
 
 
 @jax.jit
