@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from imax_jax import ledger
 from imax_jax import parameters
 from imax_jax import progress
+from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.ledger import plain
 from imax_jax.study import Study
 from imax_jax.study import UsageError
@@ -50,8 +53,25 @@ def convert(study: Study) -> None:
         fits=study.fit_tokenizer,
         tick=tick,
       )
+    _tell_begins(study, sources["decoder"])
 
   study.ledger.station(parameters.CONVERTED, inputs, make, aside=True)
+
+
+def _tell_begins(study: Study, decoder: Path) -> None:
+  """In the log, where a decoder's tokenizer begins texts otherwise than its release's."""
+  template = study.style.training
+  released = template.begins - template.spelled
+  folder = decoder if decoder.is_dir() else decoder.parent
+  own = tokenizer_lib.own_begins(folder)
+  if own is not None and own != released:
+    logging.warning(
+      "%s: its tokenizer puts %d begin tokens in front by itself, prompt style %s is "
+      "released with one that puts %d: this model is trained and asked with %d in all, "
+      "its published weights may have been trained with %d",
+      folder, own, study.config.prompt.style, released, template.begins,
+      own + template.spelled,
+    )  # fmt: skip
 
 
 def published(study: Study) -> dict[str, Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import phantom
 from imax_jax import experiment
+from imax_jax.data import styles
 from imax_jax.parameters import ASSETS
 from imax_jax.study import Study
 from imax_jax.study import UsageError
@@ -59,3 +63,33 @@ def test_wrong_paths_are_told_before_the_first_verb(tmp_path: Path) -> None:
     convert(phantom.get_config(), tmp_path)
   with pytest.raises(FileNotFoundError, match="run the verb convert first"):
     _ = Study(config(), tmp_path / "new").parameters.given
+
+
+@pytest.mark.parametrize(("style", "told"), [("llama2", True), ("phi4", False)])
+def test_a_begin_token_that_a_release_has_otherwise_is_told(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture, style: str, told: bool
+) -> None:
+  """The tokenizer puts none in front by itself, as phi-4's; LLaMA's puts one."""
+  source = Path(shutil.copytree(ASSETS, tmp_path / "published"))
+  marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+  (source / "tokenizer_config.json").write_text(json.dumps(marks))
+  c = config(decoder=str(source))
+  c.prompt.style = style
+  c.added_tokens = styles.style_of(style).marks
+  c.model.decoder.vocab_size += len(c.added_tokens)
+  convert(c, tmp_path)
+  words = "puts 0 begin tokens in front by itself, prompt style llama2 .* that puts 1"
+  assert bool(re.search(words, caplog.text)) == told
+  assert ("begin tokens" in caplog.text) == told
+
+
+def test_a_decoder_without_a_tokenizer_is_refused_before_it_is_read(
+  tmp_path: Path,
+) -> None:
+  source = Path(shutil.copytree(ASSETS, tmp_path / "published"))
+  (source / "tokenizer.json").unlink()
+  with pytest.raises(
+    FileNotFoundError, match=r"tokenizer\.json: missing, and no token"
+  ):
+    convert(config(decoder=str(source)), tmp_path / "run")
+  assert not (tmp_path / "run" / "foundation").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tokenizers import decoders
 from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
+from tokenizers import processors
 from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -268,19 +270,25 @@ def test_llama_says_the_stop_words_in_two_ways() -> None:
   assert sorted(said) == [("##", "#"), ("▁###",)]
 
 
-def test_the_released_evaluation_of_llava_med() -> None:
-  made = like_llama()
-  style = templates.style_of("vicuna_v0", legacy=True)
-  tokenizer_lib.add_tokens(made, style.marks, 10**6)
-  assert style.training == templates.style_of("vicuna_v0").training
-  layout = templates.layout_of(made, style.evaluation)
-  asked = [*layout.prefix_ids[1:], *layout.prompt_ids("[vqa] is it?")]
-  assert tokenizer_lib.decode(made, asked) == (
-    f"{style.evaluation.system}###Human: Hi!###Assistant: Hi there!  How can I help you "
-    "today?\n###Human:<im_start><im_end> [vqa] is it?###"
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_begin_tokens_of_a_tokenizers_own_are_counted(
+  tmp_path: pathlib.Path, count: int
+) -> None:
+  raw = Tokenizer.from_str(like_llama().backend_tokenizer.to_str())
+  raw.post_processor = processors.TemplateProcessing(
+    single=f"{'<s> ' * count}$A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
   )
-  assert layout.taught == ()
-  assert style.evaluation.answer_of("Assistant: yes\n###Human: x") == "Assistant: yes"
+  raw.save(str(tmp_path / "tokenizer.json"))
+  settings = {"bos_token": "<s>", "eos_token": "</s>"}
+  beside = tmp_path / "tokenizer_config.json"
+  beside.write_text(json.dumps(settings))
+  assert tokenizer_lib.own_begins(tmp_path) == count
+  beside.write_text(json.dumps(settings | {"add_bos_token": True}))
+  assert tokenizer_lib.own_begins(tmp_path) == 1
+  beside.write_text(json.dumps(settings))
+  silent = json.loads(raw.to_str()) | {"post_processor": None}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(silent))
+  assert tokenizer_lib.own_begins(tmp_path) is None
 
 
 def test_begin_tokens_are_explicit() -> None:

@@ -13,13 +13,15 @@ and 9 at 1,008 (S2), 576 image tokens of 3,072 channels. The prompt (`llama3`) w
 begin tokens. Trained: connector and the whole decoder.
 
 Recipe as released: 2e-5, batch 256, no decay, rows of at most 4,096 tokens; no clipping,
-which is inferred (its DeepSpeed file names none). The names of its released logs hint at other epochs than its scripts.
+which is inferred (its DeepSpeed file names none). The names of its released logs hint at
+other epochs than its scripts.
 
 Not known: whether the released weights are of three scales: its start model is, and
 `convert` refuses a connector of 1,024 inputs (the page's argument `:one_scale` is for
 those); whether the tokenizer puts a begin token in front by itself, which its labels rely
-on: here there are two in any case, and nothing would notice; 128,256 or 128,257 rows of the embedding, which the
-released loader makes of them: --config.model.decoder.vocab_size, both numbers are told.
+on: here there are two in any case, and `convert` warns of one that puts none; 128,256 or
+128,257 rows of the embedding, which the released loader makes of them:
+--config.model.decoder.vocab_size, both numbers are told.
 """
 
 from ml_collections import ConfigDict

@@ -30,6 +30,8 @@ class Template:
     before: what stands before the image; `{system}` is `system`.
     after: what follows it, around `{prompt}`.
     begins: how often the tokenizer's begin token stands in front.
+    spelled: how many of these the published template spells. What is left is put there by
+      the tokenizer itself.
     end: the token that ends an answer, and is trained; None: the tokenizer's own; "":
       none is, and the tokenizer's own only stops generation.
     stops: further tokens at which generation stops.
@@ -49,6 +51,7 @@ class Template:
   before: str
   after: str
   begins: int = 0
+  spelled: int = 0
   end: str | None = None
   stops: tuple[str, ...] = ()
   specials: tuple[str, ...] = ()
@@ -128,7 +131,9 @@ _CURIOUS = (
 )
 # LLaVA-Med 1.0 (train.py, version "v0"): the loss leaves out the header and the human's
 # turn but for its "###", which ends the turn before it; the assistant's turn is trained
-# with its name. The image first, of the two orders that its data have. The space before
+# with its name. The image first, of the two orders that its data have; its evaluation
+# (model_vqa_med.py, "simple"), with the image behind the question and other turns, is not
+# among the rows: no prefix of it could be shared. The space before
 # <im_start> and the line's end behind <im_end> are not there: the tokenizer of its time
 # (transformers 4.28) strips the text around added tokens.
 _VICUNA_V0 = Template(
@@ -165,6 +170,7 @@ _LLAMA3 = Template(
   "<|start_header_id|>user<|end_header_id|>\n\n",
   after="\n{prompt}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
   begins=2,
+  spelled=1,
   end="<|eot_id|>",
   stops=("<|end_of_text|>",),
   joint=True,
@@ -248,20 +254,6 @@ LEGACY: dict[str, Style] = {
       before="[INST] [INST] <Img>", after="</Img> {prompt} [/INST] [/INST]", begins=1
     ),
     evaluation=_TWICE,
-  ),
-  # LLaVA-Med 1.0 (model_vqa_med.py, "simple"): other turns, and none that is the
-  # assistant's to speak in, so that its answers may begin with "Assistant:". The image
-  # stays in front of the question, where published code has it behind.
-  "vicuna_v0": Style(
-    training=_VICUNA_V0,
-    evaluation=dataclasses.replace(
-      _VICUNA_V0,
-      before="{system}###Human: Hi!###Assistant: Hi there!  How can I help you today?\n"
-      "###Human:<im_start>",
-      after="<im_end>{prompt}###",
-      lead="",
-      taught="",
-    ),
   ),
 }
 

@@ -254,6 +254,24 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
     )
 
 
+def own_begins(folder: Path) -> int | None:
+  """How many begin tokens a published tokenizer puts in front of a text by itself.
+
+  `encode` never does: how many there are is the prompt's to say. tokenizer_config.json's
+  `add_bos_token` comes first, as in transformers. None: no file says it, or none of
+  transformers' is there.
+  """
+  config, file = _json(folder / "tokenizer_config.json"), folder / "tokenizer.json"
+  if isinstance(config.get("add_bos_token"), bool):
+    return int(config["add_bos_token"])
+  if not config or not _json(file).get("post_processor"):
+    return None
+  bos = load(folder).bos_token_id
+  ids = Tokenizer.from_file(str(file)).encode("a").ids
+  others = (number for number, token in enumerate(ids) if token != bos)
+  return next(others, len(ids))
+
+
 def add_tokens(
   tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: int
 ) -> None:

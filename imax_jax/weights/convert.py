@@ -73,11 +73,12 @@ def convert(
     out: the folder, made if missing. Pickles need their size of space beside it.
     shown: how the model's study shows it images, which some files say too.
     vocabulary: tokens that the model has beyond its files, and rows to leave out.
-    fits: raises a ValueError for a tokenizer that the model's prompts can not be put in.
+    fits: raises a ValueError for a tokenizer that the model's prompts can not be put in;
+      None: no prompts will be, and the tokenizer may be missing.
     tick: called with (slices written, slices).
 
   Raises:
-    FileNotFoundError: a source, or a part of one, is not there.
+    FileNotFoundError: a source, a part of one, or the tokenizer is not there.
     ValueError: anything that does not fit, is damaged, or is refused; it names the
       file, the key, what was expected and what came. Nothing is left in `out`.
   """
@@ -131,7 +132,11 @@ def _tokenizer(
     folder = made
   path = folder / TOKENIZER
   if not path.is_file():
-    logging.warning("%s: not there; put the decoder's beside the weights", path)
+    if fits is not None:
+      raise FileNotFoundError(
+        f"{path}: missing, and no tokenizer.model there; put the tokenizer of the decoder "
+        "beside its weights: tokenizer.json and tokenizer_config.json as published"
+      )
     return []
   try:
     # As training will: one that it would refuse is refused before hours of work.
