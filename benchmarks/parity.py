@@ -43,7 +43,6 @@ def measures() -> Iterator[Measure]:
     ours, theirs = rows.answers(name)
     wrong = sum(one != other for one, other in zip(ours, theirs, strict=True))
     yield Measure(name, f"greedy answers that differ, of {len(theirs)}", wrong, 0)
-  yield from rows.today_measures()
   yield from models.narrow_measures()
 
 

@@ -37,9 +37,9 @@ from imax_jax.weights.rows_of_layouts import layout
 from tests import parity_models as models
 from tests.parity_models import Measure
 
-# Every page but today's, whose reference is one class.
+# Today's reference is one class of transformers.
 TODAY = "medgemma_4b"
-ROWS = tuple(name for name in phantom.NAMES if name != TODAY)
+ROWS = phantom.NAMES
 _SIDE, _PATCH, _VOCABULARY = 32, 4, 264
 IMAGES, NEW_TOKENS = 6, 10
 _QFORMER = {"queries": 6, "width": 32, "depth": 4, "num_heads": 4, "mlp_width": 48}
@@ -348,6 +348,8 @@ def _expected(model: Vlm, batch: dict[str, np.ndarray]) -> tree.Tree:
 
 def measures(name: str) -> list[Measure]:
   """Image tokens, logits of every entry, and the gradients of all that is trained."""
+  if name == TODAY:
+    return _todays_measures()
   reference, model = Reference(name), Vlm(**fields(name))
   held, batch = _batch(model, len(fields(name)["connector"]["tasks"]) or 1)
   params = reference.params(_expected(model, batch))
@@ -427,7 +429,7 @@ _LAYERS = ("sliding_attention", "sliding_attention", "full_attention")
 
 
 def today_fields() -> dict[str, Any]:
-  """MedGemma's, narrow; without LoRA, which other rows have."""
+  """MedGemma's, narrow."""
   model = zoo.model(TODAY)
   sizes = {"width": 48, "depth": 2, "num_heads": 4, "mlp_width": 80}
   plain = {"dtype": "float32", "kernel_dtype": "float32"}
@@ -437,7 +439,7 @@ def today_fields() -> dict[str, Any]:
     "decoder": model["decoder"] | plain | {
       "width": 64, "depth": 3, "num_heads": 4, "num_kv_heads": 2, "head_width": 24,
       "mlp_width": 128, "vocab_size": _VOCABULARY, "window": 3, "global_every": 3,
-      "query_scale": 40**-0.5, "remat": "", "lora_rank": 0,
+      "query_scale": 40**-0.5, "remat": "", "lora_rank": 4, "lora_alpha": 8.0,
     },
   }  # fmt: skip
 
@@ -467,24 +469,44 @@ def _today_reference() -> Any:
   made = transformers.Gemma3ForConditionalGeneration._from_config(
     config, attn_implementation="eager"
   )
+  settings = peft.LoraConfig(
+    r=d["lora_rank"], lora_alpha=d["lora_alpha"], target_modules=r"layers.*_proj"
+  )
+  peft.inject_adapter_in_model(settings, made.model.language_model)
   models.randomise(made)
   projector = made.model.multi_modal_projector
   projector.mm_input_projection_weight.data *= 0.15  # about as large as embedded text
-  made.requires_grad_(False)
-  projector.requires_grad_(True)
-  made.model.language_model.embed_tokens.requires_grad_(True)
+  learns = re.compile(r".*(lora_|multi_modal_projector|language_model\.embed_tokens).*")
+  for name, parameter in made.named_parameters():
+    parameter.requires_grad_(bool(learns.fullmatch(name)))
   return made.eval()
 
 
 def _today_params(
   tensors: dict[str, torch.Tensor], expected: tree.Tree
 ) -> dict[str, Any]:
-  """By the tables that read its files."""
-  names = ("siglip_vision", "gemma3", "hf_gemma3")
-  return models.ours(expected, *((tensors, layout(name)) for name in names))
+  """By the tables that read its files; LoRA's as PEFT would save them."""
+  names = ("siglip_vision", "gemma3", "hf_gemma3", "peft")
+  plain = {
+    re.sub(
+      r"^model\.language_model\.(.*lora_.*)", r"base_model.model.model.\1", name
+    ).replace(".base_layer", ""): tensor
+    for name, tensor in tensors.items()
+  }
+  return models.ours(expected, *((plain, layout(name)) for name in names))
 
 
-def today_measures() -> list[Measure]:
+def _today_logits(
+  reference: Any, ids: np.ndarray, pixels: torch.Tensor
+) -> torch.Tensor:
+  """[T, V] of ids [1, T] with placeholders for one image."""
+  return reference(
+    input_ids=torch.from_numpy(ids).long(), pixel_values=pixels[None],
+    token_type_ids=torch.from_numpy(ids == _IMAGE).long(),
+  ).logits[0]  # fmt: skip
+
+
+def _todays_measures() -> list[Measure]:
   """As `measures`, of all three parts of transformers' own class."""
   reference, model = _today_reference(), Vlm(**today_fields())
   held, batch = _batch(model, 1)
@@ -497,17 +519,13 @@ def today_measures() -> list[Measure]:
     before = np.where(image.prefix_slot < 0, image.prefix_ids, _IMAGE)
     for segment, entry in enumerate(image.entries, start=1):
       ids = np.concatenate([before, entry.prompt_ids, entry.answer_ids])[None]
-      out = reference(
-        input_ids=torch.from_numpy(ids).long(), pixel_values=pixels[number][None],
-        token_type_ids=torch.from_numpy(ids == _IMAGE).long(),
-      ).logits[0]  # fmt: skip
+      out = _today_logits(reference, ids, pixels[number])
       logits[number, segment] = out.detach().numpy()
       answer = torch.from_numpy(entry.answer_ids).long()
       said = out[-len(answer) - 1 : -1]
       losses.append(torch.nn.functional.cross_entropy(said, answer, reduction="none"))
   torch.cat(losses).mean().backward()
-  rules = ((r"connector/.*|decoder/embed/.*", True), (r".*", False))
-  own, frozen = tree.split(params, rules)
+  own, frozen = tree.split(params, trained(TODAY))
   grads, output = _differentiated(model, own, frozen, batch)
   wanted = _today_params(models.gradients(reference), own)
   return _compared(TODAY, batch, logits, np.asarray(tokens), output, grads, wanted)
@@ -523,28 +541,40 @@ class _Ids(Generator):
     return ids.tolist()
 
 
-def answers(name: str) -> tuple[list[list[int]], list[list[int]]]:
-  """(our ids of each of 16 prompts, the reference's), end tokens left out."""
-  tokenizer = tokenizer_lib.train_tokenizer([], 259)
-  reference, model = Reference(name), Vlm(**fields(name))
-  tasks = fields(name)["connector"]["tasks"]
-  generator = _Ids(model, tokenizer, model.num_slots, NEW_TOKENS, rows=16)
-  held = models.pixels(IMAGES, model.encoder["image_px"])
+def _asked() -> list[tuple[int, str]]:
+  """16 questions of the images, each with its image's number."""
   rng = np.random.default_rng(3)
   letters = list("abcdefghij klmnop")
-  asked = [
+  return [
     (int(rng.integers(IMAGES)), f"[vqa] {''.join(rng.choice(letters, 1 + n))}?")
     for n in range(16)
   ]
-  _, batch = _batch(model, len(tasks) or 1)
-  params = reference.params(_expected(model, batch))
-  found = generator(params, held, asked, tasks=["vqa"] * len(asked))
-  got: Any = [generated.text for generated in found]
+
+
+def _said(
+  model: Vlm, params: tree.Tree, held: np.ndarray
+) -> tuple[list[list[int]], templates.Layout]:
+  """Our ids of each question, end tokens left out; how questions are put."""
+  tokenizer = tokenizer_lib.train_tokenizer([], 259)
+  generator = _Ids(model, tokenizer, model.num_slots, NEW_TOKENS, rows=16)
+  asked = _asked()
+  found: Any = generator(params, held, asked, tasks=["vqa"] * len(asked))
   template = templates.STYLES["llama2"].evaluation
-  spoken = templates.layout_of(tokenizer, template)
+  return [said.text for said in found], templates.layout_of(tokenizer, template)
+
+
+def answers(name: str) -> tuple[list[list[int]], list[list[int]]]:
+  """(our ids of each of 16 prompts, the reference's), end tokens left out."""
+  if name == TODAY:
+    return _todays_answers()
+  reference, model = Reference(name), Vlm(**fields(name))
+  tasks = fields(name)["connector"]["tasks"]
+  held = models.pixels(IMAGES, model.encoder["image_px"])
+  _, batch = _batch(model, len(tasks) or 1)
+  got, spoken = _said(model, reference.params(_expected(model, batch)), held)
   want = []
   with torch.no_grad():
-    for image, prompt in asked:
+    for image, prompt in _asked():
       task = tasks.index("vqa") if tasks else 0
       tokens = reference.image_tokens(held[image : image + 1], task)[0]
       embeds = reference.embeds(tokens, spoken.prefix_ids, spoken.prompt_ids(prompt))
@@ -554,7 +584,28 @@ def answers(name: str) -> tuple[list[list[int]], list[list[int]]]:
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
         eos_token_id=spoken.end_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,
       )
       want.append([token for token in out[0].tolist() if token != spoken.end_id])
+  return got, want
+
+
+def _todays_answers() -> tuple[list[list[int]], list[list[int]]]:
+  """As `answers`, of transformers' class, each token by a pass over all before it."""
+  reference, model = _today_reference(), Vlm(**today_fields())
+  held = models.pixels(IMAGES, model.encoder["image_px"])
+  _, batch = _batch(model, 1)
+  params = _today_params(dict(reference.state_dict()), _expected(model, batch))
+  got, spoken = _said(model, params, held)
+  pixels, want = models.published_pixels(held, "siglip"), []
+  for image, prompt in _asked():
+    slots = [_IMAGE] * model.num_slots
+    ids = [*spoken.prefix_ids, *slots, *spoken.prompt_ids(prompt)]
+    said: list[int] = []
+    while len(said) < NEW_TOKENS:
+      out = _today_logits(reference, np.array([ids + said]), pixels[image])
+      said.append(int(out[-1].argmax()))
+      if said[-1] == spoken.end_id:
+        break
+    want.append([token for token in said if token != spoken.end_id])
   return got, want

@@ -11,18 +11,10 @@ pytest.importorskip("peft", reason="LoRA's reference")
 from tests import parity_rows as rows
 
 
-def check(measures: list[rows.Measure]) -> None:
-  for measure in measures:
-    assert measure.error <= measure.bound, measure
-
-
 @pytest.mark.parametrize("name", rows.ROWS)
 def test_image_tokens_logits_and_gradients(name: str) -> None:
-  check(rows.measures(name))
-
-
-def test_todays_row() -> None:
-  check(rows.today_measures())
+  for measure in rows.measures(name):
+    assert measure.error <= measure.bound, measure
 
 
 @pytest.mark.parametrize("name", rows.ROWS)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.zoo import phantom
 from imax_jax import tree
 from imax_jax.models import zoo
 from imax_jax.models.connector import Connector
@@ -116,9 +117,8 @@ _QFORMER: dict[str, Any] = {
 _TASKS = ("vqa", "rec", "reg", "report", "multi_class")  # Uni-Med has as many
 
 
-# Of each of the paper's baselines: what its published files hold of the
-# connector and of LoRA, and its decoder's total (arch_llava_family 2.4, 3.2, 8.2;
-# arch_minigpt_family 4.1, 5, 7.3).
+# Of each row: what its published files hold of the connector and of LoRA, and its
+# decoder's total (arch_llava_family 2.4, 3.2, 8.2; arch_minigpt_family 4.1, 5, 7.3).
 SYSTEMS = {
   "llava_med": (4_198_400, 0, 6_738_415_616 + 2 * 4 * 4096),
   # Q-Former and queries are BLIP-2's, counted below.
@@ -130,11 +130,22 @@ SYSTEMS = {
   "medm_vl_2d": (5_771_264, 0, 3_085_938_688),
   "healthgpt_m3": (12_589_056, 102_891_520, 3_821_079_552),
   "healthgpt_l14": (31_467_520, 116_736_000, 14_659_507_200),
+  "llava_15_7b": (20_979_712, 0, 6_738_415_616),
+  # A norm and a matrix; of 34 layers the pairs of q and o, of k and v, of the MLP.
+  "medgemma_4b": (
+    1152 + 1152 * 2560,
+    34 * 16 * (2 * (2560 + 2048) + 2 * (2560 + 1024) + 3 * (2560 + 10240)),
+    3_880_263_168,
+  ),
 }
 
 
+def test_every_page_has_totals() -> None:
+  assert set(SYSTEMS) == set(phantom.NAMES)
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_baselines_totals(name: str) -> None:
+def test_a_rows_totals(name: str) -> None:
   shapes = sizes(zoo.model(name))
   connector, lora, decoder = SYSTEMS[name]
   assert count(shapes, "/connector/") - count(shapes, "/qformer/") == connector

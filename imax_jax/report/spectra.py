@@ -259,7 +259,7 @@ def _violins(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
 
 
 def _stack(axes: Axes, traces: Mapping[str, Sequence[float]], arm: str) -> None:
-  """Bars: the connector, every layer's B and on it its A, and all the rest."""
+  """Bars: the connector, every layer's B (and routes) and on it its A, all the rest."""
   depth = max([len(x) for path, x in traces.items() if "/layers/" in path], default=0)
   low, high = np.zeros(depth + 2), np.zeros(depth + 2)
   for path, shares in traces.items():
@@ -275,7 +275,9 @@ def _stack(axes: Axes, traces: Mapping[str, Sequence[float]], arm: str) -> None:
     low, high, names = low[:-1], high[:-1], names[:-1]
   at = np.arange(len(names)) + (-0.2 if arm == "dmax" else 0.2)
   colour, title = style.RUN_COLOURS[arm], arms.ARM[arm].title
-  axes.bar(at, low, 0.36, color=colour, alpha=0.85, label=f"{title}: weights, LoRA’s B")
+  routed = any(path.endswith("lora_route") for path in traces)
+  weights = f"{title}: weights, LoRA’s B" + (" and routes" if routed else "")
+  axes.bar(at, low, 0.36, color=colour, alpha=0.85, label=weights)
   axes.bar(at, high, 0.36, low, color=colour, alpha=0.4, label=f"{title}: LoRA’s A")
   every = 1 + depth // 12
   shown = [n if n[0] in "cr" or int(n) % every == 0 else "" for n in names]
