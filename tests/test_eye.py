@@ -49,8 +49,8 @@ from imax_jax.study import UsageError
 MIDDLE, HIGH, LOW, EDGE = (
   (0.2, 0.3, 0.6, 0.7), (0.2, 0.0, 0.6, 0.2), (0.2, 0.6, 0.6, 0.9), (0.2, 0.7, 0.6, 0.8)
 )  # fmt: skip
-CROP = Eye(Geometry("crop"), 50, boxes="seen")
-PAD = Eye(Geometry("pad"), 50, boxes="seen")
+CROP = Eye(Geometry("crop"), 50, 3, boxes="seen")
+PAD = Eye(Geometry("pad"), 50, 3, boxes="seen")
 
 
 def picture(width: int, height: int) -> bytes:
@@ -124,7 +124,7 @@ def test_a_size_is_read_of_the_header_of_what_is_stored(monkeypatch):
   st.sampled_from(["xy", "yx"]),
 )  # fmt: skip
 def test_a_box_that_is_seen_comes_back(kind, width, height, sides, order):
-  eye = Eye(Geometry(kind), 336, boxes="seen")
+  eye = Eye(Geometry(kind), 336, 3, boxes="seen")
   frame = eye.frame(picture(width, height))
   left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in frame)
   x_min, x_max = sorted(left + side * (right - left) for side in sides[:2])
@@ -178,12 +178,12 @@ def test_texts_are_of_the_seen_frame_and_in_their_own_words():
 def test_where_nothing_differs_nothing_is_spelt_anew():
   record = record_of(*both(MIDDLE), *both(HIGH, number=1))
   for eye in (
-    Eye(Geometry("stretch"), 50, boxes="seen"), Eye(Geometry("crop"), 50),
-    Eye(Geometry("pad"), 50),
+    Eye(Geometry("stretch"), 50, 3, boxes="seen"), Eye(Geometry("crop"), 50, 3),
+    Eye(Geometry("pad"), 50, 3),
   ):  # fmt: skip
     assert eye.spell(record) is record
     assert eye.teach(record) is record
-  assert Eye(Geometry("stretch"), 50, boxes="seen").facts == {}
+  assert Eye(Geometry("stretch"), 50, 3, boxes="seen").facts == {}
   square = dataclasses.replace(record, image=picture(60, 60))
   assert CROP.teach(square) is square
 
@@ -278,10 +278,10 @@ def test_pixels_are_the_geometrys_and_padding_has_the_encoders_mean():
 
 
 def test_what_decides_pixels_and_boxes_is_told():
-  facts = Eye(Geometry("pad"), 32, boxes="seen").facts
+  facts = Eye(Geometry("pad"), 32, 3, boxes="seen").facts
   assert facts == {"geometry": "pad", "fill": [122, 116, 104], "boxes": "seen"}
-  assert Eye(Geometry("crop"), 32).facts == {"geometry": "crop", "boxes": "picture"}
-  assert Eye(Geometry("stretch"), 32).facts == {}
+  assert Eye(Geometry("crop"), 32, 3).facts == {"geometry": "crop", "boxes": "picture"}
+  assert Eye(Geometry("stretch"), 32, 3).facts == {}
 
 
 # ── Pseudo labels ─────────────────────────────────────────────────────────────────

@@ -5,22 +5,9 @@
     --config.published.encoder=clip-vit-large-patch14-336 \\
     --config.published.decoder=phi-4 --config.published.adapter=com_hlora_weights_phi4.bin
 
-Weights: those for comprehension, as in the paper: H-LoRA and connector in one file, on
-the published decoder. Its generation of images is not part of the seven tasks.
-
-The eye: padded to a square with the mean colour, 576 image tokens. The prompt (`phi4`) is
-the released one, system text and all. Trained: connector, and H-LoRA: four experts that
-share a rank of 32 on the fused projections, weighed for each token by a softmax. It can not
-be merged into the decoder, since its sum depends on the token.
-
-Recipe: no training code was released. Rates 2e-4 and, for the connector, 2e-5, batches of
-16 on each of two GPUs, 3 % warm-up and a cosine to 0 are those of LLaVA++, on which its
-code builds; that there is neither decay nor clipping is assumed.
-
-Not known: all of the recipe; whether the paper kept rank and alpha. Not verified without
-the real file: whether it holds rows of the embedding beside adapters and connector. All of
-both must be there. If it holds rows for its 8,195 image codes, `convert` names the flag
-that leaves them out (--config.published.drop_rows=8195).
+All else that is known of it, and what is not, stands in configs/zoo/healthgpt_m3.py: only
+the decoder, its prompt (`phi4`, released system text and all) and the rank that the four
+experts share, 32, are others.
 """
 
 from ml_collections import ConfigDict

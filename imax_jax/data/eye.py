@@ -65,7 +65,7 @@ class Eye:
 
   geometry: Geometry
   image_px: int
-  channels: int = 3
+  channels: int
   boxes: Boxes = "picture"
 
   def __post_init__(self) -> None:
