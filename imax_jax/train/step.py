@@ -54,9 +54,6 @@ def make_train_step(
     total, weight, grads = in_turns(state.trainable, frozen, batch, rng)
     loss = total / weight
     grads = jax.tree.map(lambda leaf: leaf / weight, grads)
-    updates, opt_state = optimizer.update.update(
-      grads, state.opt_state, state.trainable
-    )
     grad_norm = optax.global_norm(grads)
     metrics = {
       "loss": loss,
@@ -64,13 +61,17 @@ def make_train_step(
       "lr": optimizer.schedule(_updates(state.opt_state)),
       "tokens": jnp.sum(batch["loss_weight"] > 0),
     }
-    new = (optax.apply_updates(state.trainable, updates), opt_state)
-    # A step that went wrong changes nothing: no checkpoint can hold its NaN.
+
+    def update(kept: tuple[Any, Any]) -> tuple[Any, Any]:
+      trainable, opt_state = kept
+      updates, opt_state = optimizer.update.update(grads, opt_state, trainable)
+      return optax.apply_updates(trainable, updates), opt_state
+
+    # A step that went wrong changes nothing: no checkpoint can hold its NaN. A branch, and
+    # no choice element by element: for that XLA copies both moments of every weight.
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    trainable, opt_state = jax.tree.map(
-      lambda one, other: jnp.where(fine, one, other),
-      new,
-      (state.trainable, state.opt_state),
+    trainable, opt_state = jax.lax.cond(
+      fine, update, lambda kept: kept, (state.trainable, state.opt_state)
     )
     return TrainState(state.step + 1, trainable, opt_state, state.rng), metrics
 
