@@ -1,9 +1,9 @@
 """What the paper's baselines have in common: where their pages begin.
 
-Section 4.1.1 and appendix B of arXiv 2504.09967: the published weights of a system, fine-
-tuned on DMAX and on IMAX, on all seven tasks together, for three epochs on two A800 of
-80 GB; "all other hyperparameters are retained as the original configuration". What that
-configuration was is each page's own.
+Section 4.1.1 and appendix B of arXiv 2504.09967: the published weights of a system,
+fine- tuned on DMAX and on IMAX, on all seven tasks together, for three epochs on two
+A800 of 80 GB; "all other hyperparameters are retained as the original configuration".
+What that configuration was is each page's own.
 """
 
 from ml_collections import ConfigDict

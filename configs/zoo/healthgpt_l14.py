@@ -5,9 +5,9 @@
     --config.published.encoder=clip-vit-large-patch14-336 \\
     --config.published.decoder=phi-4 --config.published.adapter=com_hlora_weights_phi4.bin
 
-All else that is known of it, and what is not, stands in configs/zoo/healthgpt_m3.py: only
-the decoder, its prompt (`phi4`, released system text and all) and the rank that the four
-experts share, 32, are others.
+All else that is known of it, and what is not, stands in configs/zoo/healthgpt_m3.py:
+only the decoder, its prompt (`phi4`, released system text and all) and the rank that
+the four experts share, 32, are others.
 """
 
 from ml_collections import ConfigDict

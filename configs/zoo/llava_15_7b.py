@@ -5,18 +5,19 @@
     --config.published.encoder=clip-vit-large-patch14-336 \\
     --config.published.decoder=llava-v1.5-7b --config.published.adapter=llava-v1.5-7b
 
-What most of the paper's systems descend from, without their medical training: how much of
-a gain is the base's own. Weights: one folder holds decoder and connector, in LLaVA's names
-or in transformers' (llava-1.5-7b-hf, which holds the tower, too).
+What most of the paper's systems descend from, without their medical training: how much
+of a gain is the base's own. Weights: one folder holds decoder and connector, in LLaVA's
+names or in transformers' (llava-1.5-7b-hf, which holds the tower, too).
 
 The eye: padded to a square with the mean colour, 576 image tokens. The prompt
 (`vicuna_v1`): "USER: … ASSISTANT: …</s>". Trained: connector and the whole decoder.
 
-Recipe as released (finetune.sh): 2e-5, batch 128, no decay, rows of at most 2,048 tokens;
-no clipping, which is inferred as for its descendants; its one epoch is three here, as for the paper's systems.
+Recipe as released (finetune.sh): 2e-5, batch 128, no decay, rows of at most 2,048
+tokens; no clipping, which is inferred as for its descendants; its one epoch is three
+here, as for the paper's systems.
 
-Not verified without the real files: that Vicuna v1.5, tuned from LLaMA-2, has its eps of
-1e-5. `convert` compares config.json and says both.
+Not verified without the real files: that Vicuna v1.5, tuned from LLaMA-2, has its eps
+of 1e-5. `convert` compares config.json and says both.
 """
 
 from ml_collections import ConfigDict

@@ -12,20 +12,22 @@ original LLaMA-7B in Hugging Face's layout; the connector is inside it, whole. I
 links are reported dead; microsoft/llava-med-7b-delta is named instead by its users. No
 tower is in it: CLIP's is OpenAI's. Microsoft Research licence, and LLaMA's.
 
-The eye: short side to 224 px, then the middle, so that boxes near the ends of a film lie
-outside of what is seen: they are counted. 256 image tokens between two learned tokens.
-The prompt (`vicuna_v0`): "### Human: … ### Assistant: …", whose marks are trained too, no
-end token, "###" stops. Trained: connector and the whole decoder.
+The eye: short side to 224 px, then the middle, so that boxes near the ends of a film
+lie outside of what is seen: they are counted. 256 image tokens between two learned
+tokens. The prompt (`vicuna_v0`): "### Human: … ### Assistant: …", whose marks are
+trained too, no end token, "###" stops. Trained: connector and the whole decoder.
 
-Recipe as released: 2e-5, batch 64 (8 GPUs x 1 x 8; its table says 128), no decay, rows of
-at most 2,048 tokens, gradients clipped at 1 (Trainer's default under FSDP: inferred).
+Recipe as released: 2e-5, batch 64 (8 GPUs x 1 x 8; its table says 128), no decay, rows
+of at most 2,048 tokens, gradients clipped at 1 (Trainer's default under FSDP:
+inferred).
 
-Not known: the paper's batch on two GPUs; whether its boxes were moved with the crop. Not
-verified without the real files: the tokenizer's ids (`<im_start>` 32002, `<im_end>`
-32003, begin token `</s>`, seen in a descendant's log), the 32,004 rows. `convert` compares
-every tensor's name and shape and the tokenizer's added tokens, and names what differs; that LLaMA-7B's eps is 1e-6 is from memory
-and compared with the base's config.json. Without --config.published.base it stops: the
-decoder's file holds differences.
+Not known: the paper's batch on two GPUs; whether its boxes were moved with the crop.
+Not verified without the real files: the tokenizer's ids (`<im_start>` 32002, `<im_end>`
+32003, begin token `</s>`, seen in a descendant's log), the 32,004 rows. `convert`
+compares every tensor's name and shape and the tokenizer's added tokens, and names what
+differs; that LLaMA-7B's eps is 1e-6 is from memory and compared with the base's
+config.json. Without --config.published.base it stops: the decoder's file holds
+differences.
 """
 
 from ml_collections import ConfigDict

@@ -8,19 +8,19 @@
 Weights: those fine-tuned on SLAKE, as in the paper: what was trained on MedTrinity-25M
 alone was not released. One folder holds decoder and connector.
 
-The eye: padded to a square with the mean colour, seen whole at 336 px, in 4 tiles at 672
-and 9 at 1,008 (S2), 576 image tokens of 3,072 channels. The prompt (`llama3`) with two
-begin tokens. Trained: connector and the whole decoder.
+The eye: padded to a square with the mean colour, seen whole at 336 px, in 4 tiles at
+672 and 9 at 1,008 (S2), 576 image tokens of 3,072 channels. The prompt (`llama3`) with
+two begin tokens. Trained: connector and the whole decoder.
 
-Recipe as released: 2e-5, batch 256, no decay, rows of at most 4,096 tokens; no clipping,
-which is inferred (its DeepSpeed file names none). The names of its released logs hint at
-other epochs than its scripts.
+Recipe as released: 2e-5, batch 256, no decay, rows of at most 4,096 tokens; no
+clipping, which is inferred (its DeepSpeed file names none). The names of its released
+logs hint at other epochs than its scripts.
 
 Not known: whether the released weights are of three scales: its start model is, and
 `convert` refuses a connector of 1,024 inputs (the page's argument `:one_scale` is for
-those); whether the tokenizer puts a begin token in front by itself, which its labels rely
-on: here there are two in any case, and `convert` warns of one that puts none; 128,256 or
-128,257 rows of the embedding, which the released loader makes of them:
+those); whether the tokenizer puts a begin token in front by itself, which its labels
+rely on: here there are two in any case, and `convert` warns of one that puts none;
+128,256 or 128,257 rows of the embedding, which the released loader makes of them:
 --config.model.decoder.vocab_size, both numbers are told.
 """
 

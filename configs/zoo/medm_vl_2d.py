@@ -12,9 +12,10 @@ The eye: 256 px, aspect not kept; 256 image tokens. The prompt (`medmvl`): "USER
 ASSISTANT: …" on Qwen's vocabulary, no chat marks. Trained: everything, the encoder too,
 which therefore runs in every step.
 
-Recipe as released (finetune_en.sh, the one of three epochs on two GPUs): 2e-5, batch 128,
-no decay, rows of at most 2,048 tokens; no clipping, which is inferred. Its other one for tasks of one's own
-is LoRA of rank 128 on queries and values at 2e-4 for one epoch.
+Recipe as released (finetune_en.sh, the one of three epochs on two GPUs): 2e-5, batch
+128, no decay, rows of at most 2,048 tokens; no clipping, which is inferred. Its other
+one for tasks of one's own is LoRA of rank 128 on queries and values at 2e-4 for one
+epoch.
 
 Not known: which of the two the paper means by the original configuration; which SigLIP
 the released weights hold: `convert` tells a connector of 1,152 inputs from one of 768

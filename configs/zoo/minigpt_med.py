@@ -7,25 +7,26 @@
     --config.published.adapter=minigptv2_checkpoint.pth
 
 Weights: as the paper has it, the final ones of MiniGPT-v2 (a checkpoint of the linear
-layer and LoRA alone); MiniGPT-Med's own load by the same flag. The norm behind the encoder was
-never trained: it stays at 1 and 0 unless the file holds it.
+layer and LoRA alone); MiniGPT-Med's own load by the same flag. The norm behind the
+encoder was never trained: it stays at 1 and 0 unless the file holds it.
 
 The eye: 448 px, aspect not kept; four neighbours make one of 256 image tokens. (The
 released code crops at random in training and leaves the boxes as they are: not done.)
-The prompt: MiniGPT-v2's, "[INST] <Img>…</Img> … [/INST]". In most of MiniGPT-Med's training
-texts these marks stand twice: --config.prompt.legacy=True.
+The prompt: MiniGPT-v2's, "[INST] <Img>…</Img> … [/INST]". In most of MiniGPT-Med's
+training texts these marks stand twice: --config.prompt.legacy=True.
 
 Trained: the linear layer, and LoRA of rank 64 on queries and values.
 
-Recipe as released: warm-up from 1e-6 over 1 % of the steps, batches of 6, decay 0.05, and
-a rate that rises from 1e-5 to 8e-5: MiniGPT-v2's configuration had the mistake once, and
-MiniGPT-Med's still has it. Whether the paper kept it is not known:
+Recipe as released: warm-up from 1e-6 over 1 % of the steps, batches of 6, decay 0.05,
+and a rate that rises from 1e-5 to 8e-5: MiniGPT-v2's configuration had the mistake
+once, and MiniGPT-Med's still has it. Whether the paper kept it is not known:
 --config.train.final_lr=1e-6 --config.train.may_rise=False is MiniGPT-v2's later one.
 
-Not known: which of MiniGPT-v2's three files is "final"; the paper's batch (here 6 on each
-of two GPUs). Not verified without the real files: their names of LoRA, which differ
-between versions of PEFT: both are read, and all 128 tensors must be there. That the decoder
-is the chat model and not LLaMA-2's base nothing would notice: their sizes are the same.
+Not known: which of MiniGPT-v2's three files is "final"; the paper's batch (here 6 on
+each of two GPUs). Not verified without the real files: their names of LoRA, which
+differ between versions of PEFT: both are read, and all 128 tensors must be there. That
+the decoder is the chat model and not LLaMA-2's base nothing would notice: their sizes
+are the same.
 """
 
 from ml_collections import ConfigDict

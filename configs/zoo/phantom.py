@@ -6,13 +6,13 @@
   python -m imax_jax.main --config configs/zoo/phantom.py:llava_med --workdir runs/zoo/all \\
     report --runs runs/zoo/llava_med,runs/zoo/xraygpt,…
 
-NAME is a page of this folder. What makes the system is kept: its connector, its fused or
-apart projections, its kind of LoRA or none, what is trained, its prompt and its marks, its
-eye's geometry, the shape of its recipe. Sizes and weights are the phantom's: every row
-starts from the foundation that ships, what that has no weights for starts fresh and is
-trained (a Q-Former, experts, marks). A decoder with other norms and scales than LLaMA's
-(MedGemma's) starts from nothing, all of it. The report over all of them is the paper's Table 1
-and Figure 3 in form; its numbers say nothing of the systems.
+NAME is a page of this folder. What makes the system is kept: its connector, its fused
+or apart projections, its kind of LoRA or none, what is trained, its prompt and its
+marks, its eye's geometry, the shape of its recipe. Sizes and weights are the phantom's:
+every row starts from the foundation that ships, what that has no weights for starts
+fresh and is trained (a Q-Former, experts, marks). A decoder with other norms and scales
+than LLaMA's (MedGemma's) starts from nothing, all of it. The report over all of them is
+the paper's Table 1 and Figure 3 in form; its numbers say nothing of the systems.
 
 `NAME-tiny` is the same at the size of a test.
 """

@@ -7,14 +7,14 @@
 Weights: none were released; as in the paper, connector and LoRA start fresh.
 
 The eye: 224 px, aspect not kept; four neighbours make one of 64 image tokens. The
-connector is a mixture of five MLPs (CMoE): a router reads the task's learned token beside
-each image token, its sigmoids sum to 1, every expert is computed, nothing balances them.
-An image's tokens so depend on the task, and are shared by its entries of one task only.
-The prompt: "[INST] <Img>…</Img> … [/INST]". Trained: connector, and LoRA of rank 8 on all
-linears: 727,068,165 numbers with the five task tokens of its code.
+connector is a mixture of five MLPs (CMoE): a router reads the task's learned token
+beside each image token, its sigmoids sum to 1, every expert is computed, nothing
+balances them. An image's tokens so depend on the task, and are shared by its entries of
+one task only. The prompt: "[INST] <Img>…</Img> … [/INST]". Trained: connector, and LoRA
+of rank 8 on all linears: 727,068,165 numbers with the five task tokens of its code.
 
-Recipe as released: 1e-5 to 1e-7, warm-up from 1e-6 over a tenth of the steps, decay 0.05,
-batches of one task, four entries on each of two GPUs here.
+Recipe as released: 1e-5 to 1e-7, warm-up from 1e-6 over a tenth of the steps, decay
+0.05, batches of one task, four entries on each of two GPUs here.
 
 Not known: whether the paper kept the release's cut of reports at 50 words
 (--config.data.max_report_words=50), and the names of its task tokens: here the seven

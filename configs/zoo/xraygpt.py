@@ -9,23 +9,24 @@
 
 Weights: the radiology Vicuna and the second stage's linear layer, as released; EVA's
 encoder, Q-Former, its 32 queries and the norm between them from BLIP-2's files. The
-README names MedCLIP as the encoder; the released code holds none, and builds what is here.
+README names MedCLIP as the encoder; the released code holds none, and builds what is
+here.
 
-The eye: 224 px, aspect not kept; 32 image tokens. (In training the released code crops at
-random, which would make its boxes wrong: not done.) The prompt (`xraygpt`):
+The eye: 224 px, aspect not kept; 32 image tokens. (In training the released code crops
+at random, which would make its boxes wrong: not done.) The prompt (`xraygpt`):
 "###Patient: <Img>…</Img> … ###Doctor: ", no end token, "###" stops.
 
-Trained: the linear layer, and the decoder, which XrayGPT itself freezes: the asterisk, in
-the paper's words "we additionally unfreeze the LLM parameters". Whether whole or by LoRA
-it does not say; here it is whole. Its embedding is not decayed, as it would be in the
-release's groups if that trained it.
+Trained: the linear layer, and the decoder, which XrayGPT itself freezes: the asterisk,
+in the paper's words "we additionally unfreeze the LLM parameters". Whether whole or by
+LoRA it does not say; here it is whole. Its embedding is not decayed, as it would be in
+the release's groups if that trained it.
 
 Recipe as released, second stage: 3e-5 to 1e-5, warm-up 200 of 2,501 steps from 1e-6,
 decay 0.05, one entry on each of two GPUs a step.
 
-Not known: the paper's batch. Not verified without the real files: Vicuna's release (rows
-of its embedding, eps), the names in the checkpoint. `convert` compares them all; a Vicuna with 32,001 rows
-needs --config.model.decoder.vocab_size=32001.
+Not known: the paper's batch. Not verified without the real files: Vicuna's release
+(rows of its embedding, eps), the names in the checkpoint. `convert` compares them all;
+a Vicuna with 32,001 rows needs --config.model.decoder.vocab_size=32001.
 """
 
 from ml_collections import ConfigDict
