@@ -65,11 +65,14 @@ def test_wrong_paths_are_told_before_the_first_verb(tmp_path: Path) -> None:
     _ = Study(config(), tmp_path / "new").parameters.given
 
 
-@pytest.mark.parametrize(("style", "told"), [("llama2", True), ("phi4", False)])
+@pytest.mark.parametrize(
+  ("style", "told"), [("llama2", True), ("llama3", True), ("phi4", False)]
+)
 def test_a_begin_token_that_a_release_has_otherwise_is_told(
   tmp_path: Path, caplog: pytest.LogCaptureFixture, style: str, told: bool
 ) -> None:
-  """The tokenizer puts none in front by itself, as phi-4's; LLaMA's puts one."""
+  """The tokenizer puts none in front by itself, as phi-4's; LLaMA's put one. LLaMA-3's
+  template spells a second."""
   source = Path(shutil.copytree(ASSETS, tmp_path / "published"))
   marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
   (source / "tokenizer_config.json").write_text(json.dumps(marks))
@@ -78,7 +81,7 @@ def test_a_begin_token_that_a_release_has_otherwise_is_told(
   c.added_tokens = styles.style_of(style).marks
   c.model.decoder.vocab_size += len(c.added_tokens)
   convert(c, tmp_path)
-  words = "puts 0 begin tokens in front by itself, prompt style llama2 .* that puts 1"
+  words = f"puts 0 begin tokens in front by itself, prompt style {style} .* that puts 1"
   assert bool(re.search(words, caplog.text)) == told
   assert ("begin tokens" in caplog.text) == told
 

@@ -14,6 +14,7 @@ from published_systems import SYSTEMS
 from configs.zoo import phantom
 from imax_jax import tree
 from imax_jax.models import zoo
+from imax_jax.weights import files
 from imax_jax.weights import llava_keys
 from imax_jax.weights.convert import convert
 from imax_jax.weights.llava_keys import Shown
@@ -55,6 +56,7 @@ def test_the_published_keys_are_the_rows(config: dict[str, Any], row: str) -> No
   [
     ("llava_15_7b", {"mm_vision_select_layer": -1}, r"select_layer: -1, -2 of"),
     ("llava_15_7b", {"mm_vision_select_feature": "cls_patch"}, "'cls_patch', 'patch' of"),
+    ("xraygpt", {"mm_vision_select_feature": "patch"}, "'patch', 'cls_patch' of"),
     ("llava_15_7b", {"mm_projector_type": "linear"}, "'linear', 'mlp2x_gelu' of"),
     ("llava_15_7b", {"mm_projector_type": "qformer"}, "'qformer', 'mlp2x_gelu' of"),
     ("llava_15_7b", {"mm_use_im_start_end": True}, "mm_use_im_start_end: True, False of"),
@@ -98,30 +100,52 @@ def test_another_geometry_is_a_choice_and_told(
   )
 
 
+MODEL: dict[str, dict[str, Any]] = {
+  "encoder": {"depth": systems.DEPTH, "width": systems.TOWER},
+  "connector": {"depth": 2},
+  "decoder": {
+    "depth": systems.DEPTH, "width": systems.WIDTH, "num_heads": 2, "num_kv_heads": 1,
+    "mlp_width": systems.MLP, "vocab_size": systems.ROWS, "rope_base": 1e4,
+  },
+}  # fmt: skip
+
+
+def written(folder: pathlib.Path, layer: int | None) -> dict[str, pathlib.Path]:
+  """LLaVA-Med 1.5's folders, of a config that reads that layer of its tower."""
+  sources = systems.write(folder, SYSTEMS["llava_med_15"]())
+  config = {"model_type": "llava_mistral", "mm_vision_select_layer": layer}
+  (sources["adapter"] / "config.json").write_text(json.dumps(config))
+  return sources
+
+
 @pytest.mark.parametrize(
   ("layer", "fits"), [(-2, True), (-1, False), (-3, False), (None, True)]
 )
 def test_convert_counts_the_towers_blocks(
   tmp_path: pathlib.Path, layer: int | None, fits: bool
 ) -> None:
-  found = SYSTEMS["llava_med_15"]()
-  sources = systems.write(tmp_path, found)
-  config = {"model_type": "llava_mistral", "mm_vision_select_layer": layer}
-  (sources["adapter"] / "config.json").write_text(json.dumps(config))
-  model: dict[str, dict[str, Any]] = {
-    "encoder": {"depth": systems.DEPTH, "width": systems.TOWER},
-    "connector": {"depth": 2},
-    "decoder": {
-      "depth": systems.DEPTH, "width": systems.WIDTH, "num_heads": 2, "num_kv_heads": 1,
-      "mlp_width": systems.MLP, "vocab_size": systems.ROWS, "rope_base": 1e4,
-    },
-  }  # fmt: skip
-  expected = tree.unflatten(found.ours)
+  sources = written(tmp_path, layer)
+  expected = tree.unflatten(SYSTEMS["llava_med_15"]().ours)
   if fits:
-    convert(sources, model, expected, tmp_path / "out")
+    convert(sources, MODEL, expected, tmp_path / "out")
     return
   with pytest.raises(ValueError, match=f"mm_vision_select_layer: {layer}, -2 of"):
+    convert(sources, MODEL, expected, tmp_path / "out")
+
+
+def test_of_our_own_tower_the_layer_is_not_compared(tmp_path: pathlib.Path) -> None:
+  """Its blocks were cut off when it was converted."""
+  found = SYSTEMS["llava_med_1"]()
+  sources = systems.write(tmp_path, found)
+  config = {"model_type": "llava", "mm_vision_select_layer": -1}
+  (sources["adapter"] / "config.json").write_text(json.dumps(config))
+  model, expected = MODEL | {"connector": {"depth": 1}}, tree.unflatten(found.ours)
+  with pytest.raises(ValueError, match="mm_vision_select_layer: -1, -2 of"):
     convert(sources, model, expected, tmp_path / "out")
+  tower = {p: leaf for p, leaf in found.ours.items() if p.startswith("encoder/")}
+  sources["encoder"] = tmp_path / "foundation.safetensors"
+  files.write_tensors(sources["encoder"], tower)
+  convert(sources, model, expected, tmp_path / "out")
 
 
 def test_what_is_published_of_a_llava_is_read_again() -> None:

@@ -263,3 +263,16 @@ def test_medmvls_config_describes_nothing(tmp_path: pathlib.Path) -> None:
     assert check(tmp_path, config, name, {}) == config
   with pytest.raises(ValueError, match="model_type 'lvlm', but .* laid out as hf_phi3"):
     check(tmp_path, config, "hf_phi3", {})
+
+
+def test_blip2s_port_had_the_wrong_eps(tmp_path: pathlib.Path) -> None:
+  """1e-5 until transformers 4.31, where the encoder always meant 1e-6."""
+  fields = {"width": 8, "depth": 1, "num_heads": 1, "mlp_width": 8, "patch_px": 2}
+  sizes = {"hidden_size": 8, "layer_norm_eps": 1e-5}
+  ported = {"model_type": "blip-2", "vision_config": sizes}
+  assert check(tmp_path, ported, "blip2_vision", fields | {"norm_eps": 1e-6})
+  clip = sizes | {"model_type": "clip_vision_model"}
+  with pytest.raises(
+    ValueError, match="layer_norm_eps: 1e-05, the model's norm_eps is"
+  ):
+    check(tmp_path, clip, "clip_vision", fields | {"norm_eps": 1e-6})

@@ -29,6 +29,7 @@ warns, and in the space behind marks, which nothing would notice.
 from ml_collections import ConfigDict
 
 from configs.zoo import baseline
+from imax_jax import mesh
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -50,6 +51,12 @@ def page(title: str, row: str, style: str, decoder: str, arg: str) -> ConfigDict
   baseline.llava_recipe(c, peak_lr=2e-4, entries_per_step=32)
   c.train.lr_scales = ((r"connector/.*", 0.1), (r".*", 1.0))
   c.train.clip_norm = 0.0
+  # Of such a rank a pair's long sides are worth splitting, as kernels are.
+  c.sharding = (
+    (r"decoder/.*/(qkv|gate_up)/lora_b", ("fsdp", "tensor")),
+    (r"decoder/.*/down/lora_a", ("tensor", "fsdp")),
+    *mesh.FSDP,
+  )
   c.publish.layout = "healthgpt"
   c.publish.encoder = "openai/clip-vit-large-patch14-336"
   c.publish.decoder = decoder

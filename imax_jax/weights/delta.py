@@ -140,9 +140,7 @@ def check_whole(source: Source, decoder: Mapping[str, Any]) -> None:
     ValueError: names the flag by which the base is given.
   """
   checkpoint, layout = source
-  if layout.part != "decoder" or isinstance(checkpoint, Sum):
-    return
-  if decoder.get("norm_offset"):
+  if layout.part != "decoder" or decoder.get("norm_offset"):
     return
   for name in checkpoint.names:
     if any(row.path == _PROBE for row, _ in layout.rows_of(layout.canonical(name))):
