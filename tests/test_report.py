@@ -556,7 +556,9 @@ def test_ranks_go_by_the_printed_number():
     ({"interval": [-1.0, 33.0]}, "over seeds and patients holds zero (−1.00 to +33.00 %)"),
     ({"over_seeds": None, "per_seed": [29.0]}, "one seed cannot tell from chance"),
     ({"over_seeds": None, "per_seed": [29.0], "interval": [-1.0, 9.0]},
-     "in one seed, which is noise"),
+     "in one seed, which is noise: another choice"),
+    ({"over_seeds": None, "per_seed": [29.0], "p_patients": 0.19},
+     "one seed, which is noise: exchanged answers of the same patients come to as much (p = 0.19"),
     ({"mean": 0.0, "interval": [0.0, 0.0], "over_seeds": None, "per_seed": [0.0]},
      "No difference at all"),
     ({"mean": 0.0, "interval": [0.0, 0.0], "over_seeds": [0.0, 0.0]},
@@ -573,6 +575,8 @@ def test_the_verdict_rests_on_the_intervals(changes, says):
   assert says in tables.verdict(found)
   assert "differ by 4.2 %" not in tables.verdict(found)
   assert tables.is_told(found) == (says.endswith("told from zero"))
+  differ = tables.read_as(found) == "one seed: these models differ"
+  assert ("cannot tell from chance" in says) == differ
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ _LEGEND = (
   "which is about the recipes, and cannot fall below 2 / 2ⁿ with n seeds. p, patients: "
   "the two runs’ answers are exchanged patient by patient, which is about these very "
   "models: two seeds of one recipe often differ by it. Read as an effect is what several "
-  "seeds tell from zero by both intervals; all else is noise. Nothing is adjusted for how "
+  "seeds tell from zero by both intervals; of one seed, whose models differ, what interval "
+  "and p, patients (below 0.05) both tell; all else is noise. Nothing is adjusted for how "
   "many comparisons stand here: of twenty without an effect, one may be read as one."
 )
 

@@ -222,6 +222,16 @@ def is_told(gain: Mapping[str, Any]) -> bool:
   )
 
 
+def models_differ(gain: Mapping[str, Any]) -> bool:
+  """Whether two models, of one seed, are told apart by their test patients: Δ's interval
+  leaves out 0, and exchanged answers seldom come to as much (p below 0.05).
+
+  Both, since a metric whose base is near zero can widen Δ to one side only.
+  """
+  ends, p = limits(gain, "interval"), number(gain, "p_patients")
+  return bool(ends and not ends[0] <= 0 <= ends[1] and (p is None or p < 0.05))
+
+
 def is_same(gain: Mapping[str, Any]) -> bool:
   """Whether no choice of seeds and patients tells the two runs apart: Δ is 0 in all."""
   ends = [limits(gain, key) for key in ("interval", "over_seeds")]
@@ -238,8 +248,7 @@ def read_as(gain: Mapping[str, Any]) -> str:
     return "the same"
   if is_told(gain):
     return "better" if mean > 0 else "worse"
-  both = limits(gain, "interval")
-  if limits(gain, "over_seeds") is None and both and not both[0] <= 0 <= both[1]:
+  if limits(gain, "over_seeds") is None and models_differ(gain):
     return "one seed: these models differ"
   return "noise"
 
@@ -272,6 +281,11 @@ def verdict(gain: Mapping[str, Any], noise: float | None = None) -> str:
       return (
         f"{size} in one seed, which is noise: another choice of test patients would do "
         f"({between(ends)} %)."
+      )
+    if not models_differ(gain):
+      return (
+        f"{size} in one seed, which is noise: exchanged answers of the same patients come "
+        f"to as much (p = {chance(number(gain, 'p_patients'))})."
       )
     return (
       f"{size} in one seed: more than the choice of test patients makes "

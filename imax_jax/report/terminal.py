@@ -129,7 +129,7 @@ def compared(rows: Mapping[str, Results]) -> str:
 _TABLE1_LEGEND = (
   "n: seeds. 95 %: of Δ, over seeds and test patients (over seeds alone: on the page). p pat.: "
   "answers exchanged between the two runs. better, worse: told from zero by several seeds; "
-  "differ: one seed, these models do. paper: improved metrics of 16 and Δ that it prints of "
+  "differ: one seed, these models do, by interval and p pat. paper: improved metrics of 16 and Δ that it prints of "
   "the full system on real radiographs; no target for another size or other data."
 )
 _SHORT = {"one seed: these models differ": "differ", "nothing to compare": "nothing"}
