@@ -390,6 +390,20 @@ def test_run_lengths_and_outline():
   assert "," not in text
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mask_and_its_landmarks_have_one_box(seed):
+  """As in CheXmask, whose reader tells where they have not."""
+  x, y, a, b = np.random.default_rng(seed).uniform(20, 60, 4)
+  ys, xs = np.mgrid[:128, :128]
+  mask = ((xs - x) / a) ** 2 + ((ys - y) / b) ** 2 < 1
+  for num_points in (26, 44):
+    points = films.outline(mask, num_points)
+    assert points.shape == (num_points, 2)
+    assert all(mask[row, column] for column, row in points)
+    assert points.min(axis=0).tolist() == [xs[mask].min(), ys[mask].min()]
+    assert points.max(axis=0).tolist() == [xs[mask].max(), ys[mask].max()]
+
+
 @pytest.mark.parametrize(
   "form", ["both", "impression only", "findings only", "neither"]
 )

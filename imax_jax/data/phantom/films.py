@@ -61,7 +61,11 @@ def run_lengths(mask: np.ndarray) -> str:
 
 
 def outline(mask: np.ndarray, num_points: int) -> np.ndarray:
-  """int[num_points, 2]: (x, y) down the mask's left edge and up its right edge."""
+  """int[num_points, 2]: (x, y) down the mask's left edge and up its right edge.
+
+  The leftmost, rightmost, highest and lowest points are among them: a mask and its
+  landmarks have one box.
+  """
   ys = np.flatnonzero(mask.any(axis=1))
   if not ys.size:
     return np.zeros((num_points, 2), np.int64)
@@ -70,7 +74,15 @@ def outline(mask: np.ndarray, num_points: int) -> np.ndarray:
   right = mask.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
   xs = np.concatenate((left, right[::-1]))
   path = np.stack((xs, np.concatenate((ys, ys[::-1]))), axis=1)
-  return path[np.linspace(0, len(path) - 1, num_points).round().astype(int)]
+  at = np.linspace(0, len(path) - 1, num_points).round().astype(int)
+  x, y = path.T
+  ends = {int(end) for end in (x.argmin(), x.argmax(), y.argmin(), y.argmax())}
+  free = [number for number, place in enumerate(at) if place not in ends]
+  for end in sorted(ends - set(at.tolist())):
+    nearest = min(free, key=lambda number: abs(int(at[number]) - end))
+    at[nearest] = end
+    free.remove(nearest)
+  return path[np.sort(at)]
 
 
 def landmarks_text(points: np.ndarray) -> str:
