@@ -149,13 +149,13 @@ class Parameters:
   @cached_property
   def trainable(self) -> dict[str, Any]:
     """Shapes, dtypes and shardings of what is trained; no weight is read or drawn."""
-    placed = tree_lib.map_paths(
+    found = tree_lib.split(self.abstract, self._config.trainable)[0]
+    return tree_lib.map_paths(
       lambda path, leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=self.shardings[path]
+        leaf.shape, _trained_as(leaf.dtype), sharding=self.shardings[path]
       ),
-      self.abstract,
+      found,
     )
-    return tree_lib.split(placed, self._config.trainable)[0]
 
   def _init(self, seed: jax.Array | int) -> Any:
     encoder = self._config.model.encoder
@@ -216,5 +216,14 @@ class Parameters:
     return tree_lib.unflatten(base | self._draw(pairs)(seed))
 
   def split(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen) of `init`, by the config's rules."""
-    return tree_lib.split(self.init(seed), self._config.trainable)
+    """(trainable, frozen) of `init`, by the config's rules; the former in float32."""
+    trainable, frozen = tree_lib.split(self.init(seed), self._config.trainable)
+    wide = jax.tree.map(lambda leaf: leaf.astype(_trained_as(leaf.dtype)), trainable)
+    return wide, frozen
+
+
+def _trained_as(dtype: Any) -> Any:
+  """What a weight is trained in, however the model keeps it: bfloat16 would round small
+  updates away. (Quantised kernels are no numbers to train, and stay what they are.)
+  """
+  return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype

@@ -213,6 +213,24 @@ def test_a_narrow_decoder_is_made_of_a_float_foundation(
     np.testing.assert_array_equal(made[path], flat[path], err_msg=path)
 
 
+def test_what_is_trained_is_float32_however_it_is_kept(tmp_path: Path) -> None:
+  """In bfloat16 a weight of 1 takes no step below 2^-8."""
+  c = config()
+  c.model.decoder.kernel_dtype = "bfloat16"
+  c.trainable = ((r"decoder/embed/.*|.*/lora_[ab]", True), (r".*", False))
+  made = parameters(tmp_path, c)
+  kept = tree.flatten(made.abstract)["decoder/embed/embedding"]
+  assert kept.dtype == "bfloat16"
+  trainable, frozen = made.split(0)
+  for found in (trainable, made.trainable):
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {"float32"}
+  assert jax.tree.structure(trainable) == jax.tree.structure(made.trainable)
+  assert tree.flatten(frozen)["decoder/layers/attn/q/kernel"].dtype == "bfloat16"
+  drawn = tree.flatten(made.init(0))["decoder/embed/embedding"]
+  own = tree.flatten(trainable)["decoder/embed/embedding"]
+  np.testing.assert_array_equal(own, drawn.astype("float32"))
+
+
 def test_integers_are_made_on_the_shard_that_needs_them(tmp_path: Path) -> None:
   kernel = np.random.default_rng(0).standard_normal((3, 128, 8)).astype(np.float32)
   path, array = tmp_path / "f.safetensors", tmp_path / "kernel.npy"

@@ -123,7 +123,8 @@ def _step(study: Study, rows: int) -> tuple[TrainState, Any, dict[str, Any], Any
   mesh = study.mesh
   placed = tree_lib.unflatten(study.parameters.shardings)
   params = jax.tree.map(_shape, study.parameters.abstract, placed)
-  trainable, frozen = tree_lib.split(params, study.config.trainable)
+  trainable = study.parameters.trainable
+  frozen = tree_lib.split(params, study.config.trainable)[1]
   optimizer = runs.optimizer(study, trainable, num_steps=1000)
   state = abstract_state(trainable, optimizer.update, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
