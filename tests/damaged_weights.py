@@ -324,7 +324,8 @@ def a_layer_too_many(bench: Bench) -> None:
 @case(
   f"shape      {EMBED} (66, 32) in model.safetensors",
   "expected (64, 32) for decoder/embed/embedding, got (66, 32)",
-  "(vocabulary: 66 rows there, vocab_size 64 here; --config.published.drop_rows=2 leaves",
+  "(vocabulary: 66 rows there, vocab_size 64 here; --config.model.decoder.vocab_size=66 if",
+  "drop_rows=COUNT if its last COUNT rows are of tokens that are not used here (2 leaves",
 )
 def vocabulary_of_other_length(bench: Bench) -> None:
   bench.edit("llama", lambda t: t.update({EMBED: np.ones((66, 32), np.float32)}))

@@ -353,33 +353,54 @@ def measures(name: str) -> list[Measure]:
   reference, model = Reference(name), Vlm(**fields(name))
   held, batch = _batch(model, len(fields(name)["connector"]["tasks"]) or 1)
   params = reference.params(_expected(model, batch))
-  tokens, logits, losses = [], {}, []
+  tokens, said, losses = [], {}, []
   for number, image in enumerate(held):
     raw, task = batch["pixels"][number : number + 1], int(batch["task"][number])
     tokens.append(reference.image_tokens(raw, task)[0])
     before = image.prefix_ids[image.prefix_slot < 0]
     for segment, entry in enumerate(image.entries, start=1):
       after = np.concatenate([entry.prompt_ids, entry.answer_ids])
-      out = reference.llm(inputs_embeds=reference.embeds(tokens[-1], before, after))
-      logits[number, segment] = out.logits[0].detach().numpy()
-      answer = torch.from_numpy(entry.answer_ids).long()
-      said = out.logits[0, -len(answer) - 1 : -1]
-      losses.append(torch.nn.functional.cross_entropy(said, answer, reduction="none"))
+      out = reference.llm(
+        inputs_embeds=reference.embeds(tokens[-1], before, after),
+        output_hidden_states=True,
+      )
+      said[number, segment] = _arrays(out)
+      losses.append(_losses(out, entry.answer_ids))
   torch.cat(losses).mean().backward()
   own, frozen = tree.split(params, trained(name))
   grads, output = _differentiated(model, own, frozen, batch)
   wanted = reference.params(own, grads=True)
   image_tokens = np.stack([found.detach().numpy() for found in tokens])
-  return _compared(name, batch, logits, image_tokens, output, grads, wanted)
+  return _compared(name, batch, said, image_tokens, output, grads, wanted)
+
+
+def _arrays(out: Any) -> dict[str, np.ndarray]:
+  """{"hidden states": [T, D] after the last norm, "logits": [T, V]} of a reference."""
+  found = {"hidden states": out.hidden_states[-1], "logits": out.logits}
+  return {name: value[0].detach().numpy() for name, value in found.items()}
+
+
+def _losses(out: Any, ids: np.ndarray) -> torch.Tensor:
+  """Of each token of an answer, the last of what was read."""
+  answer = torch.from_numpy(ids).long()
+  logits = out.logits[0, -len(answer) - 1 : -1]
+  return torch.nn.functional.cross_entropy(logits, answer, reduction="none")
 
 
 def _differentiated(model: Vlm, own: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
-  """Gradients of the token mean, and the model's output."""
+  """Gradients of the token mean, and what the model made on the way."""
 
   def loss(own: Any) -> tuple[jax.Array, Any]:
-    params = tree.merge(own, frozen)
-    sums, weights = model.apply({"params": params}, batch, method="loss")
-    return sums.sum() / weights.sum(), model.apply({"params": params}, batch)
+    params = {"params": tree.merge(own, frozen)}
+    sums, weights = model.apply(params, batch, method="loss")
+    output, seen = model.apply(
+      params, batch, capture_intermediates=lambda part, _: part.name == "norm"
+    )
+    hidden = seen["intermediates"]["decoder"]["norm"]["__call__"][0]
+    return sums.sum() / weights.sum(), {
+      "image tokens": output.image_tokens, "hidden states": hidden,
+      "logits": output.logits,
+    }  # fmt: skip
 
   found: tuple[Any, Any] = models.jit(jax.grad(loss, has_aux=True))(own)
   return found
@@ -388,22 +409,24 @@ def _differentiated(model: Vlm, own: Any, frozen: Any, batch: Any) -> tuple[Any,
 def _compared(
   name: str,
   batch: Any,
-  logits: dict[tuple[int, int], np.ndarray],
+  said: dict[tuple[int, int], dict[str, np.ndarray]],
   image_tokens: np.ndarray,
-  output: Any,
+  output: dict[str, Any],
   grads: Any,
   wanted: tree.Tree,
 ) -> list[Measure]:
-  """logits: {(image, segment): [T, V]} of the reference."""
-  got = []
-  for image, segment in logits:
-    seen = (batch["segment"] == 0) | (batch["segment"] == segment)
-    got.append(np.asarray(output.logits)[(batch["image"] == image) & seen])
-  both = [np.concatenate(rows) for rows in (got, list(logits.values()))]
-  tokens = models.far(output.image_tokens, image_tokens)
+  """said: {(image, segment): `_arrays` of the reference}."""
+  places = [
+    (batch["image"] == image)
+    & ((batch["segment"] == 0) | (batch["segment"] == segment))
+    for image, segment in said
+  ]
+  found = {"image tokens": models.far(output["image tokens"], image_tokens)}
+  for kind in ("hidden states", "logits"):
+    got = np.concatenate([np.asarray(output[kind])[place] for place in places])
+    found[kind] = models.far(got, np.concatenate([one[kind] for one in said.values()]))
   return [
-    Measure(name, "image tokens", tokens, models.EXACT),
-    Measure(name, "logits", models.far(*both), models.EXACT),
+    *(Measure(name, kind, error, models.EXACT) for kind, error in found.items()),
     Measure(name, "gradients (L2)", _farthest(grads, wanted), models.GRADIENT),
   ]
 
@@ -496,14 +519,12 @@ def _today_params(
   return models.ours(expected, *((plain, layout(name)) for name in names))
 
 
-def _today_logits(
-  reference: Any, ids: np.ndarray, pixels: torch.Tensor
-) -> torch.Tensor:
-  """[T, V] of ids [1, T] with placeholders for one image."""
+def _today_output(reference: Any, ids: np.ndarray, pixels: torch.Tensor) -> Any:
+  """Of ids [1, T] with placeholders for one image."""
   return reference(
     input_ids=torch.from_numpy(ids).long(), pixel_values=pixels[None],
-    token_type_ids=torch.from_numpy(ids == _IMAGE).long(),
-  ).logits[0]  # fmt: skip
+    token_type_ids=torch.from_numpy(ids == _IMAGE).long(), output_hidden_states=True,
+  )  # fmt: skip
 
 
 def _todays_measures() -> list[Measure]:
@@ -514,21 +535,19 @@ def _todays_measures() -> list[Measure]:
   pixels = models.published_pixels(batch["pixels"], "siglip")
   with torch.no_grad():
     tokens = reference.model.get_image_features(pixels).pooler_output
-  logits, losses = {}, []
+  said, losses = {}, []
   for number, image in enumerate(held):
     before = np.where(image.prefix_slot < 0, image.prefix_ids, _IMAGE)
     for segment, entry in enumerate(image.entries, start=1):
       ids = np.concatenate([before, entry.prompt_ids, entry.answer_ids])[None]
-      out = _today_logits(reference, ids, pixels[number])
-      logits[number, segment] = out.detach().numpy()
-      answer = torch.from_numpy(entry.answer_ids).long()
-      said = out[-len(answer) - 1 : -1]
-      losses.append(torch.nn.functional.cross_entropy(said, answer, reduction="none"))
+      out = _today_output(reference, ids, pixels[number])
+      said[number, segment] = _arrays(out)
+      losses.append(_losses(out, entry.answer_ids))
   torch.cat(losses).mean().backward()
   own, frozen = tree.split(params, trained(TODAY))
   grads, output = _differentiated(model, own, frozen, batch)
   wanted = _today_params(models.gradients(reference), own)
-  return _compared(TODAY, batch, logits, np.asarray(tokens), output, grads, wanted)
+  return _compared(TODAY, batch, said, np.asarray(tokens), output, grads, wanted)
 
 
 # ── Answers ───────────────────────────────────────────────────────────────────────
@@ -603,8 +622,8 @@ def _todays_answers() -> tuple[list[list[int]], list[list[int]]]:
     ids = [*spoken.prefix_ids, *slots, *spoken.prompt_ids(prompt)]
     said: list[int] = []
     while len(said) < NEW_TOKENS:
-      out = _today_logits(reference, np.array([ids + said]), pixels[image])
-      said.append(int(out[-1].argmax()))
+      out = _today_output(reference, np.array([ids + said]), pixels[image])
+      said.append(int(out.logits[0, -1].argmax()))
       if said[-1] == spoken.end_id:
         break
     want.append([token for token in said if token != spoken.end_id])

@@ -1,7 +1,7 @@
 """What the paper's baselines have in common: where their pages begin.
 
 Section 4.1.1 and appendix B of arXiv 2504.09967: the published weights of a system,
-fine- tuned on DMAX and on IMAX, on all seven tasks together, for three epochs on two
+fine-tuned on DMAX and on IMAX, on all seven tasks together, for three epochs on two
 A800 of 80 GB; "all other hyperparameters are retained as the original configuration".
 What that configuration was is each page's own.
 """
@@ -67,7 +67,9 @@ def llava_recipe(c: ConfigDict, *, peak_lr: float, entries_per_step: int) -> Non
 def minigpt_recipe(c: ConfigDict, *, peak_lr: float, final_lr: float) -> None:
   """The LAVIS lineage's: AdamW with decay 0.05, no clipping, a cosine since step 0.
 
-  Its loaders draw one dataset for a whole batch: steps of one task each.
+  Its loaders draw one dataset for a whole batch, each GPU by itself: here a step is of
+  one task on all of them. How often a task is drawn follows its entries, so that an epoch
+  is every entry once (`train.sample_ratios` is the other way).
   """
   t = c.train
   t.peak_lr, t.final_lr = peak_lr, final_lr

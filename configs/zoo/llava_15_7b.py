@@ -6,8 +6,11 @@
     --config.published.decoder=llava-v1.5-7b --config.published.adapter=llava-v1.5-7b
 
 What most of the paper's systems descend from, without their medical training: how much
-of a gain is the base's own. Weights: one folder holds decoder and connector, in LLaVA's
-names or in transformers' (llava-1.5-7b-hf, which holds the tower, too).
+of a gain is the base's own.
+
+Weights: one folder holds decoder and connector, in LLaVA's names or in transformers'
+(llava-1.5-7b-hf, which holds the tower, too, and, from memory, 32,064 rows:
+--config.model.decoder.vocab_size=32064).
 
 The eye: padded to a square with the mean colour, 576 image tokens. The prompt
 (`vicuna_v1`): "USER: … ASSISTANT: …</s>". Trained: connector and the whole decoder.

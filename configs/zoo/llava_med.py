@@ -26,8 +26,8 @@ Not verified without the real files: the tokenizer's ids (`<im_start>` 32002, `<
 32003, begin token `</s>`, seen in a descendant's log), the 32,004 rows. `convert`
 compares every tensor's name and shape and the tokenizer's added tokens, and names what
 differs; that LLaMA-7B's eps is 1e-6 is from memory and compared with the base's
-config.json. Without --config.published.base it stops: the decoder's file holds
-differences.
+config.json. Differences without --config.published.base are refused; a folder that
+apply_delta has merged needs none.
 """
 
 from ml_collections import ConfigDict
@@ -37,9 +37,7 @@ from configs.zoo import baseline
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg` is ""."""
-  c = baseline.start(
-    "LLaVA-Med", "llava_med", "vicuna_v0", arg, needs=("adapter", "base")
-  )
+  c = baseline.start("LLaVA-Med", "llava_med", "vicuna_v0", arg)
   c.added_tokens = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
   c.image.geometry = "crop"
   baseline.whole_decoder(c)

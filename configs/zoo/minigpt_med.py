@@ -21,6 +21,8 @@ Recipe as released: warm-up from 1e-6 over 1 % of the steps, batches of 6, decay
 and a rate that rises from 1e-5 to 8e-5: MiniGPT-v2's configuration had the mistake
 once, and MiniGPT-Med's still has it. Whether the paper kept it is not known:
 --config.train.final_lr=1e-6 --config.train.may_rise=False is MiniGPT-v2's later one.
+The release draws its datasets equally often; here a task is drawn as often as it has
+entries, so that three epochs are three times every entry.
 
 Not known: which of MiniGPT-v2's three files is "final"; the paper's batch (here 6 on
 each of two GPUs). Not verified without the real files: their names of LoRA, which

@@ -22,7 +22,8 @@ LoRA it does not say; here it is whole. Its embedding is not decayed, as it woul
 the release's groups if that trained it.
 
 Recipe as released, second stage: 3e-5 to 1e-5, warm-up 200 of 2,501 steps from 1e-6,
-decay 0.05, one entry on each of two GPUs a step.
+decay 0.05, one entry on each of two GPUs a step. The release cuts texts at 160 tokens,
+which hold captions alone: not done, a report here is longer.
 
 Not known: the paper's batch. Not verified without the real files: Vicuna's release
 (rows of its embedding, eps), the names in the checkpoint. `convert` compares them all;

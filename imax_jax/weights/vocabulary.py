@@ -56,7 +56,11 @@ class Vocabulary(NamedTuple):
     words += f" with {self.added} added tokens" if self.added else ""
     words += f", {self.dropped} to be dropped" if self.dropped else ""
     if there > here and not self.dropped:
-      words += f"; --config.published.drop_rows={there - here} leaves the last ones out"
+      words += (
+        f"; --config.model.decoder.vocab_size={there} if the tokenizer of these weights "
+        "has ids for them; --config.published.drop_rows=COUNT if its last COUNT rows are "
+        f"of tokens that are not used here ({there - here} leaves as many as the model has)"
+      )
     return f" ({words})"
 
 
