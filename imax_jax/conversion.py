@@ -50,6 +50,8 @@ def convert(study: Study) -> None:
         folder,
         shown=Shown(study.config.image.geometry, tuple(study.config.added_tokens)),
         vocabulary=vocabulary,
+        # A system whose trained weights are asked for has a trained connector.
+        whole=("connector",) if "adapter" in study.config.published.needs else (),
         fits=study.fit_tokenizer,
         tick=tick,
       )
@@ -77,9 +79,9 @@ def _tell_begins(study: Study, decoder: Path) -> None:
 def published(study: Study) -> dict[str, Path]:
   """{part: path} that the config's `published` names; "package" is what ships.
 
-  Beside the parts (`convert.convert`) it holds `needs`, those that must be given, and
-  `drop_rows`: how many last rows of a vocabulary that is longer than the model's are left
-  out.
+  Beside the parts (`convert.convert`) it holds `needs`, those that must be given (with an
+  adapter, its connector too), and `drop_rows`: how many last rows of a vocabulary that is
+  longer than the model's are left out.
 
   Raises:
     FileNotFoundError: a path that is not there, or a needed part without one.

@@ -122,6 +122,22 @@ def test_the_projector_beside_a_lora_is_read(tmp_path: pathlib.Path) -> None:
   ]  # fmt: skip
 
 
+def test_a_connector_that_is_asked_for_may_not_start_fresh(
+  tmp_path: pathlib.Path,
+) -> None:
+  """A LoRA alone, with no config.json that says whose it is."""
+  found = SYSTEMS["llava_lora"]()
+  arrays = found.parts["adapter"]
+  for name in [name for name in arrays if "mm_projector" in name]:
+    del arrays[name]
+  sources = systems.write(tmp_path, found)
+  expected = tree.unflatten(found.ours)
+  record = convert(sources, MODEL, expected, tmp_path / "out")
+  assert {path.split("/")[0] for path in record["absent"]} == {"connector"}
+  with pytest.raises(ValueError, match=r"missing +connector/dense_0/kernel"):
+    convert(sources, MODEL, expected, tmp_path / "not", whole=("connector",))
+
+
 def test_a_tensor_in_both_files_is_refused(tmp_path: pathlib.Path) -> None:
   torch = pytest.importorskip("torch", reason="torch writes LLaVA's second file")
   made = adapter(tmp_path)

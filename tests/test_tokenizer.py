@@ -324,6 +324,9 @@ def test_other_added_tokens_are_named():
     tokenizer_lib.add_tokens(made("<im_patch>", "[PAD]"), ADDED[:2], 300)
   with pytest.raises(ValueError, match=r"'\[PAD\]': expected id 261, .* got 259"):
     tokenizer_lib.add_tokens(made("[PAD]", "<image>"), ADDED[:2], 300)
+  said = r"file are .* '\[PAD\]' 259, '<image>' 260, added_tokens names '\[PAD\]', '<im_patch>':"
+  with pytest.raises(ValueError, match=said):
+    tokenizer_lib.add_tokens(made("[PAD]", "<image>"), ADDED[:2], 300)
   with pytest.raises(ValueError, match=r"'<im_end>': got id 263, .* the 263 rows"):
     tokenizer_lib.add_tokens(made("<image>"), ADDED, 263)
   with pytest.raises(ValueError, match="special token's"):  # mere words

@@ -20,8 +20,8 @@ its code builds; that there is neither decay nor clipping is assumed.
 
 Not known: all of the recipe; whether the paper kept rank and alpha. Not verified
 without the real file: whether it holds rows of the embedding beside adapters and
-connector. All of both must be there. If it holds rows for its 8,195 image codes,
-`convert` names the flag that leaves them out (--config.published.drop_rows=8195).
+connector. All of both must be there. If it holds rows for its 8,195 image codes (behind
+the tokenizer's 32,011), `convert` names the flag that leaves them out (--config.published.drop_rows=8195).
 Phi-3's tokenizers differ between revisions in their begin token, of which `convert`
 warns, and in the space behind marks, which nothing would notice.
 """

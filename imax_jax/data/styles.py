@@ -189,7 +189,7 @@ _PHI3 = Template(
   specials=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
 )
 # HealthGPT-L14 (conv_phi4_instruct). The knight is the example of phi-4's model card: the
-# published code has left it in, and the published weights are trained with it.
+# published code has left it in, and so, it is assumed, were the weights trained.
 _PHI4 = Template(
   system="You are a medieval knight and must provide explanations to modern people.",
   before="<|im_start|>system<|im_sep|>\n{system}<|im_end|>\n<|im_start|>user<|im_sep|>\n",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -268,8 +269,7 @@ def own_begins(folder: Path) -> int | None:
     return None
   bos = load(folder).bos_token_id
   ids = Tokenizer.from_file(str(file)).encode("a").ids
-  others = (number for number, token in enumerate(ids) if token != bos)
-  return next(others, len(ids))
+  return next((n for n, token in enumerate(ids) if token != bos), len(ids))
 
 
 def add_tokens(
@@ -297,8 +297,9 @@ def add_tokens(
     if found != expected or found not in special_ids(tokenizer):
       raise ValueError(
         f"added token {text!r}: expected id {expected}, a special token's, got {found}; "
-        "the tokenizer's file has other tokens than added_tokens names, or others' "
-        "order: take that of this checkpoint, or name its own"
+        f"the last tokens of the tokenizer's file are {_last(known, len(texts) + 2)}, "
+        f"added_tokens names {', '.join(map(repr, texts))}: take the tokenizer of this "
+        "checkpoint, or name its own tokens"
       )
     if found >= rows:
       raise ValueError(
@@ -306,6 +307,12 @@ def add_tokens(
         "the decoder's embedding; take the tokenizer of this decoder, or set "
         "model.decoder.vocab_size to what the checkpoint holds"
       )
+
+
+def _last(vocabulary: Mapping[str, int], count: int) -> str:
+  """ "'[PAD]' 32000, '<im_patch>' 32001": the tokens of the highest ids."""
+  found = sorted(vocabulary.items(), key=lambda pair: pair[1])[-count:]
+  return ", ".join(f"{token!r} {number}" for token, number in found)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

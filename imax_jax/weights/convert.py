@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,6 +59,7 @@ def convert(
   *,
   shown: Shown = AS_IT_COMES,
   vocabulary: Vocabulary = AS_IT_IS,
+  whole: Collection[str] = (),
   fits: Callable[[PreTrainedTokenizerFast], None] | None = None,
   tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def convert(
     out: the folder, made if missing. Pickles need their size of space beside it.
     shown: how the model's study shows it images, which some files say too.
     vocabulary: tokens that the model has beyond its files, and rows to leave out.
+    whole: "connector", "adapter" or "qformer", which then may not start fresh.
     fits: raises a ValueError for a tokenizer that the model's prompts can not be put in;
       None: no prompts will be, and the tokenizer may be missing.
     tick: called with (slices written, slices).
@@ -90,7 +93,7 @@ def convert(
       tempfile.TemporaryDirectory(prefix=".unpickled-", dir=out)
     )
     opened = open_sources(sources, model, leaves, shown, Path(scratch), stack)
-    plan = plan_lib.make_plan(opened, leaves, vocabulary)
+    plan = plan_lib.make_plan(opened, leaves, vocabulary, whole)
     vocab_size = leaves["decoder/embed/embedding"].shape[0]
     tokenizer = _tokenizer(opened, vocab_size, Path(scratch), fits)
     written = _table(plan)

@@ -6,6 +6,7 @@ is none: a mismatch lists both sides.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -123,6 +124,7 @@ def make_plan(
   sources: Sequence[Source],
   leaves: Mapping[str, Leaf],
   vocabulary: Vocabulary = AS_IT_IS,
+  whole: Collection[str] = (),
 ) -> Plan:
   """Accounts for everything, before anything is read.
 
@@ -130,6 +132,7 @@ def make_plan(
 
   Args:
     vocabulary: how tables of another length are taken.
+    whole: groups (`own.group_of`) of which the model's leaves may not start fresh.
 
   Raises:
     ValueError: a leaf that nothing fills, a tensor that nobody takes, or shapes that
@@ -161,7 +164,7 @@ def make_plan(
       )
     parts = ", ".join(source.layout.part for source in layouts)
     plan.ignored[parts] = [*ignored, *checkpoint.beside]
-  _close(plan, sources, problems)
+  _close(plan, sources, whole, problems)
   problems.check()
   return plan
 
@@ -246,7 +249,9 @@ def _misfit(piece: Piece, plan: Plan) -> str:
   return line
 
 
-def _close(plan: Plan, sources: Sequence[Source], problems: Problems) -> None:
+def _close(
+  plan: Plan, sources: Sequence[Source], whole: Collection[str], problems: Problems
+) -> None:
   """What is left open, filled, or absent as a whole."""
   begun = {group_of(path) for path, _ in plan.slabs}
   # A Q-Former's file has the norm that other files may lack.
@@ -263,7 +268,7 @@ def _close(plan: Plan, sources: Sequence[Source], problems: Problems) -> None:
     if path not in held
   }
   names = {row.path: row for source in sources for row in reversed(source.layout.rows)}
-  needed = {
+  needed = set(whole) | {
     group_of(row.path)
     for source in sources
     for row in source.layout.rows
