@@ -263,6 +263,8 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
   # A KeyError's text is its argument's repr; ml_collections puts its hint in there.
   text = str(error.args[0] if error.args else error)
   text = " ".join(text.replace("\\n", " ").replace("\\", "").replace("'", "").split())
+  if "no attribute get_config" in text:
+    return "--config: the file has no get_config(), so it is no config; see configs/"
   for word in argv:
     key = word.lstrip("-").split("=")[0]
     if key.startswith("config.") and any(part in text for part in key.split(".")[1:]):

@@ -552,6 +552,7 @@ PHANTOM = ("--config", "configs/phantom.py:tiny")
       "expected one of phantom, physionet, open, opencxr, own",
     ),
     (("--config", "configs/none.py", "--workdir", "W"), 2, "configs/none.py"),
+    (("--config", "configs/zoo/baseline.py", "--workdir", "W"), 2, "it is no config"),
     ((*PHANTOM, "--workdir", "W", "train"), 1, "not finished"),
     (
       (*PHANTOM, "--workdir", "W", "--config.data.source=opencxr", "build"),
