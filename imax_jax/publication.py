@@ -71,7 +71,7 @@ def publish(study: Study, request: Mapping[str, str | None]) -> None:
     params = _params(study, folder, needed)
     planned = publish_lib.plan(edition, params, trainable, model, dtype, base)
     facts = _facts(study, about, asked, edition, planned, dtype)
-    out = study.workdir / "published" / folder.name
+    out = study.workdir / "published" / f"{edition.prefix}{folder.name}"
     with deliver.whole_folder(out, RECORD) as part:
       size = publish_lib.write(part, edition, planned, facts)
       for found in planned:
@@ -132,7 +132,7 @@ def _facts(
   names = {source["part"]: source["name"] for source in sources}
   for part in ("encoder", "decoder"):
     names[part] = asked.get(part) or names.get(part, "")
-    if not names[part]:
+    if part in edition.named and not names[part]:
       logging.warning(
         "publish: nothing says what the %s is called where it was published: name it in "
         "--config.publish.%s, a loader looks for it",

@@ -272,7 +272,7 @@ def test_published_whole(
   asked = {"checkpoint": str(done / RUN), "dtype": "float32"}
   publication.publish(study, asked)
   assert "layout llava" in capsys.readouterr().out
-  out = tmp_path / "published/imax-s0"
+  out = tmp_path / "published/llava-imax-s0"
   assert (out / "tokenizer.json").is_file()
   said = json.loads((out / "config.json").read_text())
   assert said["mm_vision_tower"] == "its/tower" and said["dtype"] == "float32"
@@ -517,14 +517,15 @@ def test_killed_in_the_middle_nothing_looks_finished(
   monkeypatch.setattr(module, "write_json", real)
   run(study, asked)
   # The one that is there stays, and stays whole, until another takes its place.
-  before = {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()}
+  name = "llava-imax-s0" if verb == "publish" else "imax-s0"
+  before = {p.name: p.read_bytes() for p in (place / name).iterdir()}
   monkeypatch.setattr(module, "write_json", killed)
   with pytest.raises(Killed):
     run(Study(c, folder), asked)
-  assert {p.name: p.read_bytes() for p in (place / "imax-s0").iterdir()} == before
+  assert {p.name: p.read_bytes() for p in (place / name).iterdir()} == before
   monkeypatch.setattr(module, "write_json", real)
   run(Study(c, folder), asked)
-  assert [p.name for p in place.iterdir()] == ["imax-s0"]
+  assert [p.name for p in place.iterdir()] == [name]
 
 
 def test_a_folder_of_somebody_else_is_left_alone(

@@ -68,9 +68,13 @@ class File:
 
 @dataclass(frozen=True)
 class Edition:
-  """A row. `dtype`: what whole parts are kept as; trained ones are float32.
+  """A row.
 
-  `differs`: its decoder may be written as differences from a base.
+  Args:
+    dtype: what whole parts are kept as; trained ones are float32.
+    differs: its decoder may be written as differences from a base.
+    prefix: what its folder's name begins with, by which a loader knows it.
+    named: parts that its settings name as their publishers do.
   """
 
   name: str
@@ -79,6 +83,8 @@ class Edition:
   dtype: str = "bfloat16"
   about: str = ""
   differs: bool = False
+  prefix: str = ""
+  named: tuple[str, ...] = ()
 
   @property
   def merges(self) -> bool:
@@ -175,16 +181,21 @@ EDITIONS = (
     settings=settings.llava,
     dtype="float16",
     about=(
-      "Its loader takes the kind of model from the path: keep llava (and mistral, for "
-      "one) in the folder's name."
+      "Its loader takes the kind of model from the path: keep llava in the folder's name, "
+      "and put mistral there for a model of one."
     ),
+    prefix="llava-",
+    named=("encoder",),
   ),
   Edition(
     name="llava_v0",
     files=_LLAVA,
     settings=settings.first_llava,
     dtype="float16",
+    about="Its loader takes the kind of model from config.json and the path: keep llava.",
     differs=True,
+    prefix="llava-",
+    named=("encoder",),
   ),
   Edition(
     name="peft",
@@ -197,6 +208,8 @@ EDITIONS = (
       "Load it on its base: LLaVA's builder takes a folder with llava and lora in its "
       "name, and the base by its own."
     ),
+    prefix="llava-lora-",
+    named=("encoder", "decoder"),
   ),
   Edition(
     name="healthgpt",
@@ -208,6 +221,7 @@ EDITIONS = (
     ),
     settings=settings.healthgpt,
     about=f"{settings.NOT_MERGED} What its demos are to be told is in healthgpt.json.",
+    named=("encoder", "decoder"),
   ),
   Edition(
     name="medmvl",
@@ -227,6 +241,7 @@ EDITIONS = (
       ),
     ),
     settings=settings.medmvl,
+    named=("encoder", "decoder"),
     about="Its loader fetches the parts' settings and the tokenizer by their names.",
   ),
   Edition(
