@@ -16,7 +16,7 @@ from imax_jax.study import Study
 from imax_jax.study import UsageError
 from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import convert as convert_lib
-from imax_jax.weights.llava_keys import Shown
+from imax_jax.weights.eyes import Shown
 from imax_jax.weights.vocabulary import AS_IT_IS
 from imax_jax.weights.vocabulary import Vocabulary
 

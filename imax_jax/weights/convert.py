@@ -34,8 +34,8 @@ from imax_jax.weights import plan as plan_lib
 from imax_jax.weights import positions
 from imax_jax.weights import vocabulary as vocabulary_lib
 from imax_jax.weights.checkpoints import Checkpoint
-from imax_jax.weights.llava_keys import AS_IT_COMES
-from imax_jax.weights.llava_keys import Shown
+from imax_jax.weights.eyes import AS_IT_COMES
+from imax_jax.weights.eyes import Shown
 from imax_jax.weights.plan import Piece
 from imax_jax.weights.plan import Plan
 from imax_jax.weights.plan import Source

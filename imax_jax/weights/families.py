@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
+from imax_jax.weights import eyes
+from imax_jax.weights.eyes import Eye
+
 # (theirs, ours). A key that the file lacks is not compared.
 Pairs = tuple[tuple[str, str], ...]
 DECODER: Pairs = (
@@ -108,7 +111,7 @@ class Family(NamedTuple):
     pairs: further keys of a decoder that are compared.
     switches: those of `SWITCHES` that its decoder has.
     untold: keys that its files have got wrong.
-    eye: whether it has LLaVA's keys about what is seen (`mm_…`).
+    eye: its keys about what is seen, if it has some.
   """
 
   sections: Mapping[str, str | None]
@@ -116,7 +119,7 @@ class Family(NamedTuple):
   pairs: Pairs = ()
   switches: tuple[str, ...] = ()
   untold: tuple[str, ...] = ()
-  eye: bool = False
+  eye: Eye | None = None
 
 
 _TOWER = "vision_config"
@@ -137,11 +140,13 @@ FAMILIES: dict[str, Family] = {
   ),
   # LLaVA's own classes, to begin with those of LLaVA-Med 1.0 ("llava"). A Mistral without
   # a window is a LLaMA, and taken for one.
-  "llava": Family(_LLAVA, eye=True),
-  "llava_llama": Family(_LLAVA, eye=True),
-  "llava_mistral": Family(_LLAVA, eye=True),
+  "llava": Family(_LLAVA, eye=eyes.LLAVA),
+  "llava_llama": Family(_LLAVA, eye=eyes.LLAVA),
+  "llava_mistral": Family(_LLAVA, eye=eyes.LLAVA),
   # MedM-VL: it names its parts and does not describe them.
-  "lvlm": Family({"hf_llama": None, "siglip_vision": None, "clip_vision": None}),
+  "lvlm": Family(
+    {"hf_llama": None, "siglip_vision": None, "clip_vision": None}, eye=eyes.MEDMVL
+  ),
   "clip": Family({"clip_vision": _TOWER}),
   "clip_vision_model": Family({"clip_vision": ""}),
   "siglip": Family({"siglip_vision": _TOWER}),
@@ -153,17 +158,23 @@ FAMILIES: dict[str, Family] = {
 
 class Parts(NamedTuple):
   """A class of transformers with a config for each of its parts, "decoder" and "encoder":
-  the section, and the family where the section does not say its `model_type`.
+  the section, and the family where the section does not say its `model_type`; and what it
+  says of what is seen.
   """
 
   decoder: tuple[str, str]
   encoder: tuple[str, str]
+  eye: Eye
 
 
 # "llava" is the name of LLaVA-Med 1.0's own class as well, which has no sections.
 CLASSES = {
-  "llava": Parts(("text_config", "llama"), (_TOWER, "clip_vision_model")),
-  "gemma3": Parts(("text_config", "gemma3_text"), (_TOWER, "siglip_vision_model")),
+  "llava": Parts(
+    ("text_config", "llama"), (_TOWER, "clip_vision_model"), eyes.HF_LLAVA
+  ),
+  "gemma3": Parts(
+    ("text_config", "gemma3_text"), (_TOWER, "siglip_vision_model"), eyes.GEMMA3
+  ),
 }
 
 
@@ -181,8 +192,9 @@ def described(
     ValueError: a `model_type` that is not known, or whose tensors are laid out otherwise.
   """
   kind = str(config.get("model_type") or "")
-  if kind in CLASSES and CLASSES[kind].decoder[0] in config:
-    key, default = getattr(CLASSES[kind], part)
+  parts = _parts(config)
+  if parts:
+    key, default = getattr(parts, part)
     own = {"model_type": default} | dict(section(path, config, key))
     return described(path, own, layout, part)
   family = FAMILIES.get(kind)
@@ -199,7 +211,12 @@ def described(
   return family, None if key is None else family.flat(path, section(path, config, key))
 
 
-def eye_of(config: Mapping[str, Any]) -> bool:
-  """Whether a config.json is a LLaVA's own, with keys about what it sees."""
-  family = FAMILIES.get(str(config.get("model_type") or ""))
-  return bool(family and family.eye and "text_config" not in config)
+def _parts(config: Mapping[str, Any]) -> Parts | None:
+  found = CLASSES.get(str(config.get("model_type") or ""))
+  return found if found and found.decoder[0] in config else None
+
+
+def eye_of(config: Mapping[str, Any]) -> Eye | None:
+  """What a config.json's keys about what is seen are; None: it has none."""
+  row = _parts(config) or FAMILIES.get(str(config.get("model_type") or ""))
+  return row.eye if row else None

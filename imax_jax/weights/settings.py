@@ -12,14 +12,14 @@ from typing import Any
 from typing import NamedTuple
 
 from imax_jax.models import zoo
-from imax_jax.models.connector import Connector
 from imax_jax.models.vit import Encoder
 from imax_jax.weights import export
+from imax_jax.weights import eyes
 from imax_jax.weights import families
-from imax_jax.weights import llava_keys
 from imax_jax.weights import peft
 from imax_jax.weights import published
-from imax_jax.weights.llava_keys import Shown
+from imax_jax.weights.eyes import Eye
+from imax_jax.weights.eyes import Shown
 
 # {file: what stands in it}
 Settings = dict[str, dict[str, Any]]
@@ -57,10 +57,14 @@ def minigpt(facts: Facts) -> Settings:
   return {"llm/config.json": _decoder(facts)} if "llm/" in facts.tensors else {}
 
 
+def _seen(facts: Facts, eye: Eye) -> dict[str, Any]:
+  return eyes.keys_of(eye, facts.model, Shown(facts.geometry, facts.added_tokens))
+
+
 def _vision_keys(facts: Facts) -> dict[str, Any]:
   return {
     "mm_vision_tower": facts.names["encoder"],
-    **llava_keys.keys_of(facts.model, Shown(facts.geometry, facts.added_tokens)),
+    **_seen(facts, eyes.LLAVA),
     "use_mm_proj": True,
     "tokenizer_padding_side": "right",
   }
@@ -124,8 +128,6 @@ def healthgpt(facts: Facts) -> Settings:
 
 def medmvl(facts: Facts) -> Settings:
   """LVLMConfig's keys (lvlm/model/configuration_lvlm.py); it loads the parts' own by name."""
-  encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
-  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
   llm = _decoder(facts)
   config = {
     "model_type": "lvlm",
@@ -135,15 +137,8 @@ def medmvl(facts: Facts) -> Settings:
     "lvlm_llm_max_length": 2048,
     "lvlm_llm_padding_side": "right",
     "lvlm_llm_attn_implementation": "sdpa",
-    "lvlm_encoder_image_type": "siglip",
     "lvlm_encoder_image_name_or_path": facts.names["encoder"],
-    "lvlm_encoder_image_select_layer": -1,
-    # SigLIP has no class token: all that it gives are patches.
-    "lvlm_encoder_image_select_feature": "patch"
-    if encoder["class_token"]
-    else "cls_patch",
-    "lvlm_connector_image_type": "mlp",
-    "lvlm_connector_image_name": f"mlp{connector['depth']}x_gelu",
+    **_seen(facts, eyes.MEDMVL),
     "hidden_size": llm["hidden_size"],
     "dtype": facts.dtype,
     "torch_dtype": facts.dtype,
@@ -158,7 +153,6 @@ def gemma3(facts: Facts) -> Settings:
   """
   fields = peft.filled(facts.model["decoder"])
   encoder = zoo.defaults(Encoder) | dict(facts.model["encoder"])
-  connector = zoo.defaults(Connector) | dict(facts.model["connector"])
   text = {theirs: fields[ours] for theirs, ours in families.DECODER}
   every, depth = fields["global_every"], fields["depth"]
   linear = {"rope_type": "linear", "factor": fields["rope_factor"]}
@@ -190,13 +184,12 @@ def gemma3(facts: Facts) -> Settings:
     "hidden_act": "gelu_pytorch_tanh",
     "vision_use_head": False,
   }
-  patches = encoder["image_px"] // encoder["patch_px"]
   config = {
     "model_type": "gemma3",
     "architectures": ["Gemma3ForConditionalGeneration"],
     "text_config": text,
     "vision_config": vision,
-    "mm_tokens_per_image": (patches // connector["pool"]) ** 2,
+    **_seen(facts, eyes.GEMMA3),
     "tie_word_embeddings": fields["tied"],
     "dtype": facts.dtype,
     "torch_dtype": facts.dtype,

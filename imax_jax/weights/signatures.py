@@ -112,10 +112,12 @@ _BASES = (
   (r"qwen2\.5-3b", "qwen25_3b"), (r"phi-3-mini-4k", "phi3_mini"), (r"phi-4$", "phi4"),
   (r"smollm2-135m", "smollm2_135m"),
 )  # fmt: skip
-# … and the encoders, in `mm_vision_tower`.
+# … and the encoders, in `eyes.Eye.tower`.
 _TOWERS = (
   (r"clip-vit-large-patch14-336$", "clip_vit_l14_336"),
   (r"clip-vit-large-patch14$", "clip_vit_l14"),
+  (r"siglip-base-patch16-256(-multilingual)?$", "siglip_b16_256"),
+  (r"siglip-so400m-patch14-384$", "siglip_so400m_384"),
 )
 # Which of their sizes differ between them; a study may choose others.
 _SIZES = (

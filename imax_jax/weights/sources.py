@@ -11,15 +11,14 @@ from typing import Any
 from absl import logging
 
 from imax_jax.weights import delta
+from imax_jax.weights import eyes
 from imax_jax.weights import families
-from imax_jax.weights import llava_keys
 from imax_jax.weights import own
 from imax_jax.weights import published
-from imax_jax.weights.checkpoints import BESIDE_AN_ADAPTER
 from imax_jax.weights.checkpoints import Checkpoint
 from imax_jax.weights.checkpoints import open_checkpoint
+from imax_jax.weights.eyes import Shown
 from imax_jax.weights.layouts import Row
-from imax_jax.weights.llava_keys import Shown
 from imax_jax.weights.plan import Leaf
 from imax_jax.weights.plan import Source
 from imax_jax.weights.rows_of_layouts import recognise
@@ -138,23 +137,25 @@ def _check_eye(
   leaves: Mapping[str, Leaf],
   shown: Shown,
 ) -> None:
-  """A LLaVA's connector was trained behind one layer of one tower, and with its LoRA."""
+  """A connector was trained behind one layer of one tower, and LLaVA's with its LoRA."""
   for source in sources:
     checkpoint, layout = source
     path = checkpoint.folder / "config.json"
     if layout.part != "adapter" or not path.is_file():
       continue
     config = published.read_json(path)
-    if not families.eye_of(config):
+    eye = families.eye_of(config)
+    if eye is None:
       continue
-    if "connector/dense_0/kernel" in leaves and not _holds_connector(source):
+    lacking = "connector/dense_0/kernel" in leaves and not _holds_connector(source)
+    if eye.trained_beside and lacking:
       raise ValueError(
         f"{checkpoint.path}: the LoRA of a {config['model_type']} without its projector, "
-        f"and no {BESIDE_AN_ADAPTER} beside it: the non-LoRA weights that were trained "
+        f"and no {eye.trained_beside} beside it: the non-LoRA weights that were trained "
         "with it. Download that file too"
       )
     encoder = next(source for source in sources if source.layout.part == "encoder")
-    llava_keys.check(path, config, model, shown, _blocks(encoder))
+    eyes.check(eye, path, config, model, shown, _blocks(encoder))
 
 
 def _holds_connector(source: Source) -> bool:
