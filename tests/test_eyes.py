@@ -186,10 +186,25 @@ def test_other_spellings_of_the_same_eye() -> None:
   short["encoder_image_select_layer"] = -2
   with pytest.raises(ValueError, match="\n *encoder_image_select_layer: -2, -1 of"):
     check(short, "medm_vl_2d", 12, eyes.MEDMVL)
+  # MedM-VL's code takes a CLIP as well, and drops its class token for "patch".
+  clip = {"encoder_image_type": "clip", "encoder_image_select_feature": "patch"}
+  check(clip, "llava_15_7b", BLOCKS, eyes.MEDMVL)
   # All of a tower without a class token are its patches.
   said = HF_LLAVA | {"vision_feature_layer": -1}
   with pytest.raises(ValueError, match="'default', 'full' of"):
     check(said, "medm_vl_2d", 12, eyes.HF_LLAVA)
+
+
+@pytest.mark.parametrize("row", ["llava_15_7b", "medm_vl_2d"])
+def test_the_layer_is_counted_in_the_towers_file(row: str) -> None:
+  """Of one with a block more, the same block's number from the end is one less."""
+  config, blocks = OTHERS[row]
+  eye = families.eye_of(config)
+  assert eye is not None
+  layer = config[eye.layer]
+  check(config | {eye.layer: layer - 1}, row, blocks + 1, eye)
+  with pytest.raises(ValueError, match=f"{eye.layer}: {layer}, {layer - 1} of"):
+    check(config, row, blocks + 1, eye)
 
 
 def test_which_configs_speak_of_an_eye() -> None:
