@@ -22,8 +22,10 @@ from imax_jax.weights import convert
 from imax_jax.weights import editions
 from imax_jax.weights import load
 from imax_jax.weights import publish
+from imax_jax.weights import published
 from imax_jax.weights.own import group_of
 from imax_jax.weights.own import part_of
+from imax_jax.weights.rows_of_layouts import layout
 from imax_jax.weights.settings import Facts
 
 torch = pytest.importorskip("torch", reason="it reads what is published")
@@ -433,6 +435,14 @@ def test_h_lora_stays_as_it_is(tmp_path: pathlib.Path) -> None:
   told = json.loads((tmp_path / "healthgpt.json").read_text())
   assert (told["hlora_r"], told["hlora_alpha"], told["hlora_nums"]) == (3, 7.0, 3)
   assert told["instruct_template"] == "phi3_instruct"
+  path, table = tmp_path / "healthgpt.json", layout("healthgpt")
+  assert (
+    published.check_adapter(path, table, model["decoder"], frozenset(params)) == told
+  )
+  with pytest.raises(ValueError, match="hlora_alpha: 7.0, the model's lora_alpha is 8"):
+    published.check_adapter(
+      path, table, model["decoder"] | {"lora_alpha": 8.0}, frozenset(params)
+    )
   assert "can not be merged" in told["note"]
   for name in ("llava", "medmvl"):
     with pytest.raises(

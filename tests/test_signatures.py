@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import re
 from typing import Any
@@ -175,6 +176,61 @@ def test_an_adapter_of_another_base(
     return
   with pytest.raises(ValueError, match=rf"base_model_name_or_path: '{base}'.*{says}"):
     published.check_adapter(path, layout("peft"), fields, frozenset())
+
+
+@pytest.mark.parametrize(
+  ("name", "file", "key"),
+  [
+    ("llava_lora", "adapter_config.json", "base_model_name_or_path"),
+    ("healthgpt", "healthgpt.json", "model_name_or_path"),
+  ],
+)
+def test_the_base_of_an_adapter_is_told(
+  tmp_path: pathlib.Path,
+  caplog: pytest.LogCaptureFixture,
+  name: str,
+  file: str,
+  key: str,
+) -> None:
+  """Of a name that nothing is known of, people may still see that it is another."""
+  found = SYSTEMS[name]()
+  sources, expected = systems.write(tmp_path, found), tree.unflatten(found.ours)
+  path = sources["adapter"] / file
+  for base in ("my/own", None):
+    path.write_text(json.dumps({key: base}))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+      convert(sources, MODEL, expected, tmp_path / "out")
+    told = [r.getMessage() for r in caplog.records if "trained on" in r.getMessage()]
+    says = f"{path}: adapter trained on my/own; it is put on {sources['decoder']}"
+    assert told == ([says] if base else [])
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "says"),
+  [
+    ("hlora_alpha", 8, "hlora_alpha: 8, the model's lora_alpha is 4.0"),
+    ("hlora_r", 4, "hlora_r: 4, the model's lora_rank is 2"),
+    ("hlora_nums", 4, "hlora_nums: 4, the model's lora_experts is 2"),
+    ("model_name_or_path", "microsoft/phi-4", "whose decoder has width 5120 where"),
+  ],
+)
+def test_healthgpts_settings_are_compared_where_they_lie(
+  tmp_path: pathlib.Path, key: str, value: Any, says: str
+) -> None:
+  found = SYSTEMS["healthgpt"]()
+  sources, expected = systems.write(tmp_path, found), tree.unflatten(found.ours)
+  model = MODEL | {"decoder": MODEL["decoder"] | {"lora_experts": 2, "width": 8}}
+  convert(sources, model, expected, tmp_path / "out")  # its publisher has no such file
+  told = {"hlora_r": 2, "hlora_alpha": 4.0, "hlora_nums": 2}
+  path = sources["adapter"] / "healthgpt.json"
+  path.write_text(json.dumps(told))
+  convert(sources, model, expected, tmp_path / "out")
+  path.write_text(json.dumps(told | {key: value}))
+  with pytest.raises(
+    ValueError, match=f"(.|\n)*{says}(.|\n)*set lora_rank, lora_alpha"
+  ):
+    convert(sources, model, expected, tmp_path / "out")
 
 
 # ── config.json of systems ────────────────────────────────────────────────────────

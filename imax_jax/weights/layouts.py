@@ -174,6 +174,20 @@ def _part(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
   return array if count == 1 else array[..., number * width : (number + 1) * width]
 
 
+class Beside(NamedTuple):
+  """What lies beside an adapter: `pairs` of its key and our decoder's field, and the key
+  of its `base`'s name. `must`: it has to, since rank and alpha are in no other place.
+  """
+
+  name: str = ""
+  pairs: tuple[tuple[str, str], ...] = ()
+  base: str = ""
+  must: bool = False
+
+
+NOTHING = Beside()
+
+
 @dataclass(frozen=True)
 class Layout:
   """A family of files: how to tell them, their rows, and what in them is not ours.
@@ -197,7 +211,7 @@ class Layout:
     tasks: our name of a task, and the publisher's.
     whole: its system's files hold connector and LoRA together: what the model has of
       both must be there. Otherwise one that is absent as a whole starts fresh.
-    settings: the file that must lie beside it, since rank and alpha are in it alone.
+    settings: the file of settings that lies beside an adapter.
   """
 
   name: str
@@ -214,7 +228,7 @@ class Layout:
   resized: bool = False
   tasks: Mapping[str, str] = field(default_factory=dict)
   whole: bool = False
-  settings: str = ""
+  settings: Beside = NOTHING
 
   def of_tasks(self, tasks: tuple[str, ...]) -> Layout:
     """The same with a tensor for each of a model's tasks where a row has "{task}".

@@ -151,28 +151,32 @@ def _differing_encoder(
 def check_adapter(
   path: Path, layout: Layout, fields: Mapping[str, Any], leaves: frozenset[str]
 ) -> dict[str, Any]:
-  """Refuses an adapter_config.json that is not the model's.
+  """Refuses settings beside an adapter that are not the model's; {} if there are none.
 
   Args:
+    path: adapter_config.json, or what the layout has in its place.
     fields: of the model's decoder.
     leaves: paths of the model's parameters.
 
   Raises:
-    FileNotFoundError: it is not there, and rank and alpha are in no other place.
+    FileNotFoundError: they are not there, and rank and alpha are in no other place.
     ValueError: other sizes or targets, or options that change the sum.
   """
+  beside = layout.settings
   if not path.is_file():
+    if not beside.must:
+      return {}
     raise FileNotFoundError(
       f"{path}: missing; an adapter's alpha is in it alone, download it too"
     )
   config = read_json(path)
   mine = zoo.defaults(Decoder) | dict(fields)
   lines = _unsupported(config, "adapter")
-  lines += _differing(config, mine, (("r", "lora_rank"), ("lora_alpha", "lora_alpha")))
-  base = str(config.get("base_model_name_or_path") or "")
+  lines += _differing(config, mine, beside.pairs)
+  base = str(config.get(beside.base) or "")
   other = signatures.other_base(base, mine)
   if other:
-    lines.append(f"base_model_name_or_path: {base!r}, whose decoder has {other}")
+    lines.append(f"{beside.base}: {base!r}, whose decoder has {other}")
   targets = config.get("target_modules")
   has = {
     row.published.split(".")[-3]
@@ -185,10 +189,11 @@ def check_adapter(
       f"target_modules: {', '.join(sorted(targets))}; the model's lora_targets are "
       f"{', '.join(sorted(has)) or 'none'}"
     )
+  own = ", ".join(ours for _, ours in beside.pairs)
   remedy = (
-    "Give the adapter of this model, or set lora_rank, lora_alpha and lora_targets"
+    f"Give the adapter of this model, or set {own} and lora_targets to the adapter's"
   )
-  _refuse(path, lines, f"{remedy} to the adapter's")
+  _refuse(path, lines, remedy)
   return config
 
 

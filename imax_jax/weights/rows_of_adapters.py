@@ -11,6 +11,7 @@ from imax_jax.weights.layouts import MATRIX
 from imax_jax.weights.layouts import TABLE
 from imax_jax.weights.layouts import VECTOR
 from imax_jax.weights.layouts import VECTOR_OF_3
+from imax_jax.weights.layouts import Beside
 from imax_jax.weights.layouts import Layout
 from imax_jax.weights.layouts import Row
 from imax_jax.weights.layouts import affine
@@ -160,6 +161,16 @@ ADAPTERS = (
     ),
     rename=_UNNAMED,
     ignored=BUFFERS,
+    # Ours: its publisher's demos are told this on the command line.
+    settings=Beside(
+      "healthgpt.json",
+      (
+        ("hlora_r", "lora_rank"),
+        ("hlora_alpha", "lora_alpha"),
+        ("hlora_nums", "lora_experts"),
+      ),
+      "model_name_or_path",
+    ),
   ),
   # With LLaVA's non_lora_trainables.bin, where one lies beside it.
   Layout(
@@ -169,6 +180,11 @@ ADAPTERS = (
     rows=(*_PAIRS, *_connector(f"{_WRAPPED}model.mm_projector")),
     rename=_UNNAMED,
     ignored=BUFFERS,
-    settings="adapter_config.json",
+    settings=Beside(
+      "adapter_config.json",
+      (("r", "lora_rank"), ("lora_alpha", "lora_alpha")),
+      "base_model_name_or_path",
+      must=True,
+    ),
   ),
 )

@@ -20,6 +20,7 @@ from imax_jax.weights import peft
 from imax_jax.weights import published
 from imax_jax.weights.eyes import Eye
 from imax_jax.weights.eyes import Shown
+from imax_jax.weights.rows_of_layouts import layout
 
 # {file: what stands in it}
 Settings = dict[str, dict[str, Any]]
@@ -108,15 +109,13 @@ def healthgpt(facts: Facts) -> Settings:
       f"publish: prompt style {facts.style!r}, layout healthgpt knows {list(_TEMPLATES)}; "
       "its users could not ask this model as it was trained"
     )
-  decoder = peft.filled(facts.model["decoder"])
+  decoder, beside = peft.filled(facts.model["decoder"]), layout("healthgpt").settings
   vision = _vision_keys(facts)
   return {
-    "healthgpt.json": {
-      "hlora_r": decoder["lora_rank"],
-      "hlora_alpha": decoder["lora_alpha"],
-      "hlora_nums": decoder["lora_experts"],
+    beside.name: {
+      **{theirs: decoder[ours] for theirs, ours in beside.pairs},
       "instruct_template": _TEMPLATES[facts.style],
-      "model_name_or_path": facts.names["decoder"],
+      beside.base: facts.names["decoder"],
       "vit_path": facts.names["encoder"],
       "mm_projector_type": vision["mm_projector_type"],
       "mm_vision_select_layer": vision["mm_vision_select_layer"],

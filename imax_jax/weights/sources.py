@@ -70,7 +70,7 @@ def open_sources(
     tasks = tuple(model["connector"].get("tasks", ()))
     sources.append(Source(checkpoint, layout.of_tasks(tasks)))
   for source in sources:
-    _check_settings(source, model, frozenset(leaves))
+    _check_settings(source, model, frozenset(leaves), Path(paths["decoder"]))
     delta.check_whole(source, model["decoder"])
   _check_qformer(sources, leaves)
   _check_eye(sources, model, leaves, shown)
@@ -117,13 +117,19 @@ def _check_qformer(sources: list[Source], leaves: Mapping[str, Leaf]) -> None:
 
 
 def _check_settings(
-  source: Source, model: Mapping[str, Mapping[str, Any]], paths: frozenset[str]
+  source: Source,
+  model: Mapping[str, Mapping[str, Any]],
+  paths: frozenset[str],
+  decoder: Path,
 ) -> None:
   """What lies beside the files is compared with the model's fields."""
   folder, layout = source.checkpoint.folder, source.layout
-  if layout.settings:
-    beside = folder / layout.settings
-    published.check_adapter(beside, layout, model["decoder"], paths)
+  if layout.settings.name:
+    beside = folder / layout.settings.name
+    config = published.check_adapter(beside, layout, model["decoder"], paths)
+    base = config.get(layout.settings.base)
+    if base:  # another one of the same sizes fits, too
+      logging.info("%s: adapter trained on %s; it is put on %s", beside, base, decoder)
   elif layout.part in ("encoder", "decoder") and layout.name != own.NAME:
     beside = folder / "config.json"
     if not published.check_config(beside, layout, model[layout.part]):
