@@ -178,6 +178,15 @@ def test_an_adapter_of_another_base(
     published.check_adapter(path, layout("peft"), fields, frozenset())
 
 
+def test_an_adapters_alpha_has_to_be_there(tmp_path: pathlib.Path) -> None:
+  made = adapter(tmp_path)
+  (made["sources"]["adapter"] / "adapter_config.json").unlink()
+  with pytest.raises(FileNotFoundError, match="adapter's alpha is in it alone"):
+    convert(
+      made["sources"], MODEL, tree.unflatten(made["found"].ours), tmp_path / "out"
+    )
+
+
 @pytest.mark.parametrize(
   ("name", "file", "key"),
   [
