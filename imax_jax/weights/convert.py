@@ -2,7 +2,8 @@
 
     EVA's .pth ─┐                     ┌─ foundation.safetensors  our paths, our layout
     LLaMA's     ├─ layouts, plan ─────┼─ tokenizer.json          the decoder's, if it has one
-    shards      ┘                     └─ foundation.json         what was made of what
+    shards      ┘                     ├─ as_published/           its files, as they came
+                                      └─ foundation.json         what was made of what
 
 One tensor is in memory at a time. foundation.json is written last.
 """
@@ -27,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from imax_jax import ledger
 from imax_jax import tree as tree_lib
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.weights import beside
 from imax_jax.weights import digests
 from imax_jax.weights import files
 from imax_jax.weights import own
@@ -107,6 +109,7 @@ def convert(
     for file in [*tokenizer, *_settings(opened)]:
       with ledger.whole(out / file.name) as part:
         shutil.copyfile(file, part)
+    beside.keep(_decoder(opened).checkpoint.folder, out)
     record = _record(opened, plan, written, model)
   record["foundation"] = digests.describe(out / WEIGHTS)
   ledger.write_json(out / RECORD, record)
@@ -127,8 +130,7 @@ def _tokenizer(
   Raises:
     ValueError: an id beyond the embedding's rows, or a file that is none.
   """
-  decoder = next(source for source in sources if source.layout.part == "decoder")
-  folder = decoder.checkpoint.folder
+  folder = _decoder(sources).checkpoint.folder
   if not (folder / TOKENIZER).is_file() and (folder / "tokenizer.model").is_file():
     made = scratch / "tokenizer"
     tokenizer_lib.save(tokenizer_lib.load(folder), made)
@@ -163,10 +165,12 @@ def _tokenizer(
 
 
 def _settings(sources: list[Source]) -> list[Path]:
-  decoder = next(source for source in sources if source.layout.part == "decoder")
-  return [
-    *filter(Path.is_file, (decoder.checkpoint.folder / name for name in _SETTINGS))
-  ]
+  folder = _decoder(sources).checkpoint.folder
+  return [*filter(Path.is_file, map(folder.joinpath, _SETTINGS))]
+
+
+def _decoder(sources: list[Source]) -> Source:
+  return next(source for source in sources if source.layout.part == "decoder")
 
 
 def _table(plan: Plan) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -24,6 +24,7 @@ from imax_jax.ledger import write_json
 from imax_jax.models import lora
 from imax_jax.models import zoo
 from imax_jax.models.decoder import Decoder
+from imax_jax.weights import beside
 from imax_jax.weights import delta
 from imax_jax.weights import families
 from imax_jax.weights import files
@@ -60,11 +61,7 @@ _CARRIED = (
   "max_position_embeddings", "original_max_position_embeddings", "bos_token_id",
   "eos_token_id", "pad_token_id",
 )  # fmt: skip
-_BESIDE = (
-  "generation_config.json", "tokenizer.json", "tokenizer.model",
-  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-  "merges.txt", "chat_template.jinja",
-)  # fmt: skip
+_GENERATION = "generation_config.json"
 
 
 class Shards(NamedTuple):
@@ -146,7 +143,7 @@ def write_merged(
     decoder: its fields.
     dtype: "bfloat16" or "float32"; the sum itself is made in float32.
     shard_bytes: the most that a file's tensors take, but for a single larger one.
-    base: the published folder that the decoder came from, if there is one: its
+    base: the folder that the decoder came from, published or ours, if there is one: its
       tokenizer's and generation's files are copied.
     special: {"eos_token_id": 2, …} for config.json; what `base` says comes before it.
 
@@ -263,11 +260,11 @@ def config_of(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def copy_beside(base: Path | None, folder: Path) -> None:
-  """Copies the tokenizer's and generation's files of a published folder."""
+  """Copies the tokenizer's and generation's files of a published folder or ours."""
   if base is not None:
-    for name in _BESIDE:
-      if (base / name).is_file():
-        shutil.copyfile(base / name, folder / name)
+    beside.copy(base, folder)
+    if (base / _GENERATION).is_file():
+      shutil.copyfile(base / _GENERATION, folder / _GENERATION)
 
 
 def carried(base: Path | None) -> dict[str, Any]:
