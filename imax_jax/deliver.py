@@ -33,6 +33,7 @@ from imax_jax.ledger import plain
 from imax_jax.models.decoder import Decoder
 from imax_jax.study import Study
 from imax_jax.study import UsageError
+from imax_jax.weights import beside
 from imax_jax.weights import bundle as bundle_lib
 from imax_jax.weights import digests
 from imax_jax.weights import export
@@ -100,6 +101,8 @@ def merge(study: Study, request: Mapping[str, str | None]) -> None:
       base=base_of(study),
       special={"eos_token_id": study.tokenizer.eos_token_id},
     )
+    if study.config.added_tokens:
+      beside.add(part, study.tokenizer, tuple(study.config.added_tokens))
     # Two full models do not fit where one does: the first goes before the second comes.
     del params
     study.release()

@@ -22,10 +22,10 @@ from imax_jax import deliver
 from imax_jax import ledger
 from imax_jax import model_card
 from imax_jax import tree as tree_lib
-from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.ledger import plain
 from imax_jax.study import Study
 from imax_jax.study import UsageError
+from imax_jax.weights import beside
 from imax_jax.weights import digests
 from imax_jax.weights import editions
 from imax_jax.weights import publish as publish_lib
@@ -76,7 +76,8 @@ def publish(study: Study, request: Mapping[str, str | None]) -> None:
       size = publish_lib.write(part, edition, planned, facts)
       for found in planned:
         if found.file.is_folder and facts.added_tokens:
-          _write_tokenizer(part / found.file.name.strip("/"), study.tokenizer, facts)
+          target = part / found.file.name.strip("/")
+          beside.add(target, study.tokenizer, facts.added_tokens)
       error = publish_lib.check(part, planned, model["decoder"], base)
       _describe(part, edition, about, base)
   counted = sum(len(found.items) for found in planned)
@@ -151,18 +152,6 @@ def _facts(
     geometry=image.get("eye", image)["geometry"],
     added_tokens=tuple(study.config.added_tokens),
     tensors={found.file.name: found.names for found in planned},
-  )
-
-
-def _write_tokenizer(folder: Path, tokenizer: Any, facts: settings.Facts) -> None:
-  """A tokenizer that has more than its file: that of the base does not do.
-
-  added_tokens.json is what loaders older than tokenizer.json look for.
-  """
-  tokenizer_lib.save(tokenizer, folder)
-  known = tokenizer.get_vocab()
-  ledger.write_json(
-    folder / "added_tokens.json", {text: known[text] for text in facts.added_tokens}
   )
 
 

@@ -6,7 +6,6 @@ import gc
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -288,16 +287,24 @@ def test_published_whole(
     np.testing.assert_array_equal(held[name], tensor, err_msg=name)
 
 
-def test_added_tokens_are_in_a_published_tokenizer(
-  foundation: Path, tmp_path: Path
+def test_added_tokens_are_in_a_tokenizer_that_goes_out(
+  done: Path, foundation: Path, tmp_path: Path
 ) -> None:
-  tokenizer = tokenizer_lib.load(foundation / "tokenizer.json")
-  tokenizer.add_special_tokens({"additional_special_tokens": ["<im_start>"]})
-  facts: Any = SimpleNamespace(added_tokens=("<im_start>",))
-  publication._write_tokenizer(tmp_path, tokenizer, facts)
-  number = tokenizer_lib.load(tmp_path).get_vocab()["<im_start>"]
-  said = json.loads((tmp_path / "added_tokens.json").read_text())
-  assert said == {"<im_start>": number}
+  c = published(config(foundation), "llava", encoder="tower", decoder="words")
+  c.added_tokens = ("<im_start>",)
+  study = Study(c, tmp_path)
+  run = Path(shutil.copytree(done / RUN, tmp_path / RUN))
+  mark = json.loads((run / "station.json").read_text())
+  mark["inputs"]["prompt"] = study.prompt
+  (run / "station.json").write_text(json.dumps(mark))
+  publication.publish(study, {"checkpoint": str(run)})
+  deliver.merge(study, {"checkpoint": str(run)})
+  number = study.tokenizer.get_vocab()["<im_start>"]
+  for name in ("published", "merged"):
+    out = tmp_path / name / "imax-s0"
+    assert tokenizer_lib.load(out).get_vocab() == study.tokenizer.get_vocab()
+    said = json.loads((out / "added_tokens.json").read_text())
+    assert said == {"<im_start>": number}
 
 
 def test_publish_refuses_before_it_reads(
