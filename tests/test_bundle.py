@@ -290,12 +290,16 @@ def test_published_whole(
 def test_added_tokens_are_in_a_tokenizer_that_goes_out(
   done: Path, foundation: Path, tmp_path: Path
 ) -> None:
-  c = published(config(foundation), "llava", encoder="tower", decoder="words")
+  base = tmp_path / "base"
+  made = tokenizer_lib.train_tokenizer(records.fixed_phrases(), 399)
+  tokenizer_lib.save(made, base / "tokenizer.json")
+  shutil.copy(foundation / "foundation.safetensors", base)
+  c = published(config(base), "llava", encoder="tower", decoder="words")
   c.added_tokens = ("<im_start>",)
   study = Study(c, tmp_path)
   run = Path(shutil.copytree(done / RUN, tmp_path / RUN))
   mark = json.loads((run / "station.json").read_text())
-  mark["inputs"]["prompt"] = study.prompt
+  mark["inputs"] |= {"prompt": study.prompt, "foundation": study.parameters.digest}
   (run / "station.json").write_text(json.dumps(mark))
   publication.publish(study, {"checkpoint": str(run)})
   deliver.merge(study, {"checkpoint": str(run)})

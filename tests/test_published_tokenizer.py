@@ -198,6 +198,8 @@ def test_added_tokens_are_where_older_code_looks(
   if decoder:
     assert decoder["272"]["content"] == "<im_patch>" and decoder["272"]["special"]
     assert [*decoder] == ["0", "1", "2", "271", "272"]
+  merges = read(out / "tokenizer.json")["model"]["merges"]
+  assert "▁h e" in merges and len(merges) == len({*merges})
   # Ours reads the same of tokenizer.json, and of what a slow tokenizer reads.
   same(tokenizer_lib.load(out), tokenizer)
   assert {271, 272} <= tokenizer_lib.special_ids(tokenizer_lib.load(out))

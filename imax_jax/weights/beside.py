@@ -9,6 +9,7 @@ with the tokens that the model has beyond it (`add`).
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from imax_jax import ledger
-from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.weights import published
 
 FOLDER = "as_published"
@@ -91,10 +91,21 @@ def add(folder: Path, tokenizer: PreTrainedTokenizerFast, added: Sequence[str]) 
       str(i): {field: getattr(token, field) for field in _FIELDS}
       for i, token in sorted(tokens.items())
     }
-  tokenizer_lib.save(tokenizer, folder / TOKENIZER)
+  ledger.write_json(folder / TOKENIZER, _spelt(json.loads(backend.to_str())))
   ledger.write_json(folder / ADDED, _json(folder / ADDED) | beyond)
   ledger.write_json(folder / CONFIG, config)
   ledger.write_json(folder / SPECIAL, special | marked)
+
+
+def _spelt(tokenizer: dict[str, Any]) -> dict[str, Any]:
+  """A tokenizer.json with each merge as one text, which tokenizers before 0.20 expect.
+
+  Later ones read both; a piece with a space in it can only stand in a list.
+  """
+  merges = tokenizer["model"].get("merges")
+  if merges and not any(" " in piece for merge in merges for piece in merge):
+    tokenizer["model"]["merges"] = [" ".join(merge) for merge in merges]
+  return tokenizer
 
 
 def _class(config: Mapping[str, Any], folder: Path) -> str:
