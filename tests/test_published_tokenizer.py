@@ -11,14 +11,18 @@ import published_weights
 import pytest
 from test_tokenizer import model_file
 
+from imax_jax import tree
 from imax_jax.data import tokenizer as tokenizer_lib
 from imax_jax.data.tokenizer import encode
 from imax_jax.parameters import Foundation
 from imax_jax.weights import beside
 from imax_jax.weights import convert
+from imax_jax.weights import editions
 from imax_jax.weights import export
 from imax_jax.weights import files
 from imax_jax.weights import load
+from imax_jax.weights import publish
+from imax_jax.weights.settings import Facts
 
 ROWS = 280  # 271 pieces, and room for more
 MODEL = published_weights.fields(vocab_size=ROWS)
@@ -101,6 +105,27 @@ def merged(foundation: Path) -> Path:
   return out
 
 
+def published(foundation: Path) -> Path:
+  """Its decoder beside a MiniGPT's checkpoint."""
+  params = load.load_params(foundation / convert.WEIGHTS)
+  params |= {  # which no file of the source has
+    path: np.ones(leaf.shape, leaf.dtype)
+    for path, leaf in tree.flatten(published_weights.expected(MODEL)).items()
+    if path.startswith("connector/")
+  }
+  trained = {path for path in params if not path.startswith("encoder/")}
+  edition = editions.edition("minigpt")
+  planned = publish.plan(edition, params, trained, MODEL)
+  facts = Facts(
+    model=MODEL, dtype="float16", names={}, base=foundation, special={}, style="llama2",
+    geometry="pad", added_tokens=(), tensors={f.file.name: f.names for f in planned},
+  )  # fmt: skip
+  out = foundation.parent / "published"
+  out.mkdir()
+  publish.write(out, edition, planned, facts)
+  return out / "llm"
+
+
 def trained_with(foundation: Path) -> Any:
   """The tokenizer that a study has of a foundation."""
   return tokenizer_lib.load(tokenizer_lib.source_of(foundation / "tokenizer.json"))
@@ -131,12 +156,12 @@ def test_a_tokenizer_goes_out_as_it_came(
   want = {name for name in beside.FILES if (source / name).is_file()}
   assert "tokenizer.model" in want
   for foundation in (first, again):
-    out = merged(foundation)
-    assert {file.name for file in out.iterdir()} & {*beside.FILES} == want
-    for name in want:
-      assert (out / name).read_bytes() == (source / name).read_bytes(), name
     same(trained_with(foundation), tokenizer_lib.load(source))
-    same(tokenizer_lib.load(out), tokenizer_lib.load(source))
+    for out in (merged(foundation), published(foundation)):
+      assert {file.name for file in out.iterdir()} & {*beside.FILES} == want
+      for name in want:
+        assert (out / name).read_bytes() == (source / name).read_bytes(), name
+      same(tokenizer_lib.load(out), tokenizer_lib.load(source))
 
 
 def test_all_of_its_files_come_along(weights: Path, source: Path) -> None:
