@@ -304,8 +304,8 @@ def test_added_tokens_are_in_a_tokenizer_that_goes_out(
   publication.publish(study, {"checkpoint": str(run)})
   deliver.merge(study, {"checkpoint": str(run)})
   number = study.tokenizer.get_vocab()["<im_start>"]
-  for name in ("published", "merged"):
-    out = tmp_path / name / "imax-s0"
+  for name in ("published/llava-imax-s0", "merged/imax-s0"):
+    out = tmp_path / name
     assert tokenizer_lib.load(out).get_vocab() == study.tokenizer.get_vocab()
     said = json.loads((out / "added_tokens.json").read_text())
     assert said == {"<im_start>": number}

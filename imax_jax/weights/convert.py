@@ -100,10 +100,7 @@ def convert(
     tokenizer = _tokenizer(opened, vocab_size, Path(scratch), fits)
     written = _table(plan)
     _check_room(out, written)
-    for path, value in plan.filled.items():
-      logging.info("%s is in no file: filled with %g", path, value)
-    for group in sorted({own.group_of(path) for path in plan.absent}):
-      logging.warning("%s: none of it is in a file; it starts fresh", group)
+    _tell(plan)
     _write(plan, written, out / WEIGHTS, tick)
     (out / RECORD).unlink(missing_ok=True)
     for file in [*tokenizer, *_settings(opened)]:
@@ -114,6 +111,14 @@ def convert(
   record["foundation"] = digests.describe(out / WEIGHTS)
   ledger.write_json(out / RECORD, record)
   return record
+
+
+def _tell(plan: Plan) -> None:
+  """What no file holds, in the log."""
+  for path, value in plan.filled.items():
+    logging.info("%s is in no file: filled with %g", path, value)
+  for group in sorted({own.group_of(path) for path in plan.absent}):
+    logging.warning("%s: none of it is in a file; it starts fresh", group)
 
 
 def _tokenizer(
