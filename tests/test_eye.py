@@ -31,6 +31,7 @@ from imax_jax.data.geometry import Geometry
 from imax_jax.evaluate import additive
 from imax_jax.evaluate import predictions
 from imax_jax.evaluate import published
+from imax_jax.models.vit import CLIP_MEAN
 from imax_jax.pseudo import label
 from imax_jax.pseudo import labels as labels_lib
 from imax_jax.pseudo import questions
@@ -254,6 +255,8 @@ def test_kept_predictions_are_read_again(tmp_path):
   assert first["value"]["box"] == first["value"]["frame"] == [0.0, 0.25, 1.0, 0.75]
 
 
+ENCODER = {"image_px": 32, "channels": 3, "pixel_mean": CLIP_MEAN}
+
 # ── Pixels ────────────────────────────────────────────────────────────────────────
 
 
@@ -261,18 +264,18 @@ def test_pixels_are_the_geometrys_and_padding_has_the_encoders_mean():
   rng = np.random.default_rng(0)
   data = images.encode_png(rng.integers(0, 256, (80, 40), np.uint8))
   for kind in ("stretch", "crop"):
-    eye = eye_lib.of({"geometry": kind, "boxes": "picture"}, {"image_px": 32})
+    eye = eye_lib.of({"geometry": kind, "boxes": "picture"}, ENCODER)
     want = images.to_pixels(data, 32, geometry=Geometry(kind))
     assert np.array_equal(eye.pixels(data), want)
   image = {"geometry": "pad", "boxes": "picture"}
   for encoder, corner in (
     ({}, (122, 116, 104)), ({"pixel_mean": (0.5, 0.5, 0.5)}, (127, 127, 127)),
   ):  # fmt: skip
-    eye = eye_lib.of(image, {"image_px": 32} | encoder)
+    eye = eye_lib.of(image, ENCODER | encoder)
     pixels = eye.pixels(data)
     assert pixels[0, 0].tolist() == list(corner)
     assert (pixels[:, 10:22, 0] == pixels[:, 10:22, 2]).all()
-  grey = eye_lib.of(image, {"image_px": 32, "channels": 1}).pixels(data)
+  grey = eye_lib.of(image, ENCODER | {"channels": 1}).pixels(data)
   assert grey.shape == (32, 32, 1)
   assert grey[0, 0, 0] in (116, 117)
 

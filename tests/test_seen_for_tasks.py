@@ -19,6 +19,7 @@ from imax_jax import tree
 from imax_jax.data import eye
 from imax_jax.data import templates
 from imax_jax.data import tokenizer as tokenizer_lib
+from imax_jax.data.geometry import Geometry
 from imax_jax.data.pipeline import Batches
 from imax_jax.data.pipeline import EntryBatches
 from imax_jax.evaluate import lines
@@ -92,7 +93,7 @@ def study(tokenizer: Any, model: Vlm = MODEL) -> Any:
   train = ConfigDict({"row_tokens": ROW})
   return SimpleNamespace(
     model=model, tokenizer=tokenizer, num_slots=model.num_slots, style=style,
-    eye=eye.of({"geometry": "stretch", "boxes": "picture"}, model.encoder),
+    eye=eye.Eye(Geometry("stretch"), model.encoder["image_px"], 3),
     config=SimpleNamespace(train=train),
   )  # fmt: skip
 

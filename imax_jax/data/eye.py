@@ -158,12 +158,9 @@ def of(image: Mapping[str, Any], encoder: Mapping[str, Any]) -> Eye:
   Raises:
     ValueError: an unknown geometry, or way of writing boxes.
   """
-  geometry = Geometry(image["geometry"])
-  if "pixel_mean" in encoder:
-    red, green, blue = (int(255 * each) for each in encoder["pixel_mean"])
-    geometry = dataclasses.replace(geometry, fill=(red, green, blue))
-  channels = encoder.get("channels", 3)
-  return Eye(geometry, encoder["image_px"], channels, image["boxes"])
+  red, green, blue = (int(255 * each) for each in encoder["pixel_mean"])
+  geometry = Geometry(image["geometry"], fill=(red, green, blue))
+  return Eye(geometry, encoder["image_px"], encoder["channels"], image["boxes"])
 
 
 def words(counts: Mapping[str, Mapping[str, int]]) -> str:
